@@ -1,0 +1,5 @@
+import sys
+
+from nadpipe.cli import main
+
+sys.exit(main())

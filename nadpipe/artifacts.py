@@ -1,0 +1,524 @@
+"""The only module that opens or saves Zarr, Parquet and CSV: names, axes, schemas, stamps, and writing whole or not at all.
+
+ZARR and PARQUET below are the contract; docs/artifacts.md is generated from them. Every artifact is stamped with its
+kind, the format version, the model and the code that made it, and opening one checks the stamp.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from nadpipe import __version__
+from nadpipe.errors import NadpipeError
+
+FORMAT = 1
+_CHUNK_BYTES = 4 * 2**20
+_FILE_BYTES = 64 * 2**20
+_ROW_GROUP = 2**16
+_INDEXED = ("view", "head", "neuron", "token", "component", "rank")  # axes that get an integer coordinate
+_FIRST_SPATIAL_TOKEN = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a Zarr store: its axes, the kind of number, what it means. `grow`: axes that fill a chunk first."""
+
+    axes: tuple[str, ...]
+    kind: str  # float, int or text
+    unit: str
+    source: str
+    grow: tuple[str, ...] = ()
+
+
+_VIEW_TABLE = {
+    "image_id": Array(("view",), "int", "row of images.parquet", "manifest"),
+    "crop_top": Array(("view",), "int", "pixels of the resized image", "view table"),
+    "crop_left": Array(("view",), "int", "pixels of the resized image", "view table"),
+    "crop_size": Array(("view",), "int", "pixels of the resized image", "view table"),
+    "resized_height": Array(("view",), "int", "pixels", "view table"),
+    "resized_width": Array(("view",), "int", "pixels", "view table"),
+}
+
+
+def _subspace(unit: str) -> dict[str, Array]:
+    """The arrays of directions of a unit that is not rank one."""
+    return {
+        "direction": Array((unit, "component", "embed"), "float", "unit length", "section 4: first right-singular vectors"),
+        "explained": Array((unit, "component"), "float", "share of the kept images' centred energy", "section 4"),
+        "mean_norm": Array((unit,), "float", "embedding units", "norm of the mean contribution"),
+        "std_norm": Array((unit,), "float", "embedding units", "root mean square norm of centred contributions"),
+        "top_norm": Array((unit,), "float", "embedding units", "mean norm of the kept images' centred contributions"),
+    }
+
+
+ZARR: dict[str, dict[str, Array]] = {
+    "attention pool": {
+        "positional_embedding": Array(("token", "neuron"), "float", "activation", "weights"),
+        **{
+            f"{name}_weight": Array(("out", "neuron"), "float", "weight, as in torch.nn.Linear", f"W_{name.upper()}")
+            for name in "qkv"
+        },
+        "c_weight": Array(("embed", "neuron"), "float", "weight, as in torch.nn.Linear", "W_O"),
+        **{f"{name}_bias": Array(("out",), "float", "bias", f"b_{name.upper()}") for name in "qkv"},
+        "c_bias": Array(("embed",), "float", "bias", "b_O"),
+    },
+    "features": {
+        "activation": Array(("view", "token", "neuron"), "float", "activation", "z, before the positional embedding"),
+        "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "the model's own encode_image"),
+        **_VIEW_TABLE,
+    },
+    "contributions": {
+        "coefficient": Array(
+            ("view", "head", "neuron"),
+            "float",
+            "activation",
+            "s[h, n] = sum_t a[h, t] x_t[n]; equation 5",
+            grow=("neuron", "view", "head"),
+        ),
+        "attention": Array(("view", "head", "token"), "float", "share, sums to 1 over tokens", "a[h, t]"),
+        "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "sum over all pairs"),
+        "residual": Array(("view",), "float", "relative", "‖sum over pairs - encode_image‖ / ‖encode_image‖"),
+        "image_id": _VIEW_TABLE["image_id"],
+        "value_mean": Array(
+            ("head", "token", "width"), "float", "value", "mean over the shard's views of a[h, t] (W_V^h x_t + b_V^h)"
+        ),
+    },
+    "pair directions": {
+        "direction": Array(("head", "neuron", "embed"), "float", "unit length", "section 4: sign · w / ‖w‖"),
+        "sign": Array(("head", "neuron"), "int", "1 or -1", "more than half of the kept images project positively"),
+        "write_norm": Array(("head", "neuron"), "float", "embedding units per activation", "‖w[h, n]‖"),
+        "coefficient_mean": Array(("head", "neuron"), "float", "activation", "mean of s[h, n] over views"),
+        "coefficient_std": Array(("head", "neuron"), "float", "activation", "standard deviation of s[h, n] over views"),
+        "mean_norm": Array(("head", "neuron"), "float", "embedding units", "‖mean s · w + b‖"),
+        "std_norm": Array(("head", "neuron"), "float", "embedding units", "std s · ‖w‖"),
+        "top_norm": Array(("head", "neuron"), "float", "embedding units", "mean of |s - mean s| ‖w‖ over the kept images"),
+    },
+    "neuron directions": _subspace("neuron"),
+    "head directions": _subspace("head"),
+    "text": {
+        "embedding": Array(("text", "embed"), "float", "unit length, not centred", "mean over templates"),
+        "text": Array(("text",), "text", "text", "config"),
+    },
+    "selection": {
+        "head": Array(("text", "rank"), "int", "index", "pair of this rank"),
+        "neuron": Array(("text", "rank"), "int", "index", "pair of this rank"),
+        "cosine": Array(("text", "rank"), "float", "cosine", "of the pair's direction to the centred text"),
+        "query": Array(("text", "embed"), "float", "unit length", "the centred text"),
+        "text": Array(("text",), "text", "text", "config"),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of a Parquet table."""
+
+    type: pa.DataType
+    comment: str
+
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_MATCH = {
+    "kind": Column(_TEXT, "nearest: by cosine; sparse: by orthogonal matching pursuit"),
+    "rank": Column(pa.int32(), "from 1, best first (nearest) or in the order chosen (sparse)"),
+    "text": Column(_TEXT, "text of the dictionary"),
+    "weight": Column(pa.float32(), "cosine (nearest) or weight of the atom (sparse)"),
+    "explained": Column(pa.float32(), "share of the direction's energy: this text alone (nearest), up to this rank (sparse)"),
+}
+_HEAD = Column(pa.int32(), "head of the attention pool")
+_NEURON = Column(pa.int32(), "neuron (channel) of the last residual block")
+_UNIT_TABLE = {
+    "mean_norm": Column(pa.float32(), "norm of the mean contribution, embedding units"),
+    "std_norm": Column(pa.float32(), "root mean square norm of the centred contributions over all discovery views"),
+    "top_norm": Column(pa.float32(), "mean norm of the centred contributions of the kept (top) images"),
+    "contribution_rank": Column(pa.int32(), "1 for the unit with the largest std_norm"),
+    "nearest_text": Column(_TEXT, "text of the dictionary with the largest cosine to the direction; null for a zero direction"),
+    "nearest_cosine": Column(pa.float32(), "that cosine"),
+    "sparse_text": Column(_TEXT, "first atom of the sparse code"),
+    "sparse_explained": Column(pa.float32(), "share of the direction's energy that the whole sparse code explains"),
+}
+
+PARQUET: dict[str, dict[str, Column]] = {
+    "images": {
+        "image_id": Column(pa.int64(), "row number, from 0"),
+        "path": Column(pa.string(), "image file, relative to the working directory unless absolute"),
+        "width": Column(pa.int32(), "pixels, upright"),
+        "height": Column(pa.int32(), "pixels, upright"),
+        "label": Column(_TEXT, "class label; may be null"),
+        "group": Column(_TEXT, "year, batch or source that the image belongs to; may be null"),
+        "mask_path": Column(pa.string(), "label map of the image; may be null"),
+    },
+    "pairs": {
+        "head": _HEAD,
+        "neuron": _NEURON,
+        "write_norm": Column(pa.float32(), "‖w[h, n]‖: embedding units per unit of coefficient"),
+        "coefficient_mean": Column(pa.float32(), "mean of the coefficient over all discovery views"),
+        "coefficient_std": Column(pa.float32(), "standard deviation of the coefficient over all discovery views"),
+        "sign": Column(pa.int8(), "1 if the direction is w / ‖w‖, -1 if it is its opposite"),
+        "explained": Column(pa.float32(), "share of centred energy on the direction: 1 for every pair that varies, else null"),
+        **_UNIT_TABLE,
+    },
+    "neurons": {"neuron": _NEURON, **_UNIT_TABLE},
+    "heads": {"head": _HEAD, **_UNIT_TABLE},
+    "pair assignments": {"head": _HEAD, "neuron": _NEURON, **_MATCH},
+    "neuron assignments": {"neuron": _NEURON, **_MATCH},
+    "head assignments": {"head": _HEAD, **_MATCH},
+    "confusion": {
+        "image_id": Column(pa.int64(), "row of images.parquet"),
+        "method": Column(_TEXT, "segmentation method"),
+        "true_class": Column(pa.int32(), "class by the mask"),
+        "predicted_class": Column(pa.int32(), "class by the method"),
+        "pixels": Column(pa.int64(), "number of pixels"),
+        "confidence": Column(pa.float32(), "mean softmax probability of the predicted class over these pixels"),
+        "k": Column(pa.int32(), "pairs selected per class"),
+        "temperature": Column(pa.float32(), "factor on the logits before the softmax"),
+        "sink": Column(pa.int32(), "spatial token replaced as attention sink, -1 for none"),
+    },
+    "per_class": {
+        "dataset": Column(_TEXT, "data set"),
+        "method": Column(_TEXT, "segmentation method"),
+        "class": Column(_TEXT, "class name"),
+        "iou": Column(pa.float64(), "intersection over union; null if the class is on neither side"),
+        "accuracy": Column(pa.float64(), "share of the class's pixels found; null if the masks do not have it"),
+        "pixels": Column(pa.int64(), "pixels of the class in the masks"),
+    },
+    "shift_scores": {
+        "image_id": Column(pa.int64(), "row of images.parquet"),
+        "group": Column(_TEXT, "group of the image"),
+        "concept": Column(_TEXT, "concept"),
+        "score": Column(
+            _TEXT, "norm: ‖R‖ / ‖y‖; projection: ⟨R, text⟩ / ‖y‖; R the summed contribution of the concept's pairs"
+        ),
+        "value": Column(pa.float32(), "the score"),
+    },
+    "shift_pairs": {
+        "head": _HEAD,
+        "neuron": _NEURON,
+        "group": Column(_TEXT, "group compared"),
+        "reference": Column(_TEXT, "group compared with"),
+        "difference": Column(pa.float32(), "difference of mean coefficients"),
+        "effect": Column(pa.float32(), "Cohen's d"),
+        "p": Column(pa.float64(), "Welch's t test, two-sided"),
+        "q": Column(pa.float64(), "Benjamini-Hochberg over all pairs and groups"),
+        "contribution": Column(pa.float32(), "difference · ‖w[h, n]‖: how far the pair moved the embedding"),
+        "nearest_text": Column(_TEXT, "text of the dictionary nearest to the pair's direction"),
+    },
+}
+
+CSV: dict[str, dict[str, str]] = {
+    "segmentation": {
+        "dataset": "data set",
+        "method": "segmentation method",
+        "miou": "mean intersection over union over classes on either side",
+        "pixel_accuracy": "share of labelled pixels that are right",
+        "mean_accuracy": "mean over classes of the share of their pixels found",
+        "fw_iou": "IoU weighted by the classes' share of pixels",
+        "images": "images with a mask",
+        "pixels": "labelled pixels",
+        "classes": "classes on either side, those that the mean is over",
+        "k": "pairs selected per class (nad, nad_centred)",
+        "temperature": "factor on the logits before the softmax",
+        "confidence": "mean softmax probability of the predicted class",
+        "sink": "spatial token replaced in the maps as attention sink, empty for none",
+    },
+    "shift": {
+        "dataset": "data set",
+        "concept": "concept, as in the config",
+        "score": "norm (published) or projection (signed)",
+        "group": "group of images",
+        "n": "images in the group",
+        "mean": "mean score",
+        "mean_low": "lower end of the bootstrap interval of the mean",
+        "mean_high": "upper end",
+        "reference": "group compared with",
+        "effect": "Cliff's delta against the reference, -1 to 1",
+        "p": "Mann-Whitney, two-sided",
+        "q": "Benjamini-Hochberg over all rows of the table",
+        "label_rate": "share of the group's images whose label for the concept is 1",
+        "correlation": "point-biserial correlation of score and label over all images",
+        "auroc": "area under the ROC curve of the score for the label over all images",
+        "k": "pairs selected per concept",
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """Which model an artifact belongs to, and which code made it."""
+
+    model: str = ""  # sha256 of the weights; empty for what no model touched
+    architecture: str = ""
+    code: str = ""
+
+    def attributes(self, kind: str) -> dict[str, Any]:
+        """The stamp as stored with an artifact of this kind."""
+        return {"kind": kind, "format": FORMAT, "nadpipe_version": __version__, **dataclasses.asdict(self)}
+
+
+# ---------------------------------------------------------------------------------------------------------------- Zarr
+
+
+class ZarrWriter:
+    """An open store: whole arrays by `write`, or block by block along their first axis by `append`."""
+
+    def __init__(self, group: zarr.Group, kind: str):
+        self._group = group
+        self._kind = kind
+        self._buffer: dict[str, list[np.ndarray]] = {}
+        self._written: dict[str, int] = {}
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Write a whole array."""
+        self._group[name][:] = _numpy(values)
+
+    def append(self, **blocks: np.ndarray) -> None:
+        """Add rows along the first axis; they reach the disk a whole shard at a time."""
+        for name, block in blocks.items():
+            self._buffer.setdefault(name, []).append(_numpy(block))
+            self._flush(name, whole_shards=True)
+
+    def _flush(self, name: str, whole_shards: bool) -> None:
+        array = self._group[name]
+        rows = sum(len(block) for block in self._buffer[name])
+        step = array.shards[0]
+        if rows < step and whole_shards:
+            return
+        values = np.concatenate(self._buffer[name])
+        take = rows // step * step if whole_shards else rows
+        start = self._written.get(name, 0)
+        array[start : start + take] = values[:take]
+        self._written[name] = start + take
+        self._buffer[name] = [values[take:]]
+
+    def _finish(self) -> None:
+        for name in self._buffer:
+            self._flush(name, whole_shards=False)
+            if self._written[name] != self._group[name].shape[0]:
+                raise ValueError(f"{self._kind}: {name} has {self._written[name]} of {self._group[name].shape[0]} rows")
+
+
+@contextlib.contextmanager
+def create_zarr(
+    path: Path,
+    kind: str,
+    stamp: Stamp,
+    sizes: Mapping[str, int],
+    dtype: Mapping[str, str] | None = None,
+    texts: Sequence[str] = (),
+    attributes: Mapping[str, Any] | None = None,
+) -> Iterator[ZarrWriter]:
+    """Create the store of a kind beside `path`; it takes the final name when the block ends without an error.
+
+    sizes: length of every axis of the kind. dtype: arrays stored other than as float32 or int64. texts: values of the
+    `text` axis, where the kind has one.
+    """
+    with whole(path) as partial:
+        group = zarr.open_group(str(partial), mode="w", zarr_format=3)
+        group.attrs.update(stamp.attributes(kind) | dict(attributes or {}))
+        arrays = ZARR[kind]
+        beside = [name for name, array in arrays.items() if array.axes == ("view",) and name != "residual"]
+        for name, array in arrays.items():
+            if array.kind == "text":
+                _write_text(group, name, array, texts)
+                continue
+            stored = (dtype or {}).get(name, {"float": "float32", "int": "int64"}[array.kind])
+            made = _create_array(group, name, array, tuple(sizes[axis] for axis in array.axes), stored)
+            if beside and array.axes[0] == "view" and name not in beside:
+                made.attrs["coordinates"] = " ".join(beside)
+        for axis in dict.fromkeys(axis for array in arrays.values() for axis in array.axes):
+            if axis in _INDEXED and axis not in arrays:
+                first = _FIRST_SPATIAL_TOKEN if (kind, axis) == ("features", "token") else 0
+                values = np.arange(first, first + sizes[axis], dtype=np.int64)
+                spec = Array((axis,), "int", "0 is the pooled token" if axis == "token" else "index", "coordinate")
+                _create_array(group, axis, spec, values.shape, "int64")[:] = values
+        writer = ZarrWriter(group, kind)
+        yield writer
+        writer._finish()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(group.store)
+
+
+def _create_array(group: zarr.Group, name: str, array: Array, shape: tuple[int, ...], dtype: str) -> zarr.Array:
+    chunks, shards = _layout(array, shape, np.dtype(dtype).itemsize)
+    made = group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        dimension_names=list(array.axes),
+        compressors=zarr.codecs.ZstdCodec(level=3),
+    )
+    made.attrs.update({"units": array.unit, "source": array.source})
+    return made
+
+
+def _write_text(group: zarr.Group, name: str, array: Array, texts: Sequence[str]) -> None:
+    made = group.create_array(name, data=np.array(list(texts), dtype=np.dtypes.StringDType()), dimension_names=list(array.axes))
+    made.attrs.update({"units": array.unit, "source": array.source})
+
+
+def _layout(array: Array, shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunks of about 4 MiB that fill the axes in the order of `grow` (last axis first by default), shards of about 64 MiB
+    that are whole in every axis but the first."""
+    row = math.prod(shape[1:]) * itemsize
+    rows = min(shape[0], max(1, _FILE_BYTES // max(row, 1)))
+    chunk = [1] * len(shape)
+    for axis in array.grow or array.axes[::-1]:
+        at = array.axes.index(axis)
+        room = max(1, _CHUNK_BYTES // itemsize // math.prod(chunk))
+        chunk[at] = min(rows if at == 0 else shape[at], room)
+    shard = [math.ceil(size / part) * part for size, part in zip(shape, chunk, strict=True)]
+    shard[0] = rows // chunk[0] * chunk[0]
+    return tuple(chunk), tuple(shard)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZarrStore:
+    """A checked, open store: arrays by name."""
+
+    path: Path
+    group: zarr.Group
+
+    def __getitem__(self, name: str) -> zarr.Array:
+        return self.group[name]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the store."""
+        return dict(self.group.attrs)
+
+    @property
+    def stamp(self) -> Stamp:
+        """Model and code that the store was made with."""
+        return Stamp(**{field.name: self.group.attrs[field.name] for field in dataclasses.fields(Stamp)})
+
+    def texts(self) -> list[str]:
+        """Values of the text axis."""
+        return [str(text) for text in self.group["text"][:]]
+
+
+def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
+    """Open a store and check kind, format, arrays, axes and number kinds, and that it was made with `model`, if given.
+
+    Raises NadpipeError that names the file, what it holds and what was expected.
+    """
+    try:
+        group = zarr.open_group(str(path), mode="r", zarr_format=3)
+    except (FileNotFoundError, NotADirectoryError, KeyError, ValueError) as error:
+        raise NadpipeError(f"{path}: no Zarr store of {kind} ({type(error).__name__}); make it with Snakemake") from None
+    _check_stamp(path, dict(group.attrs), kind, model)
+    for name, array in ZARR[kind].items():
+        if name not in group:
+            raise NadpipeError(f"{path}: array {name} is missing; delete the store and make it again")
+        stored = group[name]
+        axes = tuple(stored.metadata.dimension_names or ())
+        if axes != array.axes:
+            raise NadpipeError(f"{path}: axes of {name} are {axes}, expected {array.axes}; delete it and make it again")
+        kinds = {"float": "f", "int": "i", "text": "T"}[array.kind]
+        if stored.dtype.kind not in kinds:
+            raise NadpipeError(f"{path}: {name} holds {stored.dtype}, expected {array.kind}; delete it and make it again")
+    return ZarrStore(Path(path), group)
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def write_parquet(path: Path, kind: str, table: pd.DataFrame, stamp: Stamp, sources: bool = False) -> None:
+    """Write a table of a kind. `sources`: columns beyond the schema are kept, as the source table's own."""
+    schema = _schema(kind, table, sources)
+    metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
+    arrow = pa.Table.from_pandas(table[schema.names], schema=schema, preserve_index=False)
+    arrow = arrow.replace_schema_metadata(metadata)
+    with whole(path) as partial:
+        pq.write_table(arrow, partial, compression="zstd", row_group_size=_ROW_GROUP, write_page_index=True)
+
+
+def read_parquet(path: Path, kind: str, model: Stamp | None = None) -> pd.DataFrame:
+    """Read a table and check its stamp and columns; raises NadpipeError as `open_zarr` does. Texts come as plain strings."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise NadpipeError(f"{path}: no readable Parquet table ({error}); make it with Snakemake") from None
+    stored = (table.schema.metadata or {}).get(b"nadpipe")
+    _check_stamp(path, json.loads(stored) if stored else {}, kind, model)
+    missing = [name for name in PARQUET[kind] if name not in table.schema.names]
+    if missing:
+        raise NadpipeError(f"{path}: columns {', '.join(missing)} are missing; delete the table and make it again")
+    frame = table.to_pandas()
+    for name, column in PARQUET[kind].items():
+        if pa.types.is_dictionary(column.type):
+            frame[name] = frame[name].astype(object)
+    return frame
+
+
+def write_csv(path: Path, kind: str, table: pd.DataFrame) -> None:
+    """Write a results table: the columns of its kind, in their order."""
+    with whole(path) as partial:
+        table[list(CSV[kind])].to_csv(partial, index=False, lineterminator="\n")
+
+
+def _schema(kind: str, table: pd.DataFrame, sources: bool) -> pa.Schema:
+    fields = [pa.field(name, column.type, metadata={"comment": column.comment}) for name, column in PARQUET[kind].items()]
+    if sources:
+        own = [name for name in table.columns if name not in PARQUET[kind]]
+        inferred = pa.Schema.from_pandas(table[own], preserve_index=False)
+        fields += [field.with_metadata({"comment": "column of the source table"}) for field in inferred]
+    return pa.schema(fields)
+
+
+# ------------------------------------------------------------------------------------------------------------- shared
+
+
+def _check_stamp(path: Path, attributes: Mapping[str, Any], kind: str, model: Stamp | None) -> None:
+    held = attributes.get("kind")
+    if held != kind:
+        raise NadpipeError(f"{path}: holds {held or 'no nadpipe artifact'}, expected {kind}")
+    if attributes.get("format") != FORMAT:
+        raise NadpipeError(
+            f"{path}: has format {attributes.get('format')}, this nadpipe reads format {FORMAT}; delete it and make it again"
+        )
+    if model is not None and attributes.get("model") != model.model:
+        made = f"{attributes.get('architecture')} {str(attributes.get('model'))[:8]}"
+        run = f"{model.architecture} {model.model[:8]}"
+        raise NadpipeError(f"{path}: is for model {made}, this run is {run}; delete it and make it again")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; renamed to `path` when the block ends well, removed when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    _remove(partial)
+    try:
+        yield partial
+        _remove(path)
+        partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _numpy(values: Any) -> np.ndarray:
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)

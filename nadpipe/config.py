@@ -1,0 +1,217 @@
+"""The one contract for the config: keys, types, bounds, and no unknown keys.
+
+config.yaml at the root explains each key. `check` runs before the first job; what it returns is complete, so that rules
+read keys and never fall back on a default.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nadpipe.errors import NadpipeError
+
+MADE_HERE = Path("results/demo")  # paths below it are made by the workflow itself
+
+
+def _exists(path: str) -> str:
+    if not Path(path).exists() and MADE_HERE not in Path(path).parents:
+        raise ValueError(f"no such file or folder: {path}")
+    return path
+
+
+def _distinct(values: list) -> list:
+    twice = {value for value in values if values.count(value) > 1}
+    if twice:
+        raise ValueError(f"listed twice: {', '.join(map(str, sorted(twice)))}")
+    return values
+
+
+def _has_slot(templates: list[str]) -> list[str]:
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"each template holds {{}} once, where the text goes; {template!r} does not")
+    return templates
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or "\n" in text:
+        raise ValueError("one line of text, not empty")
+    return text
+
+
+def _architecture(name: str) -> str:
+    return _exists(name) if name.endswith(".json") else name
+
+
+def _checkpoint(name: str) -> str:
+    return _exists(name) if "/" in name or Path(name).suffix in (".safetensors", ".pt", ".pth", ".bin") else name
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Share = Annotated[float, Field(gt=0, le=1)]
+ExistingPath = Annotated[str, AfterValidator(_exists)]
+Text = Annotated[str, AfterValidator(_one_line)]
+Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
+Method = Literal["nad", "nad_centred", "maskclip", "sclip", "attention"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(_Section):
+    """Which model, and its weights."""
+
+    architecture: Annotated[str, AfterValidator(_architecture)]
+    pretrained: Annotated[str, AfterValidator(_checkpoint)] | None
+
+
+class Dataset(_Section):
+    """Where images come from: a table or a folder."""
+
+    table: ExistingPath | None
+    folder: ExistingPath | None
+    path_column: str
+    mask_column: str | None
+    group_column: str | None
+    label_column: str | None
+    shards: Count
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Dataset":
+        if (self.table is None) == (self.folder is None):
+            raise ValueError("give either table or folder, and null for the other")
+        return self
+
+
+class Datasets(_Section):
+    """The three data sets, by what they are for."""
+
+    discovery: Dataset
+    segmentation: Dataset
+    monitoring: Dataset
+
+
+class Demo(_Section):
+    """Sizes of the demo's data sets."""
+
+    discovery_images: Count
+    segmentation_images: Count
+    monitoring_images_per_year: Count
+
+
+class Features(_Section):
+    """Running the image tower."""
+
+    batch_size: Count
+    workers: Annotated[int, Field(ge=0, strict=True)]
+
+
+class Contributions(_Section):
+    """Taking the attention pool apart."""
+
+    batch_size: Count
+    tolerance: Annotated[float, Field(gt=0, le=0.1)]
+
+
+class Directions(_Section):
+    """Fitting directions."""
+
+    top_images: Count
+    components: Count
+
+
+class TextSection(_Section):
+    """Texts and how they are embedded."""
+
+    dictionary: ExistingPath
+    templates: Annotated[Texts, AfterValidator(_has_slot)]
+    batch_size: Count
+
+
+class Assignments(_Section):
+    """Naming units with texts."""
+
+    nearest: Count
+    atoms: Count
+
+
+class Segmentation(_Section):
+    """Training-free segmentation."""
+
+    classes: Texts
+    methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_distinct)]
+    k: Count
+    select_by: Literal["direction", "write"]
+    stride: Share
+    temperature: Annotated[float, Field(gt=0)]
+    sink: Literal["auto", "none"] | Annotated[int, Field(ge=0, strict=True)]
+    ignore: Annotated[int, Field(ge=0, le=65535, strict=True)]
+    overlays: Count
+
+
+class Shift(_Section):
+    """Monitoring concepts over groups."""
+
+    concepts: Texts
+    k: Count
+    select_by: Literal["direction", "write"]
+    reference: str | None
+    resamples: Annotated[int, Field(ge=100, strict=True)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class Config(_Section):
+    """The whole config."""
+
+    seed: Annotated[int, Field(ge=0, strict=True)]
+    device: str
+    model: ModelSection
+    datasets: Datasets
+    demo: Demo
+    features: Features
+    contributions: Contributions
+    directions: Directions
+    text: TextSection
+    assignments: Assignments
+    segmentation: Segmentation
+    shift: Shift
+
+
+def check(config: dict[str, Any], source: str = "config.yaml") -> dict[str, Any]:
+    """The validated config as plain values. Raises NadpipeError with one line a fault: the key's full path, what is wrong,
+    and what is allowed; all faults at once."""
+    try:
+        return Config.model_validate(config).model_dump()
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(fault) for fault in error.errors())
+        raise NadpipeError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    """One line for one fault of pydantic."""
+    path = [part for part in fault["loc"] if not _is_choice(part)]
+    key = ".".join(map(str, path))
+    kind, message = fault["type"], fault["msg"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; allowed here: {', '.join(_keys(path[:-1]))}"
+    if kind == "missing":
+        return f"{key}: missing; add it (docs/configuration.md shows every key)"
+    if kind == "value_error":
+        message = str(fault["ctx"]["error"])
+    return f"{key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}" if kind != "value_error" else f"{key}: {message}"
+
+
+def _is_choice(part: Any) -> bool:
+    """Pydantic adds the member of a union to the path of a fault; the user's key has no such part."""
+    return isinstance(part, str) and (part.startswith(("literal[", "constrained-", "function-")) or part in ("int", "str"))
+
+
+def _keys(path: list[Any]) -> list[str]:
+    """Names of the keys of the section at a path."""
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+        section = next((choice for choice in get_args(section) if isinstance(choice, type)), section)
+    return list(section.model_fields)

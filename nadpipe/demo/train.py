@@ -1,0 +1,241 @@
+"""Train the demo's CLIP-ResNet on the demo world.
+
+The model is open_clip's own: `ModifiedResNet` with attention pool, and a text transformer. Two lessons: small scenes with
+one object first, then scenes of the native size. Two losses: the contrastive loss of CLIP over captions, and a
+sigmoid loss (SigLIP, arXiv 2303.15343) over the prompts of single words, where every word that is true of a scene counts
+as a match.
+"""
+
+import dataclasses
+import multiprocessing
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from nadpipe.demo.world import (
+    BACKGROUNDS,
+    COLOURS,
+    CONCEPTS,
+    KINDS,
+    TEMPLATES,
+    TEXTURES,
+    Odds,
+    draw_scene,
+    write_caption,
+)
+from nadpipe.progress import track
+
+CONTEXT_LENGTH = 32
+IMAGE_SIZE = 192
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
+GROUPS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "texture": TEXTURES, "background": BACKGROUNDS}
+_CAPTIONS = 6  # written per scene; one is taken at each step
+_HELD_OUT = 10**9  # scene seeds from here on are never trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """One part of the training: scenes of `size` pixels, `steps` steps of `batch`, one cycle up to `rate`."""
+
+    name: str
+    size: int
+    odds: Odds
+    scenes: int
+    steps: int
+    batch: int
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """Everything that the trained weights depend on, beside the versions of the libraries and the number of threads."""
+
+    seed: int
+    width: int
+    embed: int
+    lessons: tuple[Lesson, ...]
+
+
+COURSE = Course(
+    seed=0,
+    width=24,
+    embed=128,
+    lessons=(
+        Lesson("small", 96, Odds(count=(0.08, 0.74, 0.18), radius=(22.0, 46.0)), 16_000, 400, 256, 1.5e-3),
+        Lesson("native", IMAGE_SIZE, Odds(), 8_000, 300, 128, 8e-4),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """Drawn scenes with their tokenised captions and the 0/1 truth of every word."""
+
+    image: UInt8[np.ndarray, "scene height width 3"]
+    token: Int[Tensor, "scene caption position"]
+    truth: Float[Tensor, "scene concept"]
+
+
+class Vocabulary:
+    """The token ids that occur in the demo's texts, in order; training embeds these rows alone."""
+
+    def __init__(self) -> None:
+        self.tokenizer = SimpleTokenizer(context_length=CONTEXT_LENGTH)
+        words = [template.format("a an and on") for template in TEMPLATES] + list(CONCEPTS)
+        self.ids = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), self.tokenizer(words).flatten()]))
+
+    def encode(self, texts: list[str]) -> Int[Tensor, "text position"]:
+        """Token rows of the texts; the order of ids is kept, so the end of text stays the largest."""
+        return torch.searchsorted(self.ids, self.tokenizer(texts))
+
+
+def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
+    """The open_clip model config of the demo model, for images of `image_size` pixels."""
+    return {
+        "embed_dim": course.embed,
+        "vision_cfg": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": course.width, "head_width": 64},
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": vocabulary,
+            "width": 128,
+            "heads": 4,
+            "layers": 2,
+        },
+    }
+
+
+def train(course: Course, workers: int = 2) -> tuple[CLIP, Vocabulary]:
+    """Train the demo model; the same course, libraries and thread count give the same weights.
+
+    Returns the model at the native size, in evaluation mode, and the vocabulary that its token rows stand for.
+    """
+    vocabulary = Vocabulary()
+    torch.manual_seed(course.seed)
+    model: CLIP | None = None
+    for number, lesson in enumerate(course.lessons):
+        previous, model = model, CLIP(**model_config(course, lesson.size, len(vocabulary.ids)), quick_gelu=False)
+        if previous is not None:
+            model.load_state_dict(_resize_positions(previous.state_dict(), lesson.size // 32))
+        first = number * 10**7
+        scenes = draw_scenes(lesson, range(first, first + lesson.scenes), course.seed, vocabulary, workers)
+        _teach(model, lesson, scenes, vocabulary, course.seed)
+    return model.eval(), vocabulary
+
+
+def average_precision(model: CLIP, scenes: Scenes, vocabulary: Vocabulary) -> dict[str, float]:
+    """Average precision of each word of CONCEPTS by cosine of its mean prompt to the image embedding."""
+    model.eval()
+    with torch.inference_mode():
+        image = torch.cat(
+            [
+                model.encode_image(_pixels(part), normalize=True)
+                for part in np.array_split(scenes.image, max(1, len(scenes.image) // 64))
+            ]
+        )
+        text = torch.stack(
+            [model.encode_text(vocabulary.encode([template.format(word) for word in CONCEPTS])) for template in TEMPLATES]
+        )
+        text = F.normalize(F.normalize(text, dim=-1).mean(0), dim=-1)
+    score, truth = (image @ text.T).numpy(), scenes.truth.numpy()
+    return {word: float(average_precision_score(truth[:, at], score[:, at])) for at, word in enumerate(CONCEPTS)}
+
+
+def mean_by_group(precision: dict[str, float]) -> dict[str, float]:
+    """Mean over the words of each group: kind, colour, texture, background."""
+    return {group: float(np.mean([precision[word] for word in words])) for group, words in GROUPS.items()}
+
+
+def draw_scenes(lesson: Lesson, numbers: range, seed: int, vocabulary: Vocabulary, workers: int) -> Scenes:
+    """Draw the scenes with these numbers; a scene depends on seed, number and lesson alone, not on the workers."""
+    jobs = [(lesson, number, seed) for number in numbers]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        drawn = list(track(pool.imap(_draw_one, jobs, chunksize=64), f"drawing {lesson.name} scenes", "scene", len(jobs)))
+    token = vocabulary.encode([caption for _, captions, _ in drawn for caption in captions])
+    return Scenes(
+        image=np.stack([image for image, _, _ in drawn]),
+        token=token.view(len(drawn), _CAPTIONS, CONTEXT_LENGTH),
+        truth=torch.tensor([truth for _, _, truth in drawn], dtype=torch.float32),
+    )
+
+
+def held_out(lesson: Lesson, count: int, seed: int, vocabulary: Vocabulary, workers: int = 2) -> Scenes:
+    """Scenes of the lesson's kind that no training ever sees."""
+    return draw_scenes(lesson, range(_HELD_OUT, _HELD_OUT + count), seed, vocabulary, workers)
+
+
+def _draw_one(job: tuple[Lesson, int, int]) -> tuple[np.ndarray, list[str], list[int]]:
+    lesson, number, seed = job
+    rng = np.random.default_rng([seed, number])
+    scene = draw_scene(rng, lesson.size, lesson.size, lesson.odds)
+    captions = [write_caption(rng, scene) for _ in range(_CAPTIONS)]
+    return scene.image, captions, list(scene.truth().values())
+
+
+def _teach(model: CLIP, lesson: Lesson, scenes: Scenes, vocabulary: Vocabulary, seed: int) -> None:
+    prompts = torch.stack([vocabulary.encode([t.format(word) for word in CONCEPTS]) for t in TEMPLATES])
+    rate = torch.logit(scenes.truth.mean(0).clamp(0.01, 0.99))
+    scale, bias = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(rate.clone())
+    model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW([*model.parameters(), scale, bias], lr=lesson.rate, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lesson.rate, total_steps=lesson.steps, pct_start=0.1, final_div_factor=100
+    )
+    rng = np.random.default_rng([seed, lesson.size])
+    test = held_out(lesson, 384, seed, vocabulary)
+    for step in track(range(lesson.steps), f"training on {lesson.name} scenes", "step"):
+        pick = np.sort(rng.choice(len(scenes.image), lesson.batch, replace=False))
+        image = _pixels(scenes.image[pick][:, :, :: rng.choice((-1, 1))])
+        token = scenes.token[pick, rng.integers(_CAPTIONS, size=lesson.batch)]
+        words = prompts[rng.integers(len(TEMPLATES))]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            image_embedding = model.encode_image(image, normalize=True)
+            text_embedding = model.encode_text(torch.cat([token, words]), normalize=True)
+        image_embedding, text_embedding = image_embedding.float(), text_embedding.float()
+        captions, concepts = text_embedding.split([len(token), len(words)])
+        similarity = model.logit_scale.exp() * image_embedding @ captions.T
+        matches = scale.exp() * image_embedding @ concepts.T + bias
+        loss = (
+            _contrast(similarity, token)
+            + 0.5 * F.binary_cross_entropy_with_logits(matches, scenes.truth[pick], reduction="none").sum(1).mean()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=np.log(100))
+        if (step + 1) % 100 == 0 or step + 1 == lesson.steps:
+            means = mean_by_group(average_precision(model, test, vocabulary))
+            report = ", ".join(f"{group} {value:.3f}" for group, value in means.items())
+            print(f"step {step + 1}: loss {loss.item():.3f}; average precision: {report}", flush=True)
+            model.train()
+
+
+def _contrast(similarity: Float[Tensor, "image text"], token: Int[Tensor, "text position"]) -> Float[Tensor, ""]:
+    """CLIP's symmetric loss; a caption that occurs twice in the batch matches the images of both."""
+    same = (token[:, None] == token[None]).all(-1).float()
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+
+
+def _pixels(image: UInt8[np.ndarray, "scene height width 3"]) -> Float[Tensor, "scene 3 height width"]:
+    """Normalised as the model's own preprocessing does, channels last in memory."""
+    scaled = torch.from_numpy(np.ascontiguousarray(image)).float().div_(255)
+    return ((scaled - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+
+
+def _resize_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """The state with the attention pool's positional embedding interpolated to a grid × grid of tokens."""
+    key = "visual.attnpool.positional_embedding"
+    pooled, spatial = state[key][:1], state[key][1:]
+    side = round(len(spatial) ** 0.5)
+    square = spatial.T.reshape(1, -1, side, side)
+    square = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return {**state, key: torch.cat([pooled, square.flatten(2)[0].T])}

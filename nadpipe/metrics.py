@@ -1,0 +1,51 @@
+"""Metrics of segmentation from one confusion matrix over a data set."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+def confusion(
+    truth: Int[np.ndarray, "height width"],
+    predicted: Int[np.ndarray, "height width"],
+    classes: int,
+    ignore: int,
+) -> Int[np.ndarray, "classes classes"]:
+    """Pixels by true class (rows) and predicted class (columns); pixels whose truth is `ignore` do not count."""
+    counted = truth != ignore
+    index = truth[counted].astype(np.int64) * classes + predicted[counted]
+    return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Metrics of one confusion matrix; means leave out classes that occur on neither side (mmsegmentation's IoUMetric)."""
+
+    iou: Float[np.ndarray, " classes"]  # NaN for a class on neither side
+    accuracy: Float[np.ndarray, " classes"]  # NaN for a class that the truth does not have
+    present: Bool[np.ndarray, " classes"]
+    miou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    fw_iou: float
+
+
+def metrics(confusion: Int[np.ndarray, "classes classes"]) -> Metrics:
+    """IoU and accuracy per class, their means, pixel accuracy and frequency-weighted IoU."""
+    hit = np.diag(confusion).astype(float)
+    truth, predicted = confusion.sum(1), confusion.sum(0)
+    union = truth + predicted - hit
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou, accuracy = hit / union, hit / truth
+        frequency = truth / truth.sum()
+        present = union > 0
+        return Metrics(
+            iou=iou,
+            accuracy=accuracy,
+            present=present,
+            miou=float(np.nanmean(iou)) if present.any() else float("nan"),
+            mean_accuracy=float(np.nanmean(accuracy)) if truth.any() else float("nan"),
+            pixel_accuracy=float(hit.sum() / truth.sum()),
+            fw_iou=float(np.nansum(frequency * iou)) if truth.any() else float("nan"),
+        )

@@ -1,0 +1,62 @@
+"""Arrays of stores as the numerics take them: the attention pool, directions, and blocks of views over shards."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nadpipe.artifacts import ZARR, Stamp, ZarrStore, open_zarr
+from nadpipe.attnpool import AttentionPool
+from nadpipe.errors import NadpipeError
+from nadpipe.texts import Selection
+
+
+def read_pool(path: Path, device: str = "cpu") -> tuple[AttentionPool, Stamp]:
+    """The attention pool of an exported store, and the model that everything else of a run must belong to."""
+    store = open_zarr(path, "attention pool")
+    weights = {name: torch.from_numpy(store[name][:]) for name in ZARR["attention pool"]}
+    return AttentionPool(heads=store.attributes["heads"], **weights).to(device), store.stamp
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The pairs selected for each text of a set, and the centred texts themselves."""
+
+    texts: list[str]
+    query: Float[Tensor, "text embed"]
+    pairs: Selection
+
+
+def read_selection(path: Path, model: Stamp) -> Chosen:
+    """A selection as `nadpipe select-pairs` writes it."""
+    store = open_zarr(path, "selection", model)
+    arrays = {name: torch.from_numpy(store[name][:]) for name in ("cosine", "head", "neuron")}
+    return Chosen(store.texts(), torch.from_numpy(store["query"][:]), Selection(**arrays))
+
+
+def open_shards(paths: Sequence[Path], kind: str, model: Stamp) -> list[ZarrStore]:
+    """All shards of a data set in order. Raises NadpipeError when one is missing, doubled or of another model."""
+    stores = sorted((open_zarr(path, kind, model) for path in paths), key=lambda store: store.attributes["shard"])
+    numbers = [store.attributes["shard"] for store in stores]
+    if numbers != list(range(stores[0].attributes["shards"])):
+        raise NadpipeError(
+            f"{stores[0].path}: shards {numbers} were given, expected 0 to {stores[0].attributes['shards'] - 1}, each once"
+        )
+    return stores
+
+
+def blocks(stores: Sequence[ZarrStore], *names: str) -> Iterator[tuple[Tensor, ...]]:
+    """The named arrays of all views in order, in blocks of the size that the stores are sharded by."""
+    for store in stores:
+        views = store[names[0]].shape[0]
+        step = store[names[0]].shards[0]
+        for start in range(0, views, step):
+            yield tuple(torch.from_numpy(store[name][start : start + step]) for name in names)
+
+
+def count_blocks(stores: Sequence[ZarrStore], name: str) -> int:
+    """How many blocks `blocks` yields."""
+    return sum(-(-store[name].shape[0] // store[name].shards[0]) for store in stores)

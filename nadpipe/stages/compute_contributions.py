@@ -1,0 +1,64 @@
+"""Take the attention pool apart for one shard: a coefficient per view and pair, exact."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from nadpipe import attnpool
+from nadpipe.artifacts import create_zarr, open_zarr
+from nadpipe.directions import Mean
+from nadpipe.errors import NadpipeError
+from nadpipe.fingerprint import code_fingerprint
+from nadpipe.pools import read_pool
+from nadpipe.progress import track
+
+
+def compute_contributions(
+    features: Path, attnpool_store: Path, output: Path, batch_size: int = 64, tolerance: float = 1e-5
+) -> None:
+    """Write coefficients, attention and summed embedding of each view; fail when pairs do not sum to the embedding.
+
+    Args:
+        features: Features of the shard.
+        attnpool_store: Exported attention pool.
+        output: Zarr store.
+        batch_size: Views a step.
+        tolerance: Largest allowed ‖sum over pairs - embedding‖ / ‖embedding‖ of a view.
+    """
+    pool, model = read_pool(attnpool_store)
+    source = open_zarr(features, "features", model)
+    views = source["activation"].shape[0]
+    sizes = {
+        "view": views,
+        "head": pool.heads,
+        "neuron": pool.neurons,
+        "token": pool.tokens,
+        "embed": len(pool.c_bias),
+        "width": pool.neurons // pool.heads,
+    }
+    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
+    about = {name: source.attributes[name] for name in ("shard", "shards")}
+    value_mean = Mean()
+    with create_zarr(output, "contributions", stamp, sizes, attributes=about | {"tolerance": tolerance}) as store:
+        store.write("image_id", source["image_id"][:])
+        for start in track(range(0, views, batch_size), "decomposing", "batch"):
+            at = slice(start, start + batch_size)
+            x = attnpool.tokens(torch.from_numpy(source["activation"][at]), pool)
+            attention = attnpool.attention(x, pool)
+            coefficient = attnpool.coefficients(attention, x)
+            embedding = attnpool.sum_pairs(coefficient, pool)
+            residual = attnpool.residual(embedding, torch.from_numpy(source["embedding"][at]))
+            _check(residual, tolerance, features, start)
+            value_mean.add(attention[..., None] * attnpool.token_values(x, pool))
+            store.append(coefficient=coefficient, attention=attention, embedding=embedding, residual=residual)
+        store.write("value_mean", value_mean.value())
+
+
+def _check(residual: torch.Tensor, tolerance: float, path: Path, start: int) -> None:
+    worst = int(torch.nan_to_num(residual, nan=torch.inf).argmax())
+    if not residual[worst] <= tolerance:
+        raise NadpipeError(
+            f"{path}: pairs sum to the embedding of view {start + worst} only within {residual[worst]:.1e} of its norm, "
+            f"contributions.tolerance is {tolerance:.1e}; the features are damaged or of too low a precision"
+        )

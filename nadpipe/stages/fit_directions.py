@@ -1,0 +1,106 @@
+"""Fit the direction that each pair, neuron or head writes along."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nadpipe import directions
+from nadpipe.artifacts import Stamp, ZarrStore, create_zarr
+from nadpipe.attnpool import AttentionPool, pair_constants, write_vectors
+from nadpipe.fingerprint import code_fingerprint
+from nadpipe.pools import blocks, count_blocks, open_shards, read_pool
+from nadpipe.progress import track
+
+_UNITS_AT_ONCE = 256  # neurons whose write vectors are held at a time
+
+
+def fit_directions(
+    unit: Literal["pair", "neuron", "head"],
+    contributions: tuple[Path, ...],
+    attnpool_store: Path,
+    output: Path,
+    top_images: int = 50,
+    components: int = 3,
+) -> None:
+    """Write the directions of all units of a kind with the numbers that describe them.
+
+    Args:
+        unit: pair, neuron or head.
+        contributions: All shards of the discovery contributions.
+        attnpool_store: Exported attention pool.
+        output: Zarr store.
+        top_images: Images of largest norm that a direction is fitted to.
+        components: Directions per neuron or head; a pair has one.
+    """
+    pool, model = read_pool(attnpool_store)
+    stores = open_shards(contributions, "contributions", model)
+    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
+    about = {"top_images": top_images, "views": sum(store["coefficient"].shape[0] for store in stores)}
+    if unit == "pair":
+        _fit_pairs(stores, pool, stamp, output, top_images, about)
+    else:
+        _fit_subspaces(unit, stores, pool, stamp, output, top_images, components, about)
+
+
+def _each_block(stores: list[ZarrStore], label: str, use: Callable[[Tensor], None]) -> None:
+    for (coefficient,) in track(blocks(stores, "coefficient"), label, "block", count_blocks(stores, "coefficient")):
+        use(coefficient.float())
+
+
+def _fit_pairs(stores: list[ZarrStore], pool: AttentionPool, stamp: Stamp, output: Path, top_images: int, about: dict) -> None:
+    extremes = directions.Extremes(top_images)
+    _each_block(stores, "finding top images of pairs", extremes.add)
+    deviation, mean, std = extremes.farthest(), extremes.mean.value().float(), extremes.std().float()
+    constant = pair_constants(pool)
+    sizes = {"head": pool.heads, "neuron": pool.neurons, "embed": len(pool.c_bias)}
+    with create_zarr(output, "pair directions", stamp, sizes, {"sign": "int8"}, attributes=about) as store:
+        store.write("coefficient_mean", mean)
+        store.write("coefficient_std", std)
+        for head in track(range(pool.heads), "fitting pairs", "head"):
+            write = write_vectors(pool, head)
+            fit = directions.fit_pairs(deviation[:, head], write)
+            norms = {
+                "write_norm": fit.write_norm,
+                "mean_norm": (mean[head][:, None] * write + constant[head]).norm(dim=1),
+                "std_norm": std[head] * fit.write_norm,
+                "top_norm": fit.top_norm,
+            }
+            rows = {"direction": fit.direction, "sign": fit.sign, **norms}
+            store.append(**{name: row[None] for name, row in rows.items()})
+
+
+def _fit_subspaces(
+    unit: Literal["neuron", "head"],
+    stores: list[ZarrStore],
+    pool: AttentionPool,
+    stamp: Stamp,
+    output: Path,
+    top_images: int,
+    components: int,
+    about: dict,
+) -> None:
+    mean = directions.Mean()
+    _each_block(stores, f"averaging {unit}s", lambda block: mean.add(directions.unit_factors(unit, block, pool)))
+    units = mean.value().shape[0]
+    parts = [slice(start, start + _UNITS_AT_ONCE) for start in range(0, units, _UNITS_AT_ONCE)]
+    root = torch.cat([directions.orthonormal_basis(directions.unit_writes(unit, pool, part))[1] for part in parts])
+    top = directions.TopByNorm(top_images)
+
+    def add(block: Tensor) -> None:
+        top.add(directions.centred(directions.unit_factors(unit, block, pool), mean.value()), root)
+
+    _each_block(stores, f"finding top images of {unit}s", add)
+    constant = directions.unit_constants(unit, pool)
+    sizes = {unit: units, "component": components, "embed": len(pool.c_bias)}
+    with create_zarr(output, f"{unit} directions", stamp, sizes, attributes=about) as store:
+        store.write("std_norm", top.energy.value().sqrt().float())
+        for part in track(parts, f"fitting {unit}s", "part"):
+            write = directions.unit_writes(unit, pool, part)
+            basis, _ = directions.orthonormal_basis(write)
+            fit = directions.fit_subspaces(top.of(part), basis, root[part], components)
+            whole = torch.einsum("ur,ure->ue", mean.value()[part].float(), write) + constant[part]
+            store.append(direction=fit.direction, explained=fit.explained, top_norm=fit.top_norm, mean_norm=whole.norm(dim=1))

@@ -1,0 +1,116 @@
+# What several rule files need; functions alone, no rules.
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(workflow.basedir))
+
+from nadpipe.config import MADE_HERE, check
+from nadpipe.demo.files import CHECKPOINT
+from nadpipe.errors import NadpipeError
+from nadpipe.fingerprint import code_fingerprint
+
+
+def checked_config():
+    """The config, complete and valid, or a message of one line a fault and the end of the run."""
+    try:
+        return check(config)
+    except NadpipeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+def command_prefix():
+    """Makes `nadpipe` in a rule run the code beside this Snakefile, in whichever environment the job has."""
+    return (
+        f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+        'nadpipe() {{ python -m nadpipe "$@"; }}; '
+    )
+
+
+def code(stage):
+    """Fingerprint of the code that a stage runs, as a param: Snakemake does not see edits in imported modules."""
+    return code_fingerprint(f"nadpipe.stages.{stage}")
+
+
+def model_options():
+    """The options that name the model, for the stages that load it."""
+    pretrained = config["model"]["pretrained"]
+    options = ["--architecture", config["model"]["architecture"]]
+    return options + (["--pretrained", pretrained] if pretrained else [])
+
+
+def model_files():
+    """The model's config and checkpoint, as far as they are local files."""
+    named = [config["model"]["architecture"], config["model"]["pretrained"] or ""]
+    return [name for name in named if MADE_HERE in Path(name).parents or Path(name).is_file()]
+
+
+def source_options(dataset):
+    """The options that say where the images of a data set come from."""
+    given = config["datasets"][dataset]
+    names = ("table", "folder", "path_column", "mask_column", "group_column", "label_column")
+    return [part for name in names if given[name] is not None for part in (f"--{name.replace('_', '-')}", given[name])]
+
+
+def source_files(dataset):
+    """The table or folder of a data set, and the folder of images that the demo draws beside its table."""
+    given = config["datasets"][dataset]
+    source = Path(given["table"] or given["folder"])
+    return [str(source)] + ([str(source.with_suffix(""))] if source.parent == MADE_HERE else [])
+
+
+def shards(dataset, stage):
+    """All shards of a stage of a data set."""
+    return [f"results/artifacts/{dataset}/{stage}/{shard}.zarr" for shard in shard_numbers(dataset)]
+
+
+def text_options(name):
+    """The options that give the texts of a set."""
+    if name == "dictionary":
+        return ["--file", config["text"]["dictionary"]]
+    texts = {"classes": config["segmentation"]["classes"], "concepts": config["shift"]["concepts"]}
+    return ["--texts", *texts[name]]
+
+
+def text_files(name):
+    """The file that the texts of a set are read from, if they are."""
+    return [config["text"]["dictionary"]] if name == "dictionary" else []
+
+
+def selection_section(name):
+    """The section of the config that says how pairs are selected for a set of texts."""
+    return config[{"classes": "segmentation", "concepts": "shift"}[name]]
+
+
+def shard_numbers(dataset):
+    """Numbers of a data set's shards."""
+    return range(config["datasets"][dataset]["shards"])
+
+
+def view_options(dataset):
+    """How a data set is looked at: images to be segmented by sliding crops, all others by the model's own crop."""
+    if dataset == "segmentation":
+        return ["--views", "sliding", "--stride", config["segmentation"]["stride"]]
+    return ["--views", "centre"]
+
+
+def component_options(unit):
+    """The number of directions of a unit that is not rank one."""
+    return "" if unit == "pair" else f"--components {config['directions']['components']}"
+
+
+def reference_options():
+    """The group that the others are compared with, if the config names one."""
+    reference = config["shift"]["reference"]
+    return [] if reference is None else ["--reference", reference]
+
+
+def demo_images(dataset):
+    """Images that the demo draws for a data set; of each year for monitoring."""
+    return config["demo"]["monitoring_images_per_year" if dataset == "monitoring" else f"{dataset}_images"]
+
+
+def assignments_of(unit):
+    """The table of a unit's texts."""
+    return "results/assignments.parquet" if unit == "pair" else f"results/artifacts/assignments/{unit}.parquet"

@@ -1,0 +1,53 @@
+rule make_demo_data:
+    output:
+        folder=directory("results/demo/{dataset}"),
+        table="results/demo/{dataset}.csv",
+    params:
+        images=lambda wildcards: demo_images(wildcards.dataset),
+        seed=config["seed"],
+        code=code("make_demo_data"),
+    log:
+        "logs/make_demo_data/{dataset}.log",
+    benchmark:
+        "results/benchmarks/make_demo_data/{dataset}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    shell:
+        """
+        nadpipe make-demo-data \
+            --name {wildcards.dataset} --images {params.images} --seed {params.seed} \
+            --output-folder {output.folder:q} --output-table {output.table:q} \
+            2> {log}
+        """
+
+
+rule make_demo_model:
+    input:
+        checkpoint=str(CHECKPOINT),
+    output:
+        weights="results/demo/model.safetensors",
+        config="results/demo/model.json",
+        dictionary="results/demo/dictionary.txt",
+    params:
+        code=code("make_demo_model"),
+    log:
+        "logs/make_demo_model.log",
+    benchmark:
+        "results/benchmarks/make_demo_model.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    shell:
+        """
+        nadpipe make-demo-model \
+            --checkpoint {input.checkpoint:q} --output-weights {output.weights:q} \
+            --output-config {output.config:q} --output-dictionary {output.dictionary:q} \
+            2> {log}
+        """

@@ -1,0 +1,107 @@
+rule fit_directions:
+    input:
+        contributions=shards("discovery", "contributions"),
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        directions=directory("results/artifacts/directions/{unit}.zarr"),
+    params:
+        top_images=config["directions"]["top_images"],
+        components=lambda wildcards: component_options(wildcards.unit),
+        code=code("fit_directions"),
+    log:
+        "logs/fit_directions/{unit}.log",
+    benchmark:
+        "results/benchmarks/fit_directions/{unit}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        """
+        nadpipe fit-directions \
+            --unit {wildcards.unit} --contributions {input.contributions:q} \
+            --attnpool-store {input.attnpool:q} --output {output.directions:q} \
+            --top-images {params.top_images} {params.components} \
+            2> {log}
+        """
+
+
+# Texts of pairs are a result; those of neurons and heads reach their tables.
+rule assign_texts:
+    input:
+        directions="results/artifacts/directions/pair.zarr",
+        dictionary="results/artifacts/text/dictionary.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        assignments="results/assignments.parquet",
+    params:
+        unit="pair",
+        nearest=config["assignments"]["nearest"],
+        atoms=config["assignments"]["atoms"],
+        code=code("assign_texts"),
+    log:
+        "logs/assign_texts/pair.log",
+    benchmark:
+        "results/benchmarks/assign_texts/pair.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    shell:
+        """
+        nadpipe assign-texts \
+            --unit {params.unit} --directions {input.directions:q} --dictionary {input.dictionary:q} \
+            --attnpool-store {input.attnpool:q} --output {output.assignments:q} \
+            --nearest {params.nearest} --atoms {params.atoms} \
+            2> {log}
+        """
+
+
+use rule assign_texts as assign_texts_to_subspaces with:
+    input:
+        directions="results/artifacts/directions/{unit}.zarr",
+        dictionary="results/artifacts/text/dictionary.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        assignments="results/artifacts/assignments/{unit}.parquet",
+    params:
+        unit="{unit}",
+        nearest=config["assignments"]["nearest"],
+        atoms=config["assignments"]["atoms"],
+        code=code("assign_texts"),
+    log:
+        "logs/assign_texts/{unit}.log",
+    benchmark:
+        "results/benchmarks/assign_texts/{unit}.tsv"
+
+
+rule tabulate_units:
+    input:
+        directions="results/artifacts/directions/{unit}.zarr",
+        assignments=lambda wildcards: assignments_of(wildcards.unit),
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/{unit}s.parquet",
+    params:
+        code=code("tabulate_units"),
+    log:
+        "logs/tabulate_units/{unit}.log",
+    benchmark:
+        "results/benchmarks/tabulate_units/{unit}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    shell:
+        """
+        nadpipe tabulate-units \
+            --unit {wildcards.unit} --directions {input.directions:q} --assignments {input.assignments:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} \
+            2> {log}
+        """

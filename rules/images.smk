@@ -1,0 +1,89 @@
+rule index_images:
+    input:
+        source=lambda wildcards: source_files(wildcards.dataset),
+    output:
+        images="results/artifacts/{dataset}/images.parquet",
+    params:
+        source=lambda wildcards: source_options(wildcards.dataset),
+        code=code("index_images"),
+    log:
+        "logs/index_images/{dataset}.log",
+    benchmark:
+        "results/benchmarks/index_images/{dataset}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    shell:
+        """
+        nadpipe index-images \
+            {params.source:q} --output {output.images:q} \
+            2> {log}
+        """
+
+
+rule extract_features:
+    input:
+        images="results/artifacts/{dataset}/images.parquet",
+        files=model_files(),
+    output:
+        features=directory("results/artifacts/{dataset}/features/{shard}.zarr"),
+    params:
+        model=model_options(),
+        shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
+        views=lambda wildcards: view_options(wildcards.dataset),
+        batch_size=config["features"]["batch_size"],
+        workers=config["features"]["workers"],
+        device=config["device"],
+        code=code("extract_features"),
+    log:
+        "logs/extract_features/{dataset}/{shard}.log",
+    benchmark:
+        "results/benchmarks/extract_features/{dataset}/{shard}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=1 if config["device"] != "cpu" else 0,
+    shell:
+        """
+        nadpipe extract-features \
+            {params.model:q} --images {input.images:q} --output {output.features:q} \
+            --shard {wildcards.shard} --shards {params.shards} {params.views:q} \
+            --batch-size {params.batch_size} --workers {params.workers} --device {params.device:q} \
+            2> {log}
+        """
+
+
+rule compute_contributions:
+    input:
+        features="results/artifacts/{dataset}/features/{shard}.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        contributions=directory("results/artifacts/{dataset}/contributions/{shard}.zarr"),
+    params:
+        batch_size=config["contributions"]["batch_size"],
+        tolerance=config["contributions"]["tolerance"],
+        code=code("compute_contributions"),
+    log:
+        "logs/compute_contributions/{dataset}/{shard}.log",
+    benchmark:
+        "results/benchmarks/compute_contributions/{dataset}/{shard}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        """
+        nadpipe compute-contributions \
+            --features {input.features:q} --attnpool-store {input.attnpool:q} \
+            --output {output.contributions:q} \
+            --batch-size {params.batch_size} --tolerance {params.tolerance} \
+            2> {log}
+        """

@@ -1,0 +1,24 @@
+rule export_attnpool:
+    input:
+        files=model_files(),
+    output:
+        attnpool=directory("results/artifacts/model/attnpool.zarr"),
+    params:
+        model=model_options(),
+        code=code("export_attnpool"),
+    log:
+        "logs/export_attnpool.log",
+    benchmark:
+        "results/benchmarks/export_attnpool.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=20,
+    shell:
+        """
+        nadpipe export-attnpool \
+            {params.model:q} --output {output.attnpool:q} \
+            2> {log}
+        """

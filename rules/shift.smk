@@ -1,0 +1,63 @@
+rule score_shift:
+    input:
+        images="results/artifacts/monitoring/images.parquet",
+        contributions=shards("monitoring", "contributions"),
+        selection="results/artifacts/selection/concepts.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/shift.csv",
+        scores="results/shift/scores.parquet",
+    params:
+        reference=reference_options(),
+        resamples=config["shift"]["resamples"],
+        confidence=config["shift"]["confidence"],
+        seed=config["seed"],
+        code=code("score_shift"),
+    log:
+        "logs/score_shift.log",
+    benchmark:
+        "results/benchmarks/score_shift.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        """
+        nadpipe score-shift \
+            --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-scores {output.scores:q} \
+            {params.reference:q} --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
+            2> {log}
+        """
+
+
+rule rank_shifts:
+    input:
+        images="results/artifacts/monitoring/images.parquet",
+        contributions=shards("monitoring", "contributions"),
+        pairs="results/pairs.parquet",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/shift/pairs.parquet",
+    params:
+        reference=reference_options(),
+        code=code("rank_shifts"),
+    log:
+        "logs/rank_shifts.log",
+    benchmark:
+        "results/benchmarks/rank_shifts.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        """
+        nadpipe rank-shifts \
+            --images {input.images:q} --contributions {input.contributions:q} --pairs {input.pairs:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} {params.reference:q} \
+            2> {log}
+        """

@@ -1,0 +1,60 @@
+rule embed_texts:
+    input:
+        files=lambda wildcards: model_files() + text_files(wildcards.set),
+    output:
+        text=directory("results/artifacts/text/{set}.zarr"),
+    params:
+        model=model_options(),
+        texts=lambda wildcards: text_options(wildcards.set),
+        templates=config["text"]["templates"],
+        batch_size=config["text"]["batch_size"],
+        device=config["device"],
+        code=code("embed_texts"),
+    log:
+        "logs/embed_texts/{set}.log",
+    benchmark:
+        "results/benchmarks/embed_texts/{set}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=1 if config["device"] != "cpu" else 0,
+    shell:
+        """
+        nadpipe embed-texts \
+            {params.model:q} --output {output.text:q} {params.texts:q} \
+            --templates {params.templates:q} --batch-size {params.batch_size} --device {params.device:q} \
+            2> {log}
+        """
+
+
+rule select_pairs:
+    input:
+        text="results/artifacts/text/{set}.zarr",
+        directions="results/artifacts/directions/pair.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        selection=directory("results/artifacts/selection/{set}.zarr"),
+    params:
+        k=lambda wildcards: selection_section(wildcards.set)["k"],
+        select_by=lambda wildcards: selection_section(wildcards.set)["select_by"],
+        code=code("select_pairs"),
+    log:
+        "logs/select_pairs/{set}.log",
+    benchmark:
+        "results/benchmarks/select_pairs/{set}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        """
+        nadpipe select-pairs \
+            --text {input.text:q} --directions {input.directions:q} --attnpool-store {input.attnpool:q} \
+            --output {output.selection:q} --k {params.k} --select-by {params.select_by} \
+            2> {log}
+        """
