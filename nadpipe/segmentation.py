@@ -6,6 +6,7 @@ the baselines. A method is one function and one line in METHODS.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,10 @@ def selection_matrix(selection: Selection, heads: int, neurons: int) -> Tensor:
     row = torch.arange(texts, device=selection.head.device)[:, None] * heads + selection.head
     index = torch.stack([row.flatten(), selection.neuron.flatten()])
     value = torch.ones(texts * k, device=selection.head.device)
-    return torch.sparse_coo_tensor(index, value, (texts * heads, neurons)).coalesce().to_sparse_csr()
+    matrix = torch.sparse_coo_tensor(index, value, (texts * heads, neurons)).coalesce()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return matrix.to_sparse_csr()
 
 
 def nad(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Tensor, "view text spatial"]:
@@ -168,7 +172,7 @@ def merge_views(
 
 
 def label(
-    logits: Float[Tensor, "text height width"], height: int, width: int, temperature: float
+    logits: Float[Tensor, "text resized_height resized_width"], height: int, width: int, temperature: float
 ) -> tuple[Int[Tensor, "height width"], Float[Tensor, "height width"]]:
     """Class and its softmax probability per pixel of an image of the given size."""
     resized = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]

@@ -43,33 +43,57 @@ def model_options():
 def model_files():
     """The model's config and checkpoint, as far as they are local files."""
     named = [config["model"]["architecture"], config["model"]["pretrained"] or ""]
-    return [name for name in named if MADE_HERE in Path(name).parents or Path(name).is_file()]
+    return [
+        name
+        for name in named
+        if MADE_HERE in Path(name).parents or Path(name).is_file()
+    ]
 
 
 def source_options(dataset):
     """The options that say where the images of a data set come from."""
     given = config["datasets"][dataset]
-    names = ("table", "folder", "path_column", "mask_column", "group_column", "label_column")
-    return [part for name in names if given[name] is not None for part in (f"--{name.replace('_', '-')}", given[name])]
+    names = (
+        "table",
+        "folder",
+        "path_column",
+        "mask_column",
+        "group_column",
+        "label_column",
+    )
+    return [
+        part
+        for name in names
+        if given[name] is not None
+        for part in (f"--{name.replace('_', '-')}", given[name])
+    ]
 
 
 def source_files(dataset):
     """The table or folder of a data set, and the folder of images that the demo draws beside its table."""
     given = config["datasets"][dataset]
     source = Path(given["table"] or given["folder"])
-    return [str(source)] + ([str(source.with_suffix(""))] if source.parent == MADE_HERE else [])
+    return [str(source)] + (
+        [str(source.with_suffix(""))] if source.parent == MADE_HERE else []
+    )
 
 
 def shards(dataset, stage):
     """All shards of a stage of a data set."""
-    return [f"results/artifacts/{dataset}/{stage}/{shard}.zarr" for shard in shard_numbers(dataset)]
+    return [
+        f"results/artifacts/{dataset}/{stage}/{shard}.zarr"
+        for shard in shard_numbers(dataset)
+    ]
 
 
 def text_options(name):
     """The options that give the texts of a set."""
     if name == "dictionary":
         return ["--file", config["text"]["dictionary"]]
-    texts = {"classes": config["segmentation"]["classes"], "concepts": config["shift"]["concepts"]}
+    texts = {
+        "classes": config["segmentation"]["classes"],
+        "concepts": config["shift"]["concepts"],
+    }
     return ["--texts", *texts[name]]
 
 
@@ -97,7 +121,9 @@ def view_options(dataset):
 
 def component_options(unit):
     """The number of directions of a unit that is not rank one."""
-    return "" if unit == "pair" else f"--components {config['directions']['components']}"
+    return (
+        "" if unit == "pair" else f"--components {config['directions']['components']}"
+    )
 
 
 def reference_options():
@@ -108,9 +134,15 @@ def reference_options():
 
 def demo_images(dataset):
     """Images that the demo draws for a data set; of each year for monitoring."""
-    return config["demo"]["monitoring_images_per_year" if dataset == "monitoring" else f"{dataset}_images"]
+    return config["demo"][
+        "monitoring_images_per_year" if dataset == "monitoring" else f"{dataset}_images"
+    ]
 
 
 def assignments_of(unit):
     """The table of a unit's texts."""
-    return "results/assignments.parquet" if unit == "pair" else f"results/artifacts/assignments/{unit}.parquet"
+    return (
+        "results/assignments.parquet"
+        if unit == "pair"
+        else f"results/artifacts/assignments/{unit}.parquet"
+    )

@@ -2,10 +2,6 @@ rule make_demo_data:
     output:
         folder=directory("results/demo/{dataset}"),
         table="results/demo/{dataset}.csv",
-    params:
-        images=lambda wildcards: demo_images(wildcards.dataset),
-        seed=config["seed"],
-        code=code("make_demo_data"),
     log:
         "logs/make_demo_data/{dataset}.log",
     benchmark:
@@ -16,12 +12,16 @@ rule make_demo_data:
     resources:
         mem_mb=1000,
         runtime=20,
+    params:
+        images=lambda wildcards: demo_images(wildcards.dataset),
+        seed=config["seed"],
+        code=code("make_demo_data"),
     shell:
         """
         nadpipe make-demo-data \
             --name {wildcards.dataset} --images {params.images} --seed {params.seed} \
             --output-folder {output.folder:q} --output-table {output.table:q} \
-            2> {log}
+            2>{log}
         """
 
 
@@ -32,8 +32,6 @@ rule make_demo_model:
         weights="results/demo/model.safetensors",
         config="results/demo/model.json",
         dictionary="results/demo/dictionary.txt",
-    params:
-        code=code("make_demo_model"),
     log:
         "logs/make_demo_model.log",
     benchmark:
@@ -44,10 +42,12 @@ rule make_demo_model:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=code("make_demo_model"),
     shell:
         """
         nadpipe make-demo-model \
             --checkpoint {input.checkpoint:q} --output-weights {output.weights:q} \
             --output-config {output.config:q} --output-dictionary {output.dictionary:q} \
-            2> {log}
+            2>{log}
         """

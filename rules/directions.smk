@@ -4,10 +4,6 @@ rule fit_directions:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         directions=directory("results/artifacts/directions/{unit}.zarr"),
-    params:
-        top_images=config["directions"]["top_images"],
-        components=lambda wildcards: component_options(wildcards.unit),
-        code=code("fit_directions"),
     log:
         "logs/fit_directions/{unit}.log",
     benchmark:
@@ -18,13 +14,17 @@ rule fit_directions:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        top_images=config["directions"]["top_images"],
+        components=lambda wildcards: component_options(wildcards.unit),
+        code=code("fit_directions"),
     shell:
         """
         nadpipe fit-directions \
             --unit {wildcards.unit} --contributions {input.contributions:q} \
             --attnpool-store {input.attnpool:q} --output {output.directions:q} \
             --top-images {params.top_images} {params.components} \
-            2> {log}
+            2>{log}
         """
 
 
@@ -36,11 +36,6 @@ rule assign_texts:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         assignments="results/assignments.parquet",
-    params:
-        unit="pair",
-        nearest=config["assignments"]["nearest"],
-        atoms=config["assignments"]["atoms"],
-        code=code("assign_texts"),
     log:
         "logs/assign_texts/pair.log",
     benchmark:
@@ -51,13 +46,18 @@ rule assign_texts:
     resources:
         mem_mb=4000,
         runtime=120,
+    params:
+        unit="pair",
+        nearest=config["assignments"]["nearest"],
+        atoms=config["assignments"]["atoms"],
+        code=code("assign_texts"),
     shell:
         """
         nadpipe assign-texts \
             --unit {params.unit} --directions {input.directions:q} --dictionary {input.dictionary:q} \
             --attnpool-store {input.attnpool:q} --output {output.assignments:q} \
             --nearest {params.nearest} --atoms {params.atoms} \
-            2> {log}
+            2>{log}
         """
 
 
@@ -68,15 +68,15 @@ use rule assign_texts as assign_texts_to_subspaces with:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         assignments="results/artifacts/assignments/{unit}.parquet",
+    log:
+        "logs/assign_texts/{unit}.log",
+    benchmark:
+        "results/benchmarks/assign_texts/{unit}.tsv"
     params:
         unit="{unit}",
         nearest=config["assignments"]["nearest"],
         atoms=config["assignments"]["atoms"],
         code=code("assign_texts"),
-    log:
-        "logs/assign_texts/{unit}.log",
-    benchmark:
-        "results/benchmarks/assign_texts/{unit}.tsv"
 
 
 rule tabulate_units:
@@ -86,8 +86,6 @@ rule tabulate_units:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/{unit}s.parquet",
-    params:
-        code=code("tabulate_units"),
     log:
         "logs/tabulate_units/{unit}.log",
     benchmark:
@@ -98,10 +96,12 @@ rule tabulate_units:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        code=code("tabulate_units"),
     shell:
         """
         nadpipe tabulate-units \
             --unit {wildcards.unit} --directions {input.directions:q} --assignments {input.assignments:q} \
             --attnpool-store {input.attnpool:q} --output {output.table:q} \
-            2> {log}
+            2>{log}
         """

@@ -3,9 +3,6 @@ rule index_images:
         source=lambda wildcards: source_files(wildcards.dataset),
     output:
         images="results/artifacts/{dataset}/images.parquet",
-    params:
-        source=lambda wildcards: source_options(wildcards.dataset),
-        code=code("index_images"),
     log:
         "logs/index_images/{dataset}.log",
     benchmark:
@@ -16,11 +13,14 @@ rule index_images:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        source=lambda wildcards: source_options(wildcards.dataset),
+        code=code("index_images"),
     shell:
         """
         nadpipe index-images \
             {params.source:q} --output {output.images:q} \
-            2> {log}
+            2>{log}
         """
 
 
@@ -30,14 +30,6 @@ rule extract_features:
         files=model_files(),
     output:
         features=directory("results/artifacts/{dataset}/features/{shard}.zarr"),
-    params:
-        model=model_options(),
-        shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
-        views=lambda wildcards: view_options(wildcards.dataset),
-        batch_size=config["features"]["batch_size"],
-        workers=config["features"]["workers"],
-        device=config["device"],
-        code=code("extract_features"),
     log:
         "logs/extract_features/{dataset}/{shard}.log",
     benchmark:
@@ -49,13 +41,21 @@ rule extract_features:
         mem_mb=8000,
         runtime=240,
         gpu=1 if config["device"] != "cpu" else 0,
+    params:
+        model=model_options(),
+        shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
+        views=lambda wildcards: view_options(wildcards.dataset),
+        batch_size=config["features"]["batch_size"],
+        workers=config["features"]["workers"],
+        device=config["device"],
+        code=code("extract_features"),
     shell:
         """
         nadpipe extract-features \
             {params.model:q} --images {input.images:q} --output {output.features:q} \
             --shard {wildcards.shard} --shards {params.shards} {params.views:q} \
             --batch-size {params.batch_size} --workers {params.workers} --device {params.device:q} \
-            2> {log}
+            2>{log}
         """
 
 
@@ -64,11 +64,9 @@ rule compute_contributions:
         features="results/artifacts/{dataset}/features/{shard}.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        contributions=directory("results/artifacts/{dataset}/contributions/{shard}.zarr"),
-    params:
-        batch_size=config["contributions"]["batch_size"],
-        tolerance=config["contributions"]["tolerance"],
-        code=code("compute_contributions"),
+        contributions=directory(
+            "results/artifacts/{dataset}/contributions/{shard}.zarr"
+        ),
     log:
         "logs/compute_contributions/{dataset}/{shard}.log",
     benchmark:
@@ -79,11 +77,15 @@ rule compute_contributions:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        batch_size=config["contributions"]["batch_size"],
+        tolerance=config["contributions"]["tolerance"],
+        code=code("compute_contributions"),
     shell:
         """
         nadpipe compute-contributions \
             --features {input.features:q} --attnpool-store {input.attnpool:q} \
             --output {output.contributions:q} \
             --batch-size {params.batch_size} --tolerance {params.tolerance} \
-            2> {log}
+            2>{log}
         """

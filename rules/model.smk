@@ -3,9 +3,6 @@ rule export_attnpool:
         files=model_files(),
     output:
         attnpool=directory("results/artifacts/model/attnpool.zarr"),
-    params:
-        model=model_options(),
-        code=code("export_attnpool"),
     log:
         "logs/export_attnpool.log",
     benchmark:
@@ -16,9 +13,12 @@ rule export_attnpool:
     resources:
         mem_mb=4000,
         runtime=20,
+    params:
+        model=model_options(),
+        code=code("export_attnpool"),
     shell:
         """
         nadpipe export-attnpool \
             {params.model:q} --output {output.attnpool:q} \
-            2> {log}
+            2>{log}
         """

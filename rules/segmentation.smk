@@ -8,12 +8,6 @@ rule segment_images:
     output:
         confusion="results/artifacts/segmentation/confusion/{shard}.parquet",
         labels=directory("results/segmentation/segmentation/labels/{shard}"),
-    params:
-        methods=config["segmentation"]["methods"],
-        temperature=config["segmentation"]["temperature"],
-        sink=config["segmentation"]["sink"],
-        ignore=config["segmentation"]["ignore"],
-        code=code("segment_images"),
     log:
         "logs/segment_images/{shard}.log",
     benchmark:
@@ -24,6 +18,12 @@ rule segment_images:
     resources:
         mem_mb=4000,
         runtime=120,
+    params:
+        methods=config["segmentation"]["methods"],
+        temperature=config["segmentation"]["temperature"],
+        sink=config["segmentation"]["sink"],
+        ignore=config["segmentation"]["ignore"],
+        code=code("segment_images"),
     shell:
         """
         nadpipe segment-images \
@@ -31,20 +31,20 @@ rule segment_images:
             --contributions {input.contributions:q} --attnpool-store {input.attnpool:q} \
             --output {output.confusion:q} --output-labels {output.labels:q} --methods {params.methods} \
             --temperature {params.temperature} --sink {params.sink} --ignore {params.ignore} \
-            2> {log}
+            2>{log}
         """
 
 
 rule score_segmentation:
     input:
-        confusion=[f"results/artifacts/segmentation/confusion/{shard}.parquet" for shard in shard_numbers("segmentation")],
+        confusion=[
+            f"results/artifacts/segmentation/confusion/{shard}.parquet"
+            for shard in shard_numbers("segmentation")
+        ],
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/segmentation.csv",
         classes="results/segmentation/per_class.parquet",
-    params:
-        classes=config["segmentation"]["classes"],
-        code=code("score_segmentation"),
     log:
         "logs/score_segmentation.log",
     benchmark:
@@ -55,27 +55,27 @@ rule score_segmentation:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        classes=config["segmentation"]["classes"],
+        code=code("score_segmentation"),
     shell:
         """
         nadpipe score-segmentation \
             --confusion {input.confusion:q} --attnpool-store {input.attnpool:q} \
             --classes {params.classes:q} --output {output.table:q} --output-classes {output.classes:q} \
-            2> {log}
+            2>{log}
         """
 
 
 rule draw_overlays:
     input:
         images="results/artifacts/segmentation/images.parquet",
-        labels=[f"results/segmentation/segmentation/labels/{shard}" for shard in shard_numbers("segmentation")],
+        labels=[
+            f"results/segmentation/segmentation/labels/{shard}"
+            for shard in shard_numbers("segmentation")
+        ],
     output:
         overlays=directory("results/segmentation/segmentation/overlays"),
-    params:
-        classes=config["segmentation"]["classes"],
-        methods=config["segmentation"]["methods"],
-        overlays=config["segmentation"]["overlays"],
-        ignore=config["segmentation"]["ignore"],
-        code=code("draw_overlays"),
     log:
         "logs/draw_overlays.log",
     benchmark:
@@ -86,10 +86,16 @@ rule draw_overlays:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        classes=config["segmentation"]["classes"],
+        methods=config["segmentation"]["methods"],
+        overlays=config["segmentation"]["overlays"],
+        ignore=config["segmentation"]["ignore"],
+        code=code("draw_overlays"),
     shell:
         """
         nadpipe draw-overlays \
             --images {input.images:q} --labels {input.labels:q} --classes {params.classes:q} \
             --output {output.overlays:q} --methods {params.methods} --count {params.overlays} --ignore {params.ignore} \
-            2> {log}
+            2>{log}
         """

@@ -7,12 +7,6 @@ rule score_shift:
     output:
         table="results/shift.csv",
         scores="results/shift/scores.parquet",
-    params:
-        reference=reference_options(),
-        resamples=config["shift"]["resamples"],
-        confidence=config["shift"]["confidence"],
-        seed=config["seed"],
-        code=code("score_shift"),
     log:
         "logs/score_shift.log",
     benchmark:
@@ -23,13 +17,19 @@ rule score_shift:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        reference=reference_options(),
+        resamples=config["shift"]["resamples"],
+        confidence=config["shift"]["confidence"],
+        seed=config["seed"],
+        code=code("score_shift"),
     shell:
         """
         nadpipe score-shift \
             --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
             --attnpool-store {input.attnpool:q} --output {output.table:q} --output-scores {output.scores:q} \
             {params.reference:q} --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
-            2> {log}
+            2>{log}
         """
 
 
@@ -41,9 +41,6 @@ rule rank_shifts:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/shift/pairs.parquet",
-    params:
-        reference=reference_options(),
-        code=code("rank_shifts"),
     log:
         "logs/rank_shifts.log",
     benchmark:
@@ -54,10 +51,13 @@ rule rank_shifts:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        reference=reference_options(),
+        code=code("rank_shifts"),
     shell:
         """
         nadpipe rank-shifts \
             --images {input.images:q} --contributions {input.contributions:q} --pairs {input.pairs:q} \
             --attnpool-store {input.attnpool:q} --output {output.table:q} {params.reference:q} \
-            2> {log}
+            2>{log}
         """

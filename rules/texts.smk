@@ -3,13 +3,6 @@ rule embed_texts:
         files=lambda wildcards: model_files() + text_files(wildcards.set),
     output:
         text=directory("results/artifacts/text/{set}.zarr"),
-    params:
-        model=model_options(),
-        texts=lambda wildcards: text_options(wildcards.set),
-        templates=config["text"]["templates"],
-        batch_size=config["text"]["batch_size"],
-        device=config["device"],
-        code=code("embed_texts"),
     log:
         "logs/embed_texts/{set}.log",
     benchmark:
@@ -21,12 +14,19 @@ rule embed_texts:
         mem_mb=4000,
         runtime=60,
         gpu=1 if config["device"] != "cpu" else 0,
+    params:
+        model=model_options(),
+        texts=lambda wildcards: text_options(wildcards.set),
+        templates=config["text"]["templates"],
+        batch_size=config["text"]["batch_size"],
+        device=config["device"],
+        code=code("embed_texts"),
     shell:
         """
         nadpipe embed-texts \
             {params.model:q} --output {output.text:q} {params.texts:q} \
             --templates {params.templates:q} --batch-size {params.batch_size} --device {params.device:q} \
-            2> {log}
+            2>{log}
         """
 
 
@@ -37,10 +37,6 @@ rule select_pairs:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         selection=directory("results/artifacts/selection/{set}.zarr"),
-    params:
-        k=lambda wildcards: selection_section(wildcards.set)["k"],
-        select_by=lambda wildcards: selection_section(wildcards.set)["select_by"],
-        code=code("select_pairs"),
     log:
         "logs/select_pairs/{set}.log",
     benchmark:
@@ -51,10 +47,14 @@ rule select_pairs:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        k=lambda wildcards: selection_section(wildcards.set)["k"],
+        select_by=lambda wildcards: selection_section(wildcards.set)["select_by"],
+        code=code("select_pairs"),
     shell:
         """
         nadpipe select-pairs \
             --text {input.text:q} --directions {input.directions:q} --attnpool-store {input.attnpool:q} \
             --output {output.selection:q} --k {params.k} --select-by {params.select_by} \
-            2> {log}
+            2>{log}
         """

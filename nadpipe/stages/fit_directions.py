@@ -84,16 +84,17 @@ def _fit_subspaces(
     about: dict,
 ) -> None:
     mean = directions.Mean()
-    _each_block(stores, f"averaging {unit}s", lambda block: mean.add(directions.unit_factors(unit, block, pool)))
-    units = mean.value().shape[0]
+    _each_block(stores, "averaging pairs", mean.add)
+    units = pool.neurons if unit == "neuron" else pool.heads
     parts = [slice(start, start + _UNITS_AT_ONCE) for start in range(0, units, _UNITS_AT_ONCE)]
     root = torch.cat([directions.orthonormal_basis(directions.unit_writes(unit, pool, part))[1] for part in parts])
     top = directions.TopByNorm(top_images)
 
     def add(block: Tensor) -> None:
-        top.add(directions.centred(directions.unit_factors(unit, block, pool), mean.value()), root)
+        top.add(directions.unit_factors(unit, directions.centred(block, mean.value()), pool), root)
 
     _each_block(stores, f"finding top images of {unit}s", add)
+    mean_factor = directions.unit_factors(unit, mean.value().float()[None], pool)[0]
     constant = directions.unit_constants(unit, pool)
     sizes = {unit: units, "component": components, "embed": len(pool.c_bias)}
     with create_zarr(output, f"{unit} directions", stamp, sizes, attributes=about) as store:
@@ -102,5 +103,5 @@ def _fit_subspaces(
             write = directions.unit_writes(unit, pool, part)
             basis, _ = directions.orthonormal_basis(write)
             fit = directions.fit_subspaces(top.of(part), basis, root[part], components)
-            whole = torch.einsum("ur,ure->ue", mean.value()[part].float(), write) + constant[part]
+            whole = torch.einsum("ur,ure->ue", mean_factor[part], write) + constant[part]
             store.append(direction=fit.direction, explained=fit.explained, top_norm=fit.top_norm, mean_norm=whole.norm(dim=1))

@@ -1,0 +1,61 @@
+import open_clip
+import pytest
+import torch
+from open_clip.modified_resnet import AttentionPool2d
+
+from nadpipe.attnpool import AttentionPool
+
+# heads, neurons, embed, side of the token grid: few and many of each, odd grids, more embed than neurons and less
+SHAPES = [(2, 8, 12, 2), (4, 64, 16, 3), (1, 6, 5, 1), (16, 32, 24, 3), (3, 96, 10, 5)]
+
+
+def make_pool(heads, neurons, embed, grid, seed=0):
+    """open_clip's own attention pool with random weights and biases, and the same weights for nadpipe."""
+    torch.manual_seed(seed)
+    module = AttentionPool2d(grid, neurons, heads, embed).eval().requires_grad_(False)
+    for layer in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
+        layer.bias.normal_()
+    weights = {"q": module.q_proj, "k": module.k_proj, "v": module.v_proj, "c": module.c_proj}
+    pool = AttentionPool(
+        heads=heads,
+        positional_embedding=module.positional_embedding.detach(),
+        **{f"{name}_weight": layer.weight.detach() for name, layer in weights.items()},
+        **{f"{name}_bias": layer.bias.detach() for name, layer in weights.items()},
+    )
+    return module, pool
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: "H{}C{}O{}G{}".format(*shape))
+def module_and_pool(request):
+    return make_pool(*request.param)
+
+
+@pytest.fixture
+def pool(module_and_pool):
+    return module_and_pool[1]
+
+
+def activations(pool, views, seed=1):
+    """Random spatial activations, not negative, as after a ReLU, many of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(views, pool.tokens - 1, pool.neurons, generator=generator).clamp(min=0)
+
+
+TINY = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """A random CLIP-ResNet with 4 heads and 128 neurons on 64-pixel images, its batch norms unlike the identity."""
+    torch.manual_seed(3)
+    clip = open_clip.CLIP(**TINY).eval().requires_grad_(False)
+    for name, value in clip.visual.state_dict().items():
+        if name.endswith(("running_mean", "bn3.weight", "downsample.1.bias")):
+            value.normal_()
+    for bias in ("q_proj", "k_proj", "v_proj", "c_proj"):
+        getattr(clip.visual.attnpool, bias).bias.normal_(std=0.1)
+    return clip

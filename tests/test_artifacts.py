@@ -1,0 +1,225 @@
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import xarray as xr
+import zarr
+
+from nadpipe import artifacts
+from nadpipe.artifacts import CSV, PARQUET, ZARR, Stamp, create_zarr, open_zarr, read_parquet, write_csv, write_parquet
+from nadpipe.errors import NadpipeError
+
+MODEL = Stamp(model="a" * 64, architecture="RN50", code="123")
+OTHER = Stamp(model="b" * 64, architecture="RN50x16", code="123")
+SIZES = {
+    "view": 5,
+    "head": 2,
+    "neuron": 6,
+    "token": 4,
+    "embed": 3,
+    "out": 6,
+    "width": 3,
+    "component": 2,
+    "text": 3,
+    "rank": 4,
+}
+TEXTS = ["a fish", "naïve ≠", "日本"]
+
+
+def fill(kind, path, model=MODEL, sizes=SIZES):
+    """A store of a kind with random values, and these values."""
+    rng = np.random.default_rng(0)
+    values = {}
+    with create_zarr(path, kind, model, sizes, texts=TEXTS, attributes={"shard": 0, "shards": 1}) as store:
+        for name, array in ZARR[kind].items():
+            if array.kind == "text":
+                continue
+            shape = tuple(sizes[axis] for axis in array.axes)
+            values[name] = rng.normal(size=shape).astype("f4") if array.kind == "float" else rng.integers(0, 9, shape)
+            store.write(name, values[name])
+    return values
+
+
+@pytest.mark.parametrize("kind", ZARR)
+def test_every_store_survives_the_round_trip_and_opens_in_xarray(tmp_path, kind):
+    path = tmp_path / "a b" / "store.zarr"
+    values = fill(kind, path)
+    store = open_zarr(path, kind, MODEL)
+    dataset = xr.open_zarr(path)
+    assert dataset.attrs["kind"] == kind
+    for name, value in values.items():
+        np.testing.assert_array_equal(store[name][:], value)
+        np.testing.assert_array_equal(dataset[name].values, value)
+        assert dataset[name].dims == ZARR[kind][name].axes
+        assert dataset[name].attrs["units"]
+        assert dataset[name].attrs["source"]
+    if "text" in ZARR[kind]:
+        assert store.texts() == TEXTS
+        assert list(dataset["text"].values) == TEXTS
+    assert zarr.open_group(str(path), mode="r").metadata.consolidated_metadata is not None
+
+
+def test_readers_find_the_coordinates_they_expect(tmp_path):
+    fill("features", tmp_path / "features.zarr")
+    fill("contributions", tmp_path / "contributions.zarr")
+    features, contributions = (xr.open_zarr(tmp_path / f"{name}.zarr") for name in ("features", "contributions"))
+    assert features["token"].values.tolist() == [1, 2, 3, 4]  # spatial tokens alone
+    assert contributions["token"].values.tolist() == [0, 1, 2, 3]
+    assert "image_id" in features["activation"].coords
+    assert "image_id" in contributions["coefficient"].coords
+    assert contributions["coefficient"].sel(head=1, neuron=5).dims == ("view",)
+    joined = features["activation"].sel(token=2) * contributions["attention"].sel(token=2)
+    assert joined.dims == ("view", "neuron", "head")
+
+
+def test_blocks_of_any_size_are_joined_and_files_stay_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_FILE_BYTES", 700)
+    monkeypatch.setattr(artifacts, "_CHUNK_BYTES", 200)
+    sizes = {**SIZES, "view": 23}
+    coefficient = np.random.default_rng(0).normal(size=(23, 2, 6)).astype("f4")
+    rest = {name: np.ones([sizes[a] for a in ZARR["contributions"][name].axes]) for name in ("attention", "embedding")}
+    with create_zarr(tmp_path / "c.zarr", "contributions", MODEL, sizes) as store:
+        store.append(coefficient=coefficient[:1])
+        store.append(coefficient=coefficient[1:20])
+        store.append(coefficient=coefficient[20:])
+        store.append(**rest, residual=np.zeros(23), image_id=np.arange(23))
+    store = open_zarr(tmp_path / "c.zarr", "contributions")
+    np.testing.assert_array_equal(store["coefficient"][:], coefficient)
+    files = [path for path in (tmp_path / "c.zarr" / "coefficient").rglob("*") if path.is_file()]
+    assert 1 < len(files) - 1 <= 4
+    assert store["coefficient"].chunks[1] == 1  # one head: columns of pairs are read without the others
+
+
+def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="coefficient has 3 of 5 rows"), create_zarr(
+        tmp_path / "c.zarr", "contributions", MODEL, SIZES
+    ) as store:
+        store.append(coefficient=np.zeros((3, 2, 6)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_writer_leaves_the_old_artifact_and_no_half_one(tmp_path):
+    path = tmp_path / "text.zarr"
+    before = fill("text", path)
+    with pytest.raises(KeyboardInterrupt), create_zarr(path, "text", MODEL, SIZES, texts=TEXTS):
+        raise KeyboardInterrupt
+    np.testing.assert_array_equal(open_zarr(path, "text")["embedding"][:], before["embedding"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["text.zarr"]
+
+
+def test_writing_again_replaces_every_chunk(tmp_path):
+    fill("text", tmp_path / "t.zarr")
+    small = {**SIZES, "text": 1}
+    with create_zarr(tmp_path / "t.zarr", "text", OTHER, small, texts=["x"]) as store:
+        store.write("embedding", np.ones((1, 3)))
+    assert open_zarr(tmp_path / "t.zarr", "text", OTHER)["embedding"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ZARR)
+def test_a_store_of_another_model_kind_or_format_is_refused(tmp_path, kind):
+    path = tmp_path / "s.zarr"
+    fill(kind, path)
+    with pytest.raises(NadpipeError, match=r"s\.zarr: is for model RN50 aaaaaaaa, this run is RN50x16 bbbbbbbb"):
+        open_zarr(path, kind, OTHER)
+    another = next(name for name in ZARR if name != kind)
+    with pytest.raises(NadpipeError, match=f"holds {kind}, expected {another}"):
+        open_zarr(path, another, MODEL)
+    zarr.open_group(str(path), mode="a").attrs["format"] = 99
+    with pytest.raises(NadpipeError, match="has format 99, this nadpipe reads format 1"):
+        open_zarr(path, kind, MODEL)
+
+
+def test_a_store_with_other_axes_or_numbers_is_refused(tmp_path):
+    for name, shape, axes, dtype, message in [
+        ("axes", (3, 3), ("embed", "text"), "f4", "axes of embedding are"),
+        ("numbers", (3, 3), ("text", "embed"), "i8", "embedding holds int64, expected float"),
+    ]:
+        path = tmp_path / f"{name}.zarr"
+        fill("text", path)
+        group = zarr.open_group(str(path), mode="a")
+        del group["embedding"]
+        group.create_array("embedding", shape=shape, dtype=dtype, dimension_names=axes)
+        zarr.consolidate_metadata(group.store)
+        with pytest.raises(NadpipeError, match=message):
+            open_zarr(path, "text")
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_what_is_no_store_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "none.zarr"
+    if content is not None:
+        path.mkdir()
+        (path / "zarr.json").write_text(content)
+    with pytest.raises(NadpipeError) as error:
+        open_zarr(path, "text")
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def rows(kind):
+    """A table of a kind, every column filled."""
+    values = {"int": [3, 1], "float": [0.5, float("nan")], "text": ["b", "a"]}
+    return pd.DataFrame(
+        {
+            name: values["int" if "int" in str(c.type)[:4] else "float" if str(c.type) in ("float", "double") else "text"]
+            for name, c in PARQUET[kind].items()
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", PARQUET)
+def test_every_table_survives_the_round_trip_and_opens_in_duckdb(tmp_path, kind):
+    path = tmp_path / "table.parquet"
+    table = rows(kind)
+    write_parquet(path, kind, table, MODEL)
+    back = read_parquet(path, kind, MODEL)
+    pd.testing.assert_frame_equal(back, table, check_dtype=False)
+    found = duckdb.sql(f"select * from '{path}'").df()
+    assert list(found.columns) == list(PARQUET[kind])
+    assert len(found) == 2
+    schema = pq.read_schema(path)
+    assert all(schema.field(name).metadata[b"comment"] for name in schema.names)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+@pytest.mark.parametrize("kind", PARQUET)
+def test_a_table_of_another_model_or_kind_is_refused(tmp_path, kind):
+    path = tmp_path / "t.parquet"
+    write_parquet(path, kind, rows(kind), MODEL)
+    with pytest.raises(NadpipeError, match="is for model RN50"):
+        read_parquet(path, kind, OTHER)
+    another = next(name for name in PARQUET if name != kind)
+    with pytest.raises(NadpipeError, match=f"holds {kind}, expected {another}"):
+        read_parquet(path, another, MODEL)
+
+
+def test_a_foreign_or_broken_table_is_refused(tmp_path):
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "foreign.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    for name, message in [("foreign", "holds no nadpipe artifact"), ("broken", "no readable"), ("absent", "no readable")]:
+        with pytest.raises(NadpipeError, match=message):
+            read_parquet(tmp_path / f"{name}.parquet", "images")
+
+
+def test_the_source_tables_own_columns_are_kept(tmp_path):
+    table = rows("images").assign(camera=["x", "y"], fish=[0, 1])
+    write_parquet(tmp_path / "i.parquet", "images", table, MODEL, sources=True)
+    assert read_parquet(tmp_path / "i.parquet", "images")[["camera", "fish"]].to_numpy().tolist() == [["x", 0], ["y", 1]]
+
+
+@pytest.mark.parametrize("kind", CSV)
+def test_results_tables_have_their_columns_in_order(tmp_path, kind):
+    table = pd.DataFrame({name: [1, 2] for name in reversed(CSV[kind])})
+    write_csv(tmp_path / "r.csv", kind, table)
+    assert list(pd.read_csv(tmp_path / "r.csv").columns) == list(CSV[kind])
+
+
+def test_the_same_values_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        fill("contributions", tmp_path / name / "c.zarr")
+        write_parquet(tmp_path / name / "t.parquet", "pairs", rows("pairs"), MODEL)
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from conftest import activations
+from reference import dense_contributions
+
+from nadpipe import attnpool
+
+
+def decompose(z, pool):
+    x = attnpool.tokens(z, pool)
+    attention = attnpool.attention(x, pool)
+    return x, attention, attnpool.coefficients(attention, x)
+
+
+def test_every_pair_equals_the_dense_tensor(pool):
+    z = activations(pool, 3)
+    dense, _, _ = dense_contributions(z, pool)
+    _, _, coefficient = decompose(z, pool)
+    constant = attnpool.pair_constants(pool)
+    for head in range(pool.heads):
+        factored = coefficient[:, head, :, None] * attnpool.write_vectors(pool, head) + constant[head]
+        np.testing.assert_allclose(factored, dense[:, head], rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_sum_to_what_open_clip_computes(module_and_pool):
+    module, pool = module_and_pool
+    z = activations(pool, 5)
+    _, _, coefficient = decompose(z, pool)
+    picture = z.transpose(1, 2).unflatten(2, (pool.grid, pool.grid))
+    embedding = module(picture)
+    summed = attnpool.sum_pairs(coefficient, pool)
+    assert attnpool.residual(summed, embedding).max() < 1e-5
+    dense, _, total = dense_contributions(z, pool)
+    np.testing.assert_allclose(dense.sum((1, 2)), total, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(summed, total, rtol=1e-4, atol=1e-5)
+
+
+def test_residual_says_how_far_off_a_wrong_embedding_is(pool):
+    embedding = torch.ones(2, len(pool.c_bias))
+    assert attnpool.residual(embedding * 1.01, embedding) == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_attention_is_a_share_of_every_token_and_head(pool):
+    _, attention, _ = decompose(activations(pool, 2), pool)
+    assert attention.shape == (2, pool.heads, pool.tokens)
+    torch.testing.assert_close(attention.sum(2), torch.ones(2, pool.heads))
+
+
+def test_queries_and_keys_of_token_zero_give_the_pooled_attention(pool):
+    x, attention, _ = decompose(activations(pool, 2), pool)
+    query, key = attnpool.token_queries_and_keys(x, pool)
+    score = torch.einsum("vhd,vhtd->vht", query[:, :, 0], key) * query.shape[-1] ** -0.5
+    torch.testing.assert_close(score.softmax(2), attention, rtol=1e-4, atol=1e-6)
+
+
+def test_pooled_values_are_the_attended_token_values_without_bias(pool):
+    x, attention, coefficient = decompose(activations(pool, 2), pool)
+    attended = (attention[..., None] * attnpool.token_values(x, pool)).sum(2)
+    bias = pool.v_bias.unflatten(0, (pool.heads, -1))
+    torch.testing.assert_close(attnpool.pooled_values(coefficient, pool) + bias, attended, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_a_constant_image_is_decomposed_like_any_other(pool, value):
+    z = torch.full((1, pool.tokens - 1, pool.neurons), value)
+    _, _, total = dense_contributions(z, pool)
+    np.testing.assert_allclose(attnpool.sum_pairs(decompose(z, pool)[2], pool), total, rtol=1e-4, atol=1e-5)
+
+
+def test_axes_are_checked(pool):
+    with pytest.raises(Exception, match="attention"):
+        attnpool.attention(torch.zeros(3, pool.neurons), pool)

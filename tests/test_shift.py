@@ -1,0 +1,128 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import activations
+from reference import dense_contributions
+from scipy import stats
+
+from nadpipe import attnpool, shift, texts
+from nadpipe.errors import NadpipeError
+from nadpipe.texts import Selection
+
+
+def test_scores_are_norm_and_projection_of_the_selected_pairs_contributions(pool):
+    z = activations(pool, 4)
+    dense, _, total = dense_contributions(z, pool)
+    x = attnpool.tokens(z, pool)
+    coefficient = attnpool.coefficients(attnpool.attention(x, pool), x)
+    generator = torch.Generator().manual_seed(0)
+    k = min(4, pool.heads * pool.neurons)
+    chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:k] for _ in range(2)])
+    selection = Selection(torch.zeros(2, k), chosen // pool.neurons, chosen % pool.neurons)
+    text = texts.unit(torch.randn(2, len(pool.c_bias), generator=generator))
+    write, constant = shift.selected_writes(selection, pool)
+    embedding = attnpool.sum_pairs(coefficient, pool)
+    norm, projection = shift.concept_scores(coefficient, embedding, selection, write, constant, text)
+    for concept in range(2):
+        summed = dense[:, selection.head[concept], selection.neuron[concept]].sum(1)
+        whole = np.linalg.norm(total, axis=1)
+        np.testing.assert_allclose(norm[:, concept], np.linalg.norm(summed, axis=1) / whole, rtol=1e-3, atol=1e-5)
+        expected = summed @ text[concept].double().numpy() / whole
+        np.testing.assert_allclose(projection[:, concept], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    group = np.repeat(["2019", "2020", "2021"], 40)
+    rising = rng.normal(size=120) + np.where(group == "2021", 2, 0)
+    steady = rng.normal(size=120)
+    wide = pd.DataFrame({"image_id": range(120), "group": group, "rising": rising, "steady": steady})
+    table = wide.melt(["image_id", "group"], var_name="concept", value_name="value").assign(score="norm")
+    labels = pd.DataFrame({"rising": (rising > 1).astype(int)}, index=pd.RangeIndex(120, name="image_id"))
+    return table, labels, wide
+
+
+def test_a_shifted_group_is_found_and_an_unshifted_one_is_not(scores):
+    table, labels, wide = scores
+    compared = shift.compare_groups(table, labels, "2019", resamples=500, confidence=0.95, seed=1)
+    rows = compared.set_index(["concept", "group"])
+    assert rows.loc[("rising", "2021"), "q"] < 1e-6
+    assert rows.loc[("rising", "2021"), "effect"] > 0.6
+    assert (rows["q"].drop(("rising", "2021")).dropna() > 0.05).all()
+    assert rows.loc[("rising", "2019"), ["effect", "p", "q"]].isna().all()
+    base, late = (wide.loc[wide["group"] == year, "rising"].to_numpy() for year in ("2019", "2021"))
+    assert rows.loc[("rising", "2021"), "p"] == pytest.approx(stats.mannwhitneyu(late, base).pvalue)
+    wins = (late[:, None] > base).mean() - (late[:, None] < base).mean()
+    assert rows.loc[("rising", "2021"), "effect"] == pytest.approx(wins)
+    assert rows.loc[("rising", "2021"), "mean_low"] < late.mean() < rows.loc[("rising", "2021"), "mean_high"]
+    assert rows.loc[("rising", "2020"), "auroc"] == 1
+    assert rows.loc[("rising", "2021"), "label_rate"] == labels["rising"][80:].mean()
+    assert rows.loc["steady", "auroc"].isna().all()
+
+
+def test_the_same_seed_gives_the_same_table(scores):
+    table, labels, _ = scores
+    first, second = (shift.compare_groups(table, labels, "2019", 200, 0.9, seed=5) for _ in range(2))
+    pd.testing.assert_frame_equal(first, second)
+    other = shift.compare_groups(table, labels, "2019", 200, 0.9, seed=6)
+    assert not first["mean_low"].equals(other["mean_low"])
+
+
+def test_one_image_in_a_group_has_no_interval():
+    assert np.isnan(shift.bootstrap_interval(np.array([1.0]), 100, 0.95, 0)).all()
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    covered = []
+    for seed in range(200):
+        low, high = shift.bootstrap_interval(rng.normal(size=60), 300, 0.9, seed)
+        covered.append(low < 0 < high)
+    assert 0.82 < np.mean(covered) < 0.96
+
+
+def test_moments_in_blocks_equal_the_tests_on_all_values():
+    rng = np.random.default_rng(3)
+    value = torch.tensor(rng.normal(size=(50, 2, 3)))
+    value[:, 1, 2] = 7  # never varies
+    group = np.array(["a"] * 20 + ["b"] * 30)
+    moments = shift.GroupMoments()
+    for at in torch.randperm(50).split(9):
+        for name in ("a", "b"):
+            part = value[at][torch.tensor(group[at] == name)]
+            if len(part):
+                moments.add(name, part)
+    difference, effect, p = moments.against("b", "a")
+    first, second = value[:20].numpy(), value[20:].numpy()
+    np.testing.assert_allclose(difference, second.mean(0) - first.mean(0), atol=1e-12)
+    pooled = np.sqrt((first.var(0) * 20 + second.var(0) * 30) / 48)[0]
+    np.testing.assert_allclose(effect[0], difference[0] / pooled, rtol=1e-9)
+    np.testing.assert_allclose(p[0], stats.ttest_ind(second[:, 0], first[:, 0], equal_var=False).pvalue, rtol=1e-9)
+    assert np.isnan(effect[1, 2])
+
+
+def test_q_values_are_those_of_the_tests_alone():
+    q = shift.benjamini_hochberg(np.array([0.01, np.nan, 0.04, 0.03]))
+    assert q[[0, 2, 3]].tolist() == pytest.approx([0.03, 0.04, 0.04])
+    assert np.isnan(q[1])
+
+
+@pytest.mark.parametrize(
+    ("group", "reference", "message"),
+    [
+        (["a", None], None, "image 1 has no group"),
+        (["a", "a"], None, "needs two groups"),
+        (["a", "b"], "c", "no group c"),
+    ],
+)
+def test_groups_that_cannot_be_compared_are_refused(group, reference, message):
+    with pytest.raises(NadpipeError, match=message):
+        shift.groups_of(pd.Series(group), reference, "images.parquet")
+
+
+def test_the_first_group_is_the_reference_unless_named():
+    group = pd.Series(["b", "a"])
+    assert shift.groups_of(group, None, "")[1] == "a"
+    assert shift.groups_of(group, "b", "")[1] == "b"
