@@ -30,6 +30,8 @@ _FILE_BYTES = 64 * 2**20
 _ROW_GROUP = 2**16
 _INDEXED = ("view", "head", "neuron", "token", "component", "rank")  # axes that get an integer coordinate
 _FIRST_SPATIAL_TOKEN = 1
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,7 +451,8 @@ def write_parquet(path: Path, kind: str, table: pd.DataFrame, stamp: Stamp, sour
 
 
 def read_parquet(path: Path, kind: str, model: Stamp | None = None) -> pd.DataFrame:
-    """Read a table and check its stamp and columns; raises NadpipeError as `open_zarr` does. Texts come as plain strings."""
+    """Read a table and check its stamp and columns; raises NadpipeError as `open_zarr` does. Texts come as plain strings,
+    missing ones as None."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
@@ -461,8 +464,9 @@ def read_parquet(path: Path, kind: str, model: Stamp | None = None) -> pd.DataFr
         raise NadpipeError(f"{path}: columns {', '.join(missing)} are missing; delete the table and make it again")
     frame = table.to_pandas()
     for name, column in PARQUET[kind].items():
-        if pa.types.is_dictionary(column.type):
-            frame[name] = frame[name].astype(object)
+        if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
+            values = frame[name].astype(object)
+            frame[name] = values.where(values.notna(), None)
     return frame
 
 
@@ -507,6 +511,8 @@ def whole(path: Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
+        if partial.is_file():
+            partial.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
         _remove(path)
         partial.replace(path)
     finally:

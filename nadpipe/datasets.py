@@ -33,10 +33,12 @@ def read_table(
     if source[path_column].isna().any():
         raise NadpipeError(f"{table}: column {path_column} is empty in row {int(source[path_column].isna().argmax()) + 1}")
     rows = pd.DataFrame(
-        {name: None if column is None else _texts(source[column]) for name, column in asked.items()}, index=source.index
+        {name: None if column is None else _texts(source[column]) for name, column in asked.items()},
+        index=source.index,
+        dtype=object,
     )
-    rows["path"] = [str(table.parent / path) for path in rows["path"]]
-    rows["mask_path"] = [None if path is None else str(table.parent / path) for path in rows["mask_path"]]
+    for name in ("path", "mask_path"):
+        rows[name] = pd.Series([path and str(table.parent / path) for path in rows[name]], source.index, dtype=object)
     own = source.drop(columns=[column for column in asked.values() if column is not None])
     own = own.rename(columns={name: f"source_{name}" for name in _OWN if name in own})
     return pd.concat([rows, own], axis=1)
@@ -55,7 +57,8 @@ def read_folder(folder: Path) -> pd.DataFrame:
             "mask_path": None,
             "group": [parts[0] if len(parts) > 1 else None for parts in inner],
             "label": [parts[-2] if len(parts) > 1 else None for parts in inner],
-        }
+        },
+        dtype=object,
     )
 
 
@@ -68,7 +71,7 @@ def add_sizes(rows: pd.DataFrame) -> pd.DataFrame:
             "path": rows["path"].to_numpy(),
             "width": [width for _, width in sizes],
             "height": [height for height, _ in sizes],
-            **{name: rows[name].to_numpy() for name in ("label", "group", "mask_path")},
+            **{name: pd.Series(rows[name].to_list(), dtype=object) for name in ("label", "group", "mask_path")},
         }
     )
     own = rows.drop(columns=["path", "mask_path", "group", "label"])

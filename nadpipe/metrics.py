@@ -3,15 +3,15 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 
 def confusion(
-    truth: Int[np.ndarray, "height width"],
-    predicted: Int[np.ndarray, "height width"],
+    truth: Integer[np.ndarray, "height width"],
+    predicted: Integer[np.ndarray, "height width"],
     classes: int,
     ignore: int,
-) -> Int[np.ndarray, "classes classes"]:
+) -> Integer[np.ndarray, "classes classes"]:
     """Pixels by true class (rows) and predicted class (columns); pixels whose truth is `ignore` do not count."""
     counted = truth != ignore
     index = truth[counted].astype(np.int64) * classes + predicted[counted]
@@ -31,7 +31,7 @@ class Metrics:
     fw_iou: float
 
 
-def metrics(confusion: Int[np.ndarray, "classes classes"]) -> Metrics:
+def metrics(confusion: Integer[np.ndarray, "classes classes"]) -> Metrics:
     """IoU and accuracy per class, their means, pixel accuracy and frequency-weighted IoU."""
     hit = np.diag(confusion).astype(float)
     truth, predicted = confusion.sum(1), confusion.sum(0)

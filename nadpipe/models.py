@@ -207,7 +207,8 @@ def _preprocessing(architecture: str, config: dict[str, Any], preprocess: dict[s
         if size[0] != size[1]:
             raise NadpipeError(f"{architecture}: image_size {size} is not square; nadpipe needs a square one")
         size = size[0]
-    return Preprocessing(size, tuple(preprocess["mean"]), tuple(preprocess["std"]), preprocess["interpolation"])
+    mean, std = (tuple(float(value) for value in preprocess[name]) for name in ("mean", "std"))
+    return Preprocessing(size, mean, std, preprocess["interpolation"])
 
 
 def _tokenizer(text_config: dict[str, Any]) -> Callable[[list[str]], Tensor]:

@@ -3,7 +3,7 @@
 import colorsys
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from nadpipe.errors import NadpipeError
@@ -17,7 +17,7 @@ def class_colours(count: int) -> UInt8[np.ndarray, "classes 3"]:
     return (rgb * 255).round().astype(np.uint8)
 
 
-def indexed_image(classes: Int[np.ndarray, "height width"]) -> Image.Image:
+def indexed_image(classes: Integer[np.ndarray, "height width"]) -> Image.Image:
     """A label map as an indexed picture whose pixel values are the classes (at most 256 of them)."""
     image = Image.fromarray(classes.astype(np.uint8)).convert("P")
     image.putdata(classes.astype(np.uint8).ravel())
@@ -25,7 +25,7 @@ def indexed_image(classes: Int[np.ndarray, "height width"]) -> Image.Image:
     return image
 
 
-def read_mask(path: str, size: tuple[int, int], classes: int, ignore: int) -> Int[np.ndarray, "height width"]:
+def read_mask(path: str, size: tuple[int, int], classes: int, ignore: int) -> Integer[np.ndarray, "height width"]:
     """A label map of the given (height, width): positions of classes, or `ignore`.
 
     Raises NadpipeError for a file that is no single-channel picture of that size, or holds another value.
@@ -47,7 +47,9 @@ def read_mask(path: str, size: tuple[int, int], classes: int, ignore: int) -> In
     return mask
 
 
-def overlay(image: Image.Image, classes: Int[np.ndarray, "height width"], count: int, strength: float = 0.55) -> Image.Image:
+def overlay(
+    image: Image.Image, classes: Integer[np.ndarray, "height width"], count: int, strength: float = 0.55
+) -> Image.Image:
     """The image with each pixel tinted in the colour of its class; values beyond the classes stay as they are."""
     colours = class_colours(256).astype(np.float32)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)

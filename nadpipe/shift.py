@@ -3,7 +3,6 @@
 Bu & Gandelsman, arXiv 2509.19943, section 5.2: a concept's score is what its pairs, chosen by text, add to the embedding.
 """
 
-
 import numpy as np
 import pandas as pd
 import torch

@@ -1,4 +1,7 @@
 # What several rule files need; functions alone, no rules.
+#
+# In the rules, what a stage computes is a param: a change reruns it. How it runs (batch size, worker processes, device)
+# is a resource: a change reruns nothing, so that a run that ended for want of memory goes on where it stopped.
 import shlex
 import sys
 from pathlib import Path

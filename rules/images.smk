@@ -41,20 +41,20 @@ rule extract_features:
         mem_mb=8000,
         runtime=240,
         gpu=1 if config["device"] != "cpu" else 0,
+        device=config["device"],
+        batch_size=config["features"]["batch_size"],
+        workers=config["features"]["workers"],
     params:
         model=model_options(),
         shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
         views=lambda wildcards: view_options(wildcards.dataset),
-        batch_size=config["features"]["batch_size"],
-        workers=config["features"]["workers"],
-        device=config["device"],
         code=code("extract_features"),
     shell:
         """
         nadpipe extract-features \
             {params.model:q} --images {input.images:q} --output {output.features:q} \
             --shard {wildcards.shard} --shards {params.shards} {params.views:q} \
-            --batch-size {params.batch_size} --workers {params.workers} --device {params.device:q} \
+            --batch-size {resources.batch_size} --workers {resources.workers} --device {resources.device:q} \
             2>{log}
         """
 
@@ -77,8 +77,8 @@ rule compute_contributions:
     resources:
         mem_mb=4000,
         runtime=60,
-    params:
         batch_size=config["contributions"]["batch_size"],
+    params:
         tolerance=config["contributions"]["tolerance"],
         code=code("compute_contributions"),
     shell:
@@ -86,6 +86,6 @@ rule compute_contributions:
         nadpipe compute-contributions \
             --features {input.features:q} --attnpool-store {input.attnpool:q} \
             --output {output.contributions:q} \
-            --batch-size {params.batch_size} --tolerance {params.tolerance} \
+            --batch-size {resources.batch_size} --tolerance {params.tolerance} \
             2>{log}
         """

@@ -14,18 +14,18 @@ rule embed_texts:
         mem_mb=4000,
         runtime=60,
         gpu=1 if config["device"] != "cpu" else 0,
+        device=config["device"],
+        batch_size=config["text"]["batch_size"],
     params:
         model=model_options(),
         texts=lambda wildcards: text_options(wildcards.set),
         templates=config["text"]["templates"],
-        batch_size=config["text"]["batch_size"],
-        device=config["device"],
         code=code("embed_texts"),
     shell:
         """
         nadpipe embed-texts \
             {params.model:q} --output {output.text:q} {params.texts:q} \
-            --templates {params.templates:q} --batch-size {params.batch_size} --device {params.device:q} \
+            --templates {params.templates:q} --batch-size {resources.batch_size} --device {resources.device:q} \
             2>{log}
         """
 

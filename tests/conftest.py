@@ -1,6 +1,14 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
+import yaml
 from open_clip.modified_resnet import AttentionPool2d
 
 from nadpipe.attnpool import AttentionPool
@@ -59,3 +67,57 @@ def tiny_clip():
     for bias in ("q_proj", "k_proj", "v_proj", "c_proj"):
         getattr(clip.visual.attnpool, bias).bias.normal_(std=0.1)
     return clip
+
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 10},
+    "directions": {"top_images": 20, "components": 3},
+    "shift": {"resamples": 200},
+    "segmentation": {"overlays": 3},
+}
+
+
+class Checkout:
+    """A copy of the workflow with a small demo, and ways to run and to change it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("rules", "nadpipe", "envs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("Snakefile", "config.yaml", "README.md"):
+            shutil.copy(ROOT / name, folder / name)
+        self.config = yaml.safe_load((ROOT / "config.yaml").read_text())
+        for section, keys in SMALL.items():
+            self.config[section].update(keys)
+        self.write_config(self.config)
+
+    def write_config(self, config):
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def run(self, *arguments, check=True):
+        """Run snakemake as the README does, on this copy's code."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PATH": path}
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 or not check, done.stdout[-3000:] + done.stderr[-6000:]
+        return done
+
+    def plan(self, *arguments):
+        """Rules that would run, with the number of their jobs."""
+        done = self.run("-n", "all", *arguments)
+        text = done.stdout + done.stderr
+        table = re.search(r"^Job stats:\n.*\n-.*\n((?:\w+ +\d+\n)+)", text, re.MULTILINE)
+        if table is None:
+            assert "Nothing to be done" in text
+            return {}
+        jobs = dict(line.split() for line in table[1].splitlines())
+        return {rule: int(count) for rule, count in jobs.items() if rule not in ("all", "total")}
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    made = Checkout(tmp_path_factory.mktemp("checkout"))
+    made.first = made.run("all")
+    return made

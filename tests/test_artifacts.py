@@ -92,9 +92,10 @@ def test_blocks_of_any_size_are_joined_and_files_stay_few(tmp_path, monkeypatch)
 
 
 def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
-    with pytest.raises(ValueError, match="coefficient has 3 of 5 rows"), create_zarr(
-        tmp_path / "c.zarr", "contributions", MODEL, SIZES
-    ) as store:
+    with (
+        pytest.raises(ValueError, match="coefficient has 3 of 5 rows"),
+        create_zarr(tmp_path / "c.zarr", "contributions", MODEL, SIZES) as store,
+    ):
         store.append(coefficient=np.zeros((3, 2, 6)))
     assert list(tmp_path.iterdir()) == []
 

@@ -24,7 +24,7 @@ def draw_set(name: str, images: int, seed: int) -> Iterator[tuple[Scene, dict[st
         for number in range(images):
             rng = np.random.default_rng([seed, 7919 + SETS.index(name), position, number])
             height, width = (192, 192) if name != "segmentation" else _SIZES[rng.integers(len(_SIZES))]
-            odds = Odds(weight=weight) if name != "segmentation" else Odds(count=(0, 0.4, 0.4, 0.2), radius=(34, 66))
+            odds = Odds(weight=weight) if name != "segmentation" else Odds(count=(0.0, 0.4, 0.4, 0.2), radius=(34.0, 66.0))
             scene = draw_scene(rng, height, width, odds)
             row = {
                 "caption": write_caption(rng, scene),

@@ -36,6 +36,7 @@ IMAGE_SIZE = 192
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 GROUPS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "texture": TEXTURES, "background": BACKGROUNDS}
 _CAPTIONS = 6  # written per scene; one is taken at each step
+_TESTED = 384  # held-out scenes that the progress reports are measured on
 _HELD_OUT = 10**9  # scene seeds from here on are never trained on
 
 
@@ -110,7 +111,7 @@ def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
     }
 
 
-def train(course: Course, workers: int = 2) -> tuple[CLIP, Vocabulary]:
+def train(course: Course, workers: int) -> tuple[CLIP, Vocabulary]:
     """Train the demo model; the same course, libraries and thread count give the same weights.
 
     Returns the model at the native size, in evaluation mode, and the vocabulary that its token rows stand for.
@@ -124,7 +125,8 @@ def train(course: Course, workers: int = 2) -> tuple[CLIP, Vocabulary]:
             model.load_state_dict(_resize_positions(previous.state_dict(), lesson.size // 32))
         first = number * 10**7
         scenes = draw_scenes(lesson, range(first, first + lesson.scenes), course.seed, vocabulary, workers)
-        _teach(model, lesson, scenes, vocabulary, course.seed)
+        tested = held_out(lesson, _TESTED, course.seed, vocabulary, workers)
+        _teach(model, lesson, scenes, tested, vocabulary, course.seed)
     return model.eval(), vocabulary
 
 
@@ -154,8 +156,12 @@ def mean_by_group(precision: dict[str, float]) -> dict[str, float]:
 def draw_scenes(lesson: Lesson, numbers: range, seed: int, vocabulary: Vocabulary, workers: int) -> Scenes:
     """Draw the scenes with these numbers; a scene depends on seed, number and lesson alone, not on the workers."""
     jobs = [(lesson, number, seed) for number in numbers]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        drawn = list(track(pool.imap(_draw_one, jobs, chunksize=64), f"drawing {lesson.name} scenes", "scene", len(jobs)))
+    label = f"drawing {lesson.name} scenes"
+    if workers == 1:
+        drawn = [_draw_one(job) for job in track(jobs, label, "scene", len(jobs))]
+    else:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            drawn = list(track(pool.imap(_draw_one, jobs, chunksize=64), label, "scene", len(jobs)))
     token = vocabulary.encode([caption for _, captions, _ in drawn for caption in captions])
     return Scenes(
         image=np.stack([image for image, _, _ in drawn]),
@@ -164,7 +170,7 @@ def draw_scenes(lesson: Lesson, numbers: range, seed: int, vocabulary: Vocabular
     )
 
 
-def held_out(lesson: Lesson, count: int, seed: int, vocabulary: Vocabulary, workers: int = 2) -> Scenes:
+def held_out(lesson: Lesson, count: int, seed: int, vocabulary: Vocabulary, workers: int) -> Scenes:
     """Scenes of the lesson's kind that no training ever sees."""
     return draw_scenes(lesson, range(_HELD_OUT, _HELD_OUT + count), seed, vocabulary, workers)
 
@@ -177,7 +183,7 @@ def _draw_one(job: tuple[Lesson, int, int]) -> tuple[np.ndarray, list[str], list
     return scene.image, captions, list(scene.truth().values())
 
 
-def _teach(model: CLIP, lesson: Lesson, scenes: Scenes, vocabulary: Vocabulary, seed: int) -> None:
+def _teach(model: CLIP, lesson: Lesson, scenes: Scenes, tested: Scenes, vocabulary: Vocabulary, seed: int) -> None:
     prompts = torch.stack([vocabulary.encode([t.format(word) for word in CONCEPTS]) for t in TEMPLATES])
     rate = torch.logit(scenes.truth.mean(0).clamp(0.01, 0.99))
     scale, bias = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(rate.clone())
@@ -187,7 +193,6 @@ def _teach(model: CLIP, lesson: Lesson, scenes: Scenes, vocabulary: Vocabulary, 
         optimizer, lesson.rate, total_steps=lesson.steps, pct_start=0.1, final_div_factor=100
     )
     rng = np.random.default_rng([seed, lesson.size])
-    test = held_out(lesson, 384, seed, vocabulary)
     for step in track(range(lesson.steps), f"training on {lesson.name} scenes", "step"):
         pick = np.sort(rng.choice(len(scenes.image), lesson.batch, replace=False))
         image = _pixels(scenes.image[pick][:, :, :: rng.choice((-1, 1))])
@@ -212,7 +217,7 @@ def _teach(model: CLIP, lesson: Lesson, scenes: Scenes, vocabulary: Vocabulary, 
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100))
         if (step + 1) % 100 == 0 or step + 1 == lesson.steps:
-            means = mean_by_group(average_precision(model, test, vocabulary))
+            means = mean_by_group(average_precision(model, tested, vocabulary))
             report = ", ".join(f"{group} {value:.3f}" for group, value in means.items())
             print(f"step {step + 1}: loss {loss.item():.3f}; average precision: {report}", flush=True)
             model.train()

@@ -1,0 +1,70 @@
+"""Print docs/artifacts.md from the schemas in nadpipe/artifacts.py: python docs/make_artifacts_page.py > docs/artifacts.md"""
+
+from nadpipe.artifacts import CSV, FORMAT, PARQUET, ZARR
+
+WHERE = {
+    "attention pool": "results/artifacts/model/attnpool.zarr",
+    "features": "results/artifacts/&lt;dataset&gt;/features/&lt;shard&gt;.zarr",
+    "contributions": "results/artifacts/&lt;dataset&gt;/contributions/&lt;shard&gt;.zarr",
+    "pair directions": "results/artifacts/directions/pair.zarr",
+    "neuron directions": "results/artifacts/directions/neuron.zarr",
+    "head directions": "results/artifacts/directions/head.zarr",
+    "text": "results/artifacts/text/&lt;set&gt;.zarr (dictionary, classes, concepts)",
+    "selection": "results/artifacts/selection/&lt;set&gt;.zarr (classes, concepts)",
+    "images": "results/artifacts/&lt;dataset&gt;/images.parquet",
+    "pairs": "results/pairs.parquet",
+    "neurons": "results/neurons.parquet",
+    "heads": "results/heads.parquet",
+    "pair assignments": "results/assignments.parquet",
+    "neuron assignments": "results/artifacts/assignments/neuron.parquet",
+    "head assignments": "results/artifacts/assignments/head.parquet",
+    "confusion": "results/artifacts/segmentation/confusion/&lt;shard&gt;.parquet",
+    "per_class": "results/segmentation/per_class.parquet",
+    "shift_scores": "results/shift/scores.parquet",
+    "shift_pairs": "results/shift/pairs.parquet",
+    "segmentation": "results/segmentation.csv",
+    "shift": "results/shift.csv",
+}
+HEAD = f"""# Artifacts
+
+Made by `python docs/make_artifacts_page.py` from the schemas that nadpipe checks whenever it opens a file; format {FORMAT}.
+
+`<dataset>` is `discovery` (fits the directions), `segmentation` (has masks) or `monitoring` (has groups); `<shard>` counts
+from 0. Zarr stores are format 3, zstd, sharded, consolidated, with named axes; they open with `xarray.open_zarr`. The axis
+`token` is 0 for the pooled token, then the spatial tokens row by row. Parquet tables are zstd; each column carries its
+comment in the schema (`pyarrow.parquet.read_schema(path).field(name).metadata`). Every Zarr store and Parquet table is stamped
+with its kind, the format, the sha256 of the model's weights, the architecture, and the fingerprint of the code that made it;
+a stage refuses an artifact of another model, kind or format. Everything is written beside its final name and renamed.
+
+Beside these: `results/segmentation/segmentation/labels/<shard>/<method>/<image_id>.png`, label maps as indexed PNG whose pixel
+values are positions in `segmentation.classes`; and `results/segmentation/segmentation/overlays/<image_id>.png`, pictures.
+
+neurons.parquet and heads.parquet also have `explained_1`, `explained_2`, …: the share of the kept images' centred energy that
+each direction explains. images.parquet also has the source table's own columns.
+"""
+
+
+def main() -> None:
+    """Print the page."""
+    print(HEAD)
+    for kind, arrays in ZARR.items():
+        print(f"## {WHERE[kind]}\n\n| array | axes | unit | what |\n|---|---|---|---|")
+        for name, array in arrays.items():
+            print(f"| `{name}` | {', '.join(array.axes)} | {array.unit} | {array.source} |")
+        print()
+    for kind, columns in PARQUET.items():
+        print(f"## {WHERE[kind]}\n\n| column | type | what |\n|---|---|---|")
+        for name, column in columns.items():
+            kind_of = "string" if str(column.type).startswith("dictionary") else column.type
+            print(f"| `{name}` | {kind_of} | {column.comment} |")
+        print()
+    for at, (kind, columns) in enumerate(CSV.items()):
+        print(f"## {WHERE[kind]}\n\n| column | what |\n|---|---|")
+        for name, comment in columns.items():
+            print(f"| `{name}` | {comment} |")
+        if at + 1 < len(CSV):
+            print()
+
+
+if __name__ == "__main__":
+    main()

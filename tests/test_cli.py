@@ -1,0 +1,76 @@
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nadpipe import __version__
+from nadpipe.cli import commands, main
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_explains_every_option(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    name = command.replace("-", "_")
+    stage = getattr(importlib.import_module(f"nadpipe.stages.{name}"), name)
+    explained = inspect.getdoc(stage)
+    for option in inspect.signature(stage).parameters:
+        assert f"--{option.replace('_', '-')}" in text
+        assert re.search(rf"^    {option}: \S", explained, re.MULTILINE), f"{option} has no line under Args"
+
+
+def test_a_stage_is_named_as_its_module_and_fits_a_screen():
+    for command in commands():
+        name = command.replace("-", "_")
+        module = importlib.import_module(f"nadpipe.stages.{name}")
+        assert callable(getattr(module, name))
+
+
+def test_the_overview_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in commands())
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys):
+    assert main(["fit"]) == 2
+    assert "no command fit; there are assign-texts" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_and_exit_code_1(tmp_path, capsys):
+    arguments = ["--features", "no.zarr", "--attnpool-store", str(tmp_path / "no.zarr"), "--output", str(tmp_path / "o.zarr")]
+    assert main(["compute-contributions", *arguments]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("nadpipe compute-contributions: ")
+    assert text.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_or_asking_for_help_does_not_load_torch():
+    code = "import sys, nadpipe, nadpipe.cli; nadpipe.cli.main(['--help']); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("False\n")
+
+
+def test_jaxtyping_is_switched_on_in_these_tests():
+    from nadpipe.texts import unit
+
+    with pytest.raises(Exception, match="Type-check error"):
+        unit("no tensor")
+    assert unit(torch.ones(2, 3)).shape == (2, 3)
+
+
+def test_no_module_turns_annotations_into_strings(pytestconfig):
+    for path in (pytestconfig.rootpath / "nadpipe").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.module == "__future__"), path

@@ -1,0 +1,113 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nadpipe.config import Config, check
+from nadpipe.errors import NadpipeError
+from nadpipe.segmentation import METHODS
+
+ROOT = Path(__file__).parents[1]
+GOOD = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def changed(key, value):
+    """The shipped config with one key set, or deleted if the value is `...`."""
+    config = copy.deepcopy(GOOD)
+    *sections, last = key.split(".")
+    section = config
+    for name in sections:
+        section = section[name]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    return config
+
+
+def test_the_shipped_config_is_complete():
+    assert check(GOOD) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sed", 1, "sed: unknown key; allowed here: seed, device, model, datasets, demo"),
+        ("segmentation.kk", 1, "segmentation.kk: unknown key; allowed here: classes, methods, k, select_by"),
+        ("datasets.discovery.tabel", "x", "datasets.discovery.tabel: unknown key; allowed here: table, folder"),
+        ("datasets.more", {}, "datasets.more: unknown key; allowed here: discovery, segmentation, monitoring"),
+        ("segmentation.k", ..., "segmentation.k: missing"),
+        ("model", ..., "model: missing"),
+        ("segmentation.k", 0, "segmentation.k: input should be greater than or equal to 1, not 0"),
+        ("segmentation.k", "many", "segmentation.k: input should be a valid integer, not 'many'"),
+        ("segmentation.k", 2.5, "segmentation.k: input should be a valid integer"),
+        ("segmentation.k", True, "segmentation.k: input should be a valid integer, not True"),
+        ("segmentation.stride", 1.5, "segmentation.stride: input should be less than or equal to 1, not 1.5"),
+        ("segmentation.select_by", "x", "segmentation.select_by: input should be 'direction' or 'write', not 'x'"),
+        ("segmentation.methods", ["nad", "x"], "segmentation.methods.1: input should be 'nad', 'nad_centred', 'maskclip'"),
+        ("segmentation.methods", [], "segmentation.methods: list should have at least 1 item"),
+        ("segmentation.methods", ["nad", "nad"], "segmentation.methods: listed twice: nad"),
+        ("segmentation.sink", "last", "segmentation.sink: input should be 'auto' or 'none', not 'last'"),
+        ("segmentation.sink", -1, "segmentation.sink: input should be greater than or equal to 0"),
+        ("segmentation.classes", ["a", " "], "segmentation.classes.1: one line of text, not empty"),
+        ("text.templates", ["a photo"], "text.templates: each template holds {} once"),
+        ("text.dictionary", "no/such.txt", "text.dictionary: no such file or folder: no/such.txt"),
+        ("model.architecture", "no/model.json", "model.architecture: no such file or folder: no/model.json"),
+        ("model.pretrained", "no/model.pt", "model.pretrained: no such file or folder: no/model.pt"),
+        ("datasets.discovery.table", "no.csv", "datasets.discovery.table: no such file or folder: no.csv"),
+        ("datasets.discovery.table", None, "datasets.discovery: give either table or folder"),
+        ("shift.confidence", 1, "shift.confidence: input should be less than 1"),
+        ("contributions.tolerance", "x", "contributions.tolerance: input should be a valid number"),
+        ("seed", -1, "seed: input should be greater than or equal to 0"),
+        ("features", 3, "features: input should be"),
+    ],
+)
+def test_a_fault_is_one_line_with_the_keys_full_path(key, value, message):
+    with pytest.raises(NadpipeError) as error:
+        check(changed(key, value), "my.yaml")
+    lines = str(error.value).split("\n")
+    assert any(line.startswith(f"my.yaml: {message}") for line in lines), lines
+    assert len(lines) <= 2  # a union names each of its members
+
+
+def test_all_faults_are_told_at_once():
+    config = changed("segmentation.k", 0)
+    config["shift"]["k"] = "x"
+    with pytest.raises(NadpipeError) as error:
+        check(config)
+    assert [line.split(":")[1].strip() for line in str(error.value).split("\n")] == ["segmentation.k", "shift.k"]
+
+
+def test_pretrained_tags_are_no_paths():
+    assert check(changed("model.pretrained", "openai"))["model"]["pretrained"] == "openai"
+    assert check(changed("model.architecture", "RN50x16"))["model"]["architecture"] == "RN50x16"
+
+
+def test_every_registered_method_may_be_asked_for():
+    assert check(changed("segmentation.methods", list(METHODS)))["segmentation"]["methods"] == list(METHODS)
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.sampled_from([f"{section}.{key}" for section, content in GOOD.items() if isinstance(content, dict) for key in content]),
+    json_like,
+)
+def test_any_value_is_accepted_or_refused_in_lines_that_name_its_section(key, value):
+    try:
+        check(changed(key, value))
+    except NadpipeError as error:
+        for line in str(error).split("\n"):
+            assert line.startswith(f"config.yaml: {key}")
+
+
+def test_every_section_is_in_the_contract():
+    assert set(Config.model_fields) == set(GOOD)

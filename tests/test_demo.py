@@ -1,0 +1,192 @@
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from nadpipe.demo import train as training
+from nadpipe.demo.checkpoint import unpack_model
+from nadpipe.demo.data import DRIFTS, YEARS, dictionary, draw_set
+from nadpipe.demo.files import CHECKPOINT
+from nadpipe.demo.world import BACKGROUNDS, CLASSES, COLOURS, CONCEPTS, KINDS, TEXTURES, Odds, draw_scene, write_caption
+from nadpipe.stages.make_demo_data import make_demo_data
+from nadpipe.stages.make_demo_model import make_demo_model
+
+DEMO = Path(training.__file__).parent
+
+
+def scenes(count, odds=None, seed=0, size=(96, 128)):
+    rng = np.random.default_rng(seed)
+    return [draw_scene(rng, *size, odds or Odds(radius=(16.0, 30.0))) for _ in range(count)]
+
+
+def test_the_mask_tells_what_the_scene_holds():
+    for scene in scenes(40):
+        seen = {CLASSES[at] for at in np.unique(scene.mask)}
+        assert scene.background in seen
+        assert seen - {scene.background} <= {thing.kind for thing in scene.things}
+        truth = scene.truth()
+        assert {word for word in KINDS if truth[word]} == {thing.kind for thing in scene.things}
+        assert {word for word in BACKGROUNDS if truth[word]} == {scene.background}
+        assert list(truth) == list(CONCEPTS)
+
+
+def test_captions_are_true():
+    rng = np.random.default_rng(1)
+    for scene in scenes(60):
+        words = set(write_caption(rng, scene).split())
+        truth = scene.truth()
+        assert all(truth[word] for word in words & set(CONCEPTS))
+        assert words & set(CONCEPTS)
+
+
+def test_a_small_patch_tells_kinds_apart():
+    """The motif is local: 24 × 24 pixels inside an object are nearest, by their colours, to patches of the same kind."""
+    patches = {}
+    for kind in KINDS:
+        odds = Odds(
+            count=(0.0, 1.0), radius=(40.0, 44.0), weight={word: float(word == kind) for word in KINDS} | {"plain": 1e9}
+        )
+        patches[kind] = []
+        for scene in scenes(12, odds, seed=len(kind)):
+            rows, columns = np.nonzero(scene.mask == CLASSES.index(kind))
+            y, x = int(np.median(rows)), int(np.median(columns))
+            pixels = scene.image[max(0, y - 12) : y + 12, max(0, x - 12) : x + 12].reshape(-1, 3) // 32
+            counts = Counter(map(tuple, pixels.tolist()))
+            patches[kind].append({colour: n / len(pixels) for colour, n in counts.items()})
+    share = {
+        kind: np.mean([[sum(min(a[c], b.get(c, 0)) for c in a) for b in own if b is not a] for a in own])
+        for kind, own in patches.items()
+    }
+    for kind, own in patches.items():
+        other = np.mean(
+            [
+                sum(min(a[c], b.get(c, 0)) for c in a)
+                for a in own
+                for name, rest in patches.items()
+                if name != kind
+                for b in rest
+            ]
+        )
+        assert share[kind] > 1.2 * other
+
+
+def test_the_same_seed_draws_the_same_files(tmp_path):
+    for name in ("a", "b"):
+        make_demo_data("segmentation", 3, 5, tmp_path / name / "s", tmp_path / name / "s.csv")
+    make_demo_data("segmentation", 3, 6, tmp_path / "c" / "s", tmp_path / "c" / "s.csv")
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == 7
+    same = [(tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files]
+    assert all(same)
+    assert (tmp_path / "a/s/images/000000.jpg").read_bytes() != (tmp_path / "c/s/images/000000.jpg").read_bytes()
+    table = pd.read_csv(tmp_path / "a" / "s.csv")
+    for row in table.itertuples():
+        mask = np.asarray(Image.open(tmp_path / "a" / row.mask_path))
+        assert Image.open(tmp_path / "a" / row.path).size == mask.shape[::-1]
+        assert CLASSES.index(row.background) in mask
+
+
+def test_planted_concepts_drift_and_the_others_do_not():
+    rows = pd.DataFrame([row for _, row in draw_set("monitoring", 120, 0)])
+    assert sorted(rows["year"].unique()) == list(YEARS)
+    early, late = (rows[rows["year"].isin(years)] for years in (YEARS[:2], YEARS[-2:]))
+    for word in CONCEPTS:
+        change = late[word].mean() - early[word].mean()
+        error = np.sqrt(sum(part[word].var() / len(part) for part in (early, late)))
+        if word in DRIFTS:
+            assert np.sign(change) == np.sign(DRIFTS[word][1] - DRIFTS[word][0])
+            assert abs(change) > 3 * error
+        else:
+            assert abs(change) < 3.5 * error
+
+
+def test_the_dictionary_names_every_concept_once():
+    texts = dictionary()
+    assert len(texts) == len(set(texts))
+    assert set(CONCEPTS) <= set(texts)
+
+
+def test_the_checkpoint_is_small_and_unpacks_to_open_clips_own_names(tmp_path):
+    assert CHECKPOINT.stat().st_size <= 12e6
+    state, config = unpack_model()
+    clip = training.CLIP(**config)
+    clip.load_state_dict(state)
+    assert clip.visual.attnpool.positional_embedding.shape[0] - 1 >= 36
+    make_demo_model(tmp_path / "w.safetensors", tmp_path / "m.json", tmp_path / "d.txt")
+    assert json.loads((tmp_path / "m.json").read_text()) == config
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    """The packaged model with the demo's own small vocabulary, and scenes that training never saw."""
+    vocabulary = training.Vocabulary()
+    state, config = unpack_model()
+    state["token_embedding.weight"] = state["token_embedding.weight"][vocabulary.ids]
+    config["text_cfg"]["vocab_size"] = len(vocabulary.ids)
+    clip = training.CLIP(**config)
+    clip.load_state_dict(state)
+    return clip.eval(), vocabulary, training.held_out(training.COURSE.lessons[-1], 200, 0, vocabulary, workers=1)
+
+
+def test_the_packaged_model_knows_its_world(packaged):
+    clip, vocabulary, scenes = packaged
+    mean = training.mean_by_group(training.average_precision(clip, scenes, vocabulary))
+    assert min(mean["kind"], mean["colour"], mean["background"]) > 0.85
+    card = json.loads((DEMO / "metrics.json").read_text())
+    for group, value in card["mean"].items():
+        assert mean[group] == pytest.approx(value, abs=0.05)
+
+
+def test_the_model_card_tells_what_was_measured():
+    text = (DEMO / "MODEL_CARD.md").read_text()
+    card = json.loads((DEMO / "metrics.json").read_text())
+    assert hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest() in text
+    for group, words in training.GROUPS.items():
+        assert f"| {group} | {card['mean'][group]:.3f} |" in text
+        for word in words:
+            assert f"{word} {card['word'][word]:.3f}" in text
+
+
+def tiny_course():
+    lessons = [
+        dataclasses.replace(lesson, scenes=12, steps=2, batch=8, size=size)
+        for lesson, size in zip(training.COURSE.lessons, (64, 96), strict=True)
+    ]
+    odds = Odds(radius=(14.0, 24.0))
+    return training.Course(seed=1, width=4, embed=8, lessons=tuple(dataclasses.replace(x, odds=odds) for x in lessons))
+
+
+def test_training_is_reproducible_by_seed(monkeypatch):
+    monkeypatch.setattr(training, "_TESTED", 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    first, _ = training.train(tiny_course(), workers=1)
+    second, _ = training.train(tiny_course(), workers=2)
+    other, _ = training.train(dataclasses.replace(tiny_course(), seed=2), workers=1)
+    torch.set_num_threads(threads)
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, second.state_dict()[name], rtol=0, atol=0)
+    assert not torch.equal(first.visual.conv1.weight, other.visual.conv1.weight)
+    assert first.visual.attnpool.positional_embedding.shape == (10, 128)
+
+
+def test_the_largest_token_is_still_the_end_of_text():
+    vocabulary = training.Vocabulary()
+    token = vocabulary.encode(["a photo of fish", "checkered"])
+    assert (vocabulary.ids[token] == vocabulary.tokenizer(["a photo of fish", "checkered"])).all()
+    assert (token.argmax(1) == vocabulary.tokenizer(["a photo of fish", "checkered"]).argmax(1)).all()
+
+
+def test_words_of_every_caption_are_in_the_vocabulary():
+    vocabulary = training.Vocabulary()
+    rng = np.random.default_rng(3)
+    texts = [write_caption(rng, scene) for scene in scenes(50)] + [*COLOURS, *TEXTURES]
+    known = set(vocabulary.ids.tolist())
+    assert set(vocabulary.tokenizer(texts).unique().tolist()) <= known

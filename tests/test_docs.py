@@ -1,0 +1,131 @@
+"""Every command and every piece of code in README.md and docs/ runs; what they list is what there is."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY, Checkout
+from PIL import Image
+from safetensors.torch import save_file
+from test_workflow import CHANGES
+
+from nadpipe.artifacts import PARQUET
+from nadpipe.config import check
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "nadpipe" / "demo" / "MODEL_CARD.md"]
+BLOCK = re.compile(r"(<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+BLOCKS = [(page.name, *match.groups()[1:]) for page in PAGES for match in BLOCK.finditer(page.read_text())]
+README = (ROOT / "README.md").read_text()
+
+
+def shown(language, marked=False):
+    return [(page, content) for page, marker, kind, content in BLOCKS if kind == language and (marker is not None) == marked]
+
+
+def test_ci_runs_the_two_set_up_commands_of_the_readme():
+    assert [(marker, kind) for page, marker, kind, _ in BLOCKS if marker and page == "README.md"] == [
+        ("demo", "bash"),
+        ("tests", "bash"),
+    ]
+    script = (ROOT / ".ci" / "run").read_text()
+    for marker in ("demo", "tests"):
+        assert f'bash -c "$(readme_command {marker})"' in script
+    assert all(len(content.strip().splitlines()) == 1 for _, content in shown("bash", marked=True))
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory, tiny_clip):
+    """What README's own-data section supposes: photographs, a dictionary, my.yaml; and a model that needs no download."""
+    made = Checkout(tmp_path_factory.mktemp("own"))
+    (made.folder / "photos" / "cat").mkdir(parents=True)
+    for number in range(5):
+        Image.effect_noise((80 + number, 70), 60).save(made.folder / "photos" / "cat" / f"{number}.png")
+    (made.folder / "words.txt").write_text("cat\ndog\n\nhouse on a hill\ntree\n", encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in tiny_clip.state_dict().items()}, made.folder / "tiny.safetensors")
+    (made.folder / "tiny.json").write_text(json.dumps(TINY))
+    [(_, text)] = shown("yaml")
+    mine = yaml.safe_load(text)
+    assert mine["model"] == {"architecture": "RN50x16-quickgelu", "pretrained": "openai"}
+    mine["model"] = {"architecture": "tiny.json", "pretrained": "tiny.safetensors"}
+    (made.folder / "my.yaml").write_text(yaml.safe_dump(mine))
+    return made
+
+
+@pytest.mark.parametrize(("page", "block"), shown("bash"), ids=lambda value: value.splitlines()[0])
+def test_every_command_runs(checkout, request, page, block):
+    for line in block.strip().splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "snakemake":
+            run_in = request.getfixturevalue("own_data") if "my.yaml" in arguments else checkout
+            run_in.run(*arguments)
+        else:
+            assert program == "nadpipe", f"{page}: {line}"
+            subprocess.run([sys.executable, "-m", "nadpipe", *arguments], check=True, capture_output=True)
+
+
+def test_the_own_data_command_named_the_units_of_the_other_model(own_data):
+    own_data.run("--configfile", "my.yaml", "results/pairs.parquet")
+    pairs = pd.read_parquet(own_data.folder / "results" / "pairs.parquet")
+    assert len(pairs) == 4 * 128
+    assert set(pairs["nearest_text"].dropna()) <= {"cat", "dog", "house on a hill", "tree"}
+
+
+@pytest.mark.parametrize(("page", "block"), shown("python"), ids=lambda value: value.splitlines()[0])
+def test_every_piece_of_python_runs(checkout, page, block):
+    checkout.run("all")
+    done = subprocess.run([sys.executable, "-c", block], cwd=checkout.folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{page}: {done.stderr}"
+    assert done.stdout.strip()
+
+
+def test_the_example_config_is_valid():
+    [(_, text)] = shown("yaml")
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for section, keys in yaml.safe_load(text).items():
+        for key, value in keys.items():
+            config[section][key] = {**config[section][key], **value} if isinstance(value, dict) else value
+    config["datasets"]["discovery"]["folder"] = config["text"]["dictionary"] = str(ROOT)
+    check(config)
+
+
+def test_the_page_of_artifacts_is_made_from_the_schemas():
+    made = subprocess.run([sys.executable, "docs/make_artifacts_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert made.decode() == (ROOT / "docs" / "artifacts.md").read_text()
+
+
+def test_every_column_of_pairs_is_explained_in_the_readme():
+    section = README[README.index("## Reading the columns") : README.index("`segmentation.csv`: ")]
+    assert all(f"`{column}`" in section for column in PARQUET["pairs"])
+
+
+def test_every_key_is_on_the_page_of_the_configuration():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for key in CHANGES:
+        name = f"`.{key.split('.')[-1]}`" if key.startswith("datasets.") and "shards" not in key else key
+        assert name.replace("monitoring", "<dataset>").replace("discovery.shards", "<dataset>.shards") in page or key in page
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_environment_of_the_rules_has_the_packages_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    rules = yaml.safe_load((ROOT / "envs" / "nadpipe.yaml").read_text())["dependencies"][-1]["pip"]
+    assert [name for name in project if not name.startswith("snakemake")] == rules
+
+
+def test_the_constraints_hold_every_direct_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"], *project["optional-dependencies"]["lint"]]
+    held = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {re.match(r"[\w-]+", name)[0].lower().replace("_", "-") for name in wanted} <= held

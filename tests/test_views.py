@@ -1,0 +1,80 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nadpipe.errors import NadpipeError
+from nadpipe.views import centre_box, crop_pixels, image_size, read_image, resized_size, sliding_boxes
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.05, 1))
+def test_sliding_crops_cover_every_pixel_and_stay_inside(height, width, size, stride):
+    boxes = sliding_boxes(height, width, size, stride) if max(height, width) < 20 * min(height, width) else []
+    rows, columns = resized_size(height, width, size)
+    for axis, length in (("top", rows), ("left", columns)):
+        starts = sorted({getattr(box, axis) for box in boxes})
+        if starts:
+            assert starts[0] == 0
+            assert starts[-1] == length - size
+            assert all(b - a <= max(1, round(size * stride)) for a, b in itertools.pairwise(starts))
+
+
+def test_the_last_crop_is_shifted_back_to_the_border():
+    boxes = sliding_boxes(100, 230, 100, 0.5)
+    assert [box.left for box in boxes] == [0, 50, 100, 130]
+    assert {box.top for box in boxes} == {0}
+
+
+def test_one_crop_is_enough_for_a_square():
+    assert len(sliding_boxes(333, 333, 64, 0.5)) == 1
+    assert centre_box(333, 333, 64) == sliding_boxes(333, 333, 64, 0.5)
+
+
+def test_crops_of_one_image_are_parts_of_one_resized_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    boxes = sliding_boxes(50, 80, 50, 0.5)
+    crops = crop_pixels(Image.fromarray(pixels), boxes, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic")
+    for box, crop in zip(boxes, crops, strict=True):
+        expected = pixels[box.top : box.top + 50, box.left : box.left + 50].transpose(2, 0, 1) / 255
+        np.testing.assert_allclose(crop, expected, atol=1e-6)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:, :15, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "p.jpg", exif=exif, quality=95)
+    image = read_image(str(tmp_path / "p.jpg"))
+    assert image.size == (20, 30)
+    assert image_size(str(tmp_path / "p.jpg")) == (30, 20)
+    assert np.asarray(image)[3, 10, 0] > 200
+    assert np.asarray(image)[26, 10, 0] < 50
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK", "RGBA"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    Image.new(mode, (7, 5)).save(tmp_path / "i.tiff")
+    assert read_image(str(tmp_path / "i.tiff")).mode == "RGB"
+    assert image_size(str(tmp_path / "i.tiff")) == (5, 7)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut"])
+def test_unreadable_images_are_named(tmp_path, content):
+    (tmp_path / "bad.jpg").write_bytes(content)
+    for read in (read_image, image_size):
+        with pytest.raises(NadpipeError, match=r"bad\.jpg: not a readable image"):
+            read(str(tmp_path / "bad.jpg"))
+        with pytest.raises(NadpipeError, match=r"gone\.jpg: no such image"):
+            read(str(tmp_path / "gone.jpg"))
+
+
+def test_a_truncated_photograph_is_an_error(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "t.jpg")
+    whole = (tmp_path / "t.jpg").read_bytes()
+    (tmp_path / "t.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(NadpipeError, match="not a readable image"):
+        read_image(str(tmp_path / "t.jpg"))

@@ -1,0 +1,273 @@
+"""The real DAG on a small demo: it runs, a second run does nothing, and a change reruns exactly what it touches."""
+
+import copy
+import re
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from PIL import Image
+
+from nadpipe.artifacts import CSV, PARQUET
+from nadpipe.demo.world import CLASSES
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_target_is_made_from_files_on_disk(checkout):
+    results = checkout.folder / "results"
+    for name, columns in CSV.items():
+        table = pd.read_csv(results / f"{name}.csv")
+        assert list(table.columns) == list(columns)
+        assert len(table)
+    for name in ("pairs", "neurons", "heads"):
+        assert list(pd.read_parquet(results / f"{name}.parquet").columns)[: len(PARQUET[name])] == list(PARQUET[name])
+    heads, neurons = 12, 768
+    pairs = pd.read_parquet(results / "pairs.parquet")
+    assert len(pairs) == heads * neurons
+    assert sorted(pairs["contribution_rank"]) == list(range(1, heads * neurons + 1))
+    assert (pairs["explained"].dropna() == 1).all()
+    explained = pd.read_parquet(results / "neurons.parquet")[["explained_1", "explained_2", "explained_3"]].dropna()
+    assert (explained.sum(axis=1) <= 1 + 1e-5).all()
+    assert explained["explained_1"].between(0.05, 1 + 1e-6).all()
+    duckdb.sql(f"select nearest_text, count(*) from '{results / 'pairs.parquet'}' group by all").fetchall()
+
+
+def test_pairs_sum_to_the_embedding_in_every_shard(checkout):
+    stores = list((checkout.folder / "results" / "artifacts").glob("*/contributions/*.zarr"))
+    assert len(stores) == 3
+    for path in stores:
+        store = xr.open_zarr(path)
+        assert float(store["residual"].max()) < 1e-5
+        model_own = xr.open_zarr(path.parents[1] / "features" / path.name)["embedding"]
+        np.testing.assert_allclose(store["embedding"], model_own, atol=1e-4)
+
+
+def test_the_demos_truth_is_found(checkout):
+    results = checkout.folder / "results"
+    scores = pd.read_csv(results / "segmentation.csv").set_index("method")
+    assert scores.loc["maskclip", "miou"] > 0.5
+    assert scores.loc["nad", "miou"] > 0.5
+    shift = pd.read_csv(results / "shift.csv")
+    assert shift.groupby("concept")["auroc"].max().min() > 0.9
+    last = shift[(shift["group"] == 2025) & (shift["score"] == "projection")].set_index("concept")
+    assert last.loc["fish", "effect"] > 0
+    assert last.loc["snail", "effect"] < 0
+    texts = pd.read_parquet(results / "shift" / "pairs.parquet").query("group == '2025'").head(10)["nearest_text"]
+    assert texts.str.contains("fish|snail|sky|sand").mean() > 0.5
+
+
+def test_label_maps_reload_to_what_was_scored(checkout):
+    results = checkout.folder / "results"
+    images = pd.read_parquet(results / "artifacts" / "segmentation" / "images.parquet")
+    right = total = 0
+    for row in images.itertuples():
+        mask = np.asarray(Image.open(checkout.folder / row.mask_path))
+        label = np.asarray(Image.open(results / f"segmentation/segmentation/labels/0/maskclip/{row.image_id:06d}.png"))
+        assert label.shape == mask.shape == (row.height, row.width)
+        right, total = right + (label == mask).sum(), total + mask.size
+    scores = pd.read_csv(results / "segmentation.csv").set_index("method")
+    assert scores.loc["maskclip", "pixel_accuracy"] == pytest.approx(right / total, abs=1e-5)
+    assert len(list((results / "segmentation/segmentation/overlays").glob("*.png"))) == 3
+    per_class = pd.read_parquet(results / "segmentation" / "per_class.parquet")
+    assert set(per_class["class"]) == set(CLASSES)
+    assert per_class.groupby("method", observed=True)["pixels"].sum().unique().tolist() == [total]
+
+
+def test_logs_have_plain_lines_with_a_rate(checkout):
+    log = (checkout.folder / "logs/extract_features/discovery/0.log").read_text()
+    assert re.search(r"encoding: 30/30 image, +[\d.]+image/s", log)
+    assert "\r" not in log
+
+
+def test_a_second_run_does_nothing(checkout):
+    assert checkout.plan() == {}
+    assert "Nothing to be done" in checkout.run("all").stderr
+
+
+SEGMENTED = {"segment_images": 1, "score_segmentation": 1, "draw_overlays": 1}
+NAMED = {"assign_texts": 1, "assign_texts_to_subspaces": 2, "tabulate_units": 3, "rank_shifts": 1}
+FITTED = {"fit_directions": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
+DECOMPOSED = {"compute_contributions": 3, **FITTED}
+ENCODED = {"extract_features": 4, **DECOMPOSED}
+EMBEDDED = {"embed_texts": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
+LISTED = {"index_images": 3, **ENCODED}
+MODEL = {"export_attnpool": 1, **ENCODED, **EMBEDDED}
+OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
+OF_MONITORING = {"index_images": 1, "extract_features": 1, "compute_contributions": 1, "score_shift": 1, "rank_shifts": 1}
+
+CHANGES = {
+    "segmentation.k": (50, {"select_pairs": 1, **SEGMENTED}),
+    "segmentation.select_by": ("direction", {"select_pairs": 1, **SEGMENTED}),
+    "segmentation.temperature": (10, SEGMENTED),
+    "segmentation.sink": (5, SEGMENTED),
+    "segmentation.ignore": (254, SEGMENTED),
+    "segmentation.methods": (["nad", "maskclip"], SEGMENTED),
+    "segmentation.stride": (0.7, {"extract_features": 1, **SEGMENTED}),
+    "segmentation.overlays": (2, {"draw_overlays": 1}),
+    "segmentation.classes": ([*reversed(CLASSES)], {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
+    "directions.top_images": (10, FITTED),
+    "directions.components": (2, {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2}),
+    "assignments.atoms": (3, NAMED),
+    "assignments.nearest": (2, NAMED),
+    "text.dictionary": ("README.md", {"embed_texts": 1, **NAMED}),
+    "text.templates": (["{}"], EMBEDDED),
+    "shift.concepts": (["fish", "red"], {"embed_texts": 1, "select_pairs": 1, "score_shift": 1}),
+    "shift.k": (20, {"select_pairs": 1, "score_shift": 1}),
+    "shift.select_by": ("direction", {"select_pairs": 1, "score_shift": 1}),
+    "shift.reference": ("2020", {"score_shift": 1, "rank_shifts": 1}),
+    "shift.resamples": (300, {"score_shift": 1}),
+    "shift.confidence": (0.9, {"score_shift": 1}),
+    "contributions.tolerance": (1e-4, DECOMPOSED),
+    "contributions.batch_size": (7, {}),
+    "features.batch_size": (7, {}),
+    "features.workers": (1, {}),
+    "text.batch_size": (7, {}),
+    "device": ("cpu", {}),
+    "demo.segmentation_images": (4, {"make_demo_data": 1, **OF_SEGMENTATION}),
+    "demo.discovery_images": (
+        50,
+        {"make_demo_data": 1, "index_images": 1, "extract_features": 2, "compute_contributions": 2, **FITTED},
+    ),
+    "demo.monitoring_images_per_year": (5, {"make_demo_data": 1, **OF_MONITORING}),
+    "seed": (1, {"make_demo_data": 3, **LISTED}),
+    "datasets.monitoring.group_column": ("background", OF_MONITORING),
+    "datasets.monitoring.label_column": (None, OF_MONITORING),
+    "datasets.monitoring.mask_column": ("mask_path", OF_MONITORING),
+    "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
+    "datasets.segmentation.table": ("results/demo/monitoring.csv", OF_SEGMENTATION),
+    "datasets.monitoring.shards": (2, {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1}),
+    "datasets.discovery.shards": (1, {"extract_features": 1, "compute_contributions": 1, **FITTED}),
+    "model.architecture": ("RN50", MODEL),
+    "model.pretrained": ("openai", MODEL),
+}
+
+
+def keys(section, prefix=""):
+    """Full paths of all keys of the config."""
+    for name, value in section.items():
+        yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+
+
+def test_every_key_of_the_config_is_in_the_table_of_changes(checkout):
+    of_datasets = {key for key in keys(checkout.config) if key.startswith("datasets.")}
+    assert set(keys(checkout.config)) - of_datasets == {key for key in CHANGES if not key.startswith("datasets.")}
+    assert {key.split(".")[2] for key in of_datasets} - {"folder"} == {
+        key.split(".")[2] for key in CHANGES if "datasets." in key
+    }
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_changed_setting_reruns_exactly_what_reads_it(checkout, key):
+    value, expected = CHANGES[key]
+    config = copy.deepcopy(checkout.config)
+    *sections, last = key.split(".")
+    section = config
+    for name in sections:
+        section = section[name]
+    assert section[last] != value
+    section[last] = value
+    checkout.write_config(config)
+    try:
+        assert checkout.plan() == expected
+    finally:
+        checkout.write_config(checkout.config)
+
+
+EDITS = {
+    "stages/make_demo_data.py": {"make_demo_data": 3, **LISTED},
+    "stages/make_demo_model.py": {"make_demo_model": 1, **MODEL},
+    "stages/index_images.py": LISTED,
+    "stages/export_attnpool.py": {"export_attnpool": 1, **DECOMPOSED},
+    "stages/extract_features.py": ENCODED,
+    "stages/compute_contributions.py": DECOMPOSED,
+    "stages/fit_directions.py": FITTED,
+    "stages/embed_texts.py": EMBEDDED,
+    "stages/assign_texts.py": NAMED,
+    "stages/tabulate_units.py": {"tabulate_units": 3, "rank_shifts": 1},
+    "stages/select_pairs.py": {"select_pairs": 2, **SEGMENTED, "score_shift": 1},
+    "stages/segment_images.py": SEGMENTED,
+    "stages/score_segmentation.py": {"score_segmentation": 1},
+    "stages/draw_overlays.py": {"draw_overlays": 1},
+    "stages/score_shift.py": {"score_shift": 1},
+    "stages/rank_shifts.py": {"rank_shifts": 1},
+    "stages/train_demo.py": {},
+    "segmentation.py": SEGMENTED,
+    "metrics.py": SEGMENTED,
+    "shift.py": {"score_shift": 1, "rank_shifts": 1},
+    "directions.py": DECOMPOSED,
+    "models.py": MODEL,
+    "cli.py": {},
+}
+
+
+def test_every_stage_is_in_the_table_of_edits():
+    stages = {f"stages/{path.name}" for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py")}
+    assert stages == {name for name in EDITS if name.startswith("stages/")}
+
+
+@pytest.mark.parametrize("module", EDITS)
+def test_an_edited_module_reruns_exactly_the_stages_that_import_it(checkout, module):
+    path = checkout.folder / "nadpipe" / module
+    source = path.read_text()
+    path.write_text(source + "\n_EDITED = True\n")
+    try:
+        assert checkout.plan() == EDITS[module]
+    finally:
+        path.write_text(source)
+
+
+def test_an_edited_comment_reruns_nothing(checkout):
+    path = checkout.folder / "nadpipe" / "stages" / "fit_directions.py"
+    source = path.read_text()
+    path.write_text("# a remark\n" + source)
+    try:
+        assert checkout.plan() == {}
+    finally:
+        path.write_text(source)
+
+
+def test_a_wrong_config_stops_before_the_first_job(checkout):
+    done = checkout.run("all", "--config", "segmentation={k: -3, kk: 1}", check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "config: segmentation.k: input should be greater than or equal to 1, not -3\n" in text
+    assert "config: segmentation.kk: unknown key; allowed here: classes" in text
+    assert "Job stats" not in text
+    assert "Traceback" not in text
+
+
+def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_and_says_by_how_much(checkout):
+    done = checkout.run(
+        "results/artifacts/monitoring/contributions/0.zarr", "--config", "contributions={tolerance: 1e-12}", check=False
+    )
+    assert done.returncode != 0
+    log = (checkout.folder / "logs/compute_contributions/monitoring/0.log").read_text()
+    assert re.search(
+        r"pairs sum to the embedding of view \d+ only within \d\.\de-\d\d of its norm, contributions.tolerance", log
+    )
+    assert not (checkout.folder / "results/artifacts/monitoring/contributions/0.zarr").exists()
+    checkout.run("all")
+    assert checkout.plan() == {}
+
+
+def test_a_changed_temperature_changes_the_confidence_and_nothing_else(checkout):
+    def files():
+        found = (checkout.folder / "results").rglob("*")
+        return {path: path.read_bytes() for path in found if path.is_file() and "benchmarks" not in path.parts}
+
+    before, scores = files(), pd.read_csv(checkout.folder / "results" / "segmentation.csv")
+    done = checkout.run("all", "--config", "segmentation={temperature: 2}")
+    assert len(re.findall(r"^(?:local)?rule (?!all)\w+:$", done.stderr, re.MULTILINE)) == len(SEGMENTED)
+    after, colder = files(), pd.read_csv(checkout.folder / "results" / "segmentation.csv")
+    assert {str(path.relative_to(checkout.folder)) for path in after if after[path] != before[path]} == {
+        "results/segmentation.csv",
+        "results/artifacts/segmentation/confusion/0.parquet",
+    }
+    assert (colder["confidence"] < scores["confidence"]).all()
+    assert (colder["miou"] == scores["miou"]).all()
+    checkout.run("all")
+    assert files() == before
