@@ -179,7 +179,7 @@ class Config(_Section):
     shift: Shift
 
 
-def check(config: dict[str, Any], source: str = "config.yaml") -> dict[str, Any]:
+def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
     """The validated config as plain values. Raises NadpipeError with one line a fault: the key's full path, what is wrong,
     and what is allowed; all faults at once."""
     try:

@@ -71,7 +71,7 @@ def tiny_clip():
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 10},
+    "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 30},
     "directions": {"top_images": 20, "components": 3},
     "shift": {"resamples": 200},
     "segmentation": {"overlays": 3},

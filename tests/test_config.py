@@ -106,7 +106,7 @@ def test_any_value_is_accepted_or_refused_in_lines_that_name_its_section(key, va
         check(changed(key, value))
     except NadpipeError as error:
         for line in str(error).split("\n"):
-            assert line.startswith(f"config.yaml: {key}")
+            assert line.startswith(f"config: {key}")
 
 
 def test_every_section_is_in_the_contract():
