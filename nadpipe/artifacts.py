@@ -6,6 +6,7 @@ kind, the format version, the model and the code that made it, and opening one c
 
 import contextlib
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -45,7 +46,7 @@ class Array:
     grow: tuple[str, ...] = ()
 
 
-_VIEW_TABLE = {
+VIEW_TABLE = {
     "image_id": Array(("view",), "int", "row of images.parquet", "manifest"),
     "crop_top": Array(("view",), "int", "pixels of the resized image", "view table"),
     "crop_left": Array(("view",), "int", "pixels of the resized image", "view table"),
@@ -80,7 +81,7 @@ ZARR: dict[str, dict[str, Array]] = {
     "features": {
         "activation": Array(("view", "token", "neuron"), "float", "activation", "z, before the positional embedding"),
         "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "the model's own encode_image"),
-        **_VIEW_TABLE,
+        **VIEW_TABLE,
     },
     "contributions": {
         "coefficient": Array(
@@ -93,7 +94,8 @@ ZARR: dict[str, dict[str, Array]] = {
         "attention": Array(("view", "head", "token"), "float", "share, sums to 1 over tokens", "a[h, t]"),
         "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "sum over all pairs"),
         "residual": Array(("view",), "float", "relative", "‖sum over pairs - encode_image‖ / ‖encode_image‖"),
-        "image_id": _VIEW_TABLE["image_id"],
+        "image_id": VIEW_TABLE["image_id"],
+        "attention_mean": Array(("head", "token"), "float", "share", "mean over the shard's views of a[h, t]"),
         "value_mean": Array(
             ("head", "token", "width"), "float", "value", "mean over the shard's views of a[h, t] (W_V^h x_t + b_V^h)"
         ),
@@ -228,10 +230,10 @@ CSV: dict[str, dict[str, str]] = {
         "pixel_accuracy": "share of labelled pixels that are right",
         "mean_accuracy": "mean over classes of the share of their pixels found",
         "fw_iou": "IoU weighted by the classes' share of pixels",
-        "images": "images with a mask",
+        "images": "images with labelled pixels",
         "pixels": "labelled pixels",
         "classes": "classes on either side, those that the mean is over",
-        "k": "pairs selected per class (nad, nad_centred)",
+        "k": "pairs selected per class; empty for methods that select none",
         "temperature": "factor on the logits before the softmax",
         "confidence": "mean softmax probability of the predicted class",
         "sink": "spatial token replaced in the maps as attention sink, empty for none",
@@ -257,6 +259,11 @@ CSV: dict[str, dict[str, str]] = {
 }
 
 
+def explained_column(component: int) -> Column:
+    """The column of a unit's share of energy on one of its directions; there are as many as `directions.components`."""
+    return Column(pa.float32(), f"share of the kept images' centred energy that direction {component} explains")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stamp:
     """Which model an artifact belongs to, and which code made it."""
@@ -280,13 +287,14 @@ class ZarrWriter:
         self._group = group
         self._kind = kind
         self._buffer: dict[str, list[np.ndarray]] = {}
-        self._written: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # rows, by array
 
-    def write(self, name: str, values: np.ndarray) -> None:
-        """Write a whole array."""
+    def write(self, name: str, values: Any) -> None:
+        """Write a whole array, from numpy, torch or a list."""
         self._group[name][:] = _numpy(values)
+        self._written[name] = self._group[name].shape[0]
 
-    def append(self, **blocks: np.ndarray) -> None:
+    def append(self, **blocks: Any) -> None:
         """Add rows along the first axis; they reach the disk a whole shard at a time."""
         for name, block in blocks.items():
             self._buffer.setdefault(name, []).append(_numpy(block))
@@ -308,8 +316,10 @@ class ZarrWriter:
     def _finish(self) -> None:
         for name in self._buffer:
             self._flush(name, whole_shards=False)
-            if self._written[name] != self._group[name].shape[0]:
-                raise ValueError(f"{self._kind}: {name} has {self._written[name]} of {self._group[name].shape[0]} rows")
+        for name, array in ZARR[self._kind].items():
+            rows, written = self._group[name].shape[0], self._written.get(name, 0)
+            if array.kind != "text" and written != rows:
+                raise ValueError(f"{self._kind}: {name} has {written} of {rows} rows")
 
 
 @contextlib.contextmanager
@@ -440,9 +450,16 @@ def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def write_parquet(path: Path, kind: str, table: pd.DataFrame, stamp: Stamp, sources: bool = False) -> None:
-    """Write a table of a kind. `sources`: columns beyond the schema are kept, as the source table's own."""
-    schema = _schema(kind, table, sources)
+def write_parquet(
+    path: Path,
+    kind: str,
+    table: pd.DataFrame,
+    stamp: Stamp,
+    more: Mapping[str, Column] | None = None,
+    sources: bool = False,
+) -> None:
+    """Write a table of a kind. more: columns beside the schema. sources: keep all other columns, as the source table's own."""
+    schema = _schema(PARQUET[kind] | dict(more or {}), table, sources)
     metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
     arrow = pa.Table.from_pandas(table[schema.names], schema=schema, preserve_index=False)
     arrow = arrow.replace_schema_metadata(metadata)
@@ -473,13 +490,13 @@ def read_parquet(path: Path, kind: str, model: Stamp | None = None) -> pd.DataFr
 def write_csv(path: Path, kind: str, table: pd.DataFrame) -> None:
     """Write a results table: the columns of its kind, in their order."""
     with whole(path) as partial:
-        table[list(CSV[kind])].to_csv(partial, index=False, lineterminator="\n")
+        table[list(CSV[kind])].to_csv(partial, index=False, lineterminator="\n", float_format="%.8g")
 
 
-def _schema(kind: str, table: pd.DataFrame, sources: bool) -> pa.Schema:
-    fields = [pa.field(name, column.type, metadata={"comment": column.comment}) for name, column in PARQUET[kind].items()]
+def _schema(columns: Mapping[str, Column], table: pd.DataFrame, sources: bool) -> pa.Schema:
+    fields = [pa.field(name, column.type, metadata={"comment": column.comment}) for name, column in columns.items()]
     if sources:
-        own = [name for name in table.columns if name not in PARQUET[kind]]
+        own = [name for name in table.columns if name not in columns]
         inferred = pa.Schema.from_pandas(table[own], preserve_index=False)
         fields += [field.with_metadata({"comment": "column of the source table"}) for field in inferred]
     return pa.schema(fields)
@@ -504,16 +521,21 @@ def _check_stamp(path: Path, attributes: Mapping[str, Any], kind: str, model: St
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; renamed to `path` when the block ends well, removed when it does not."""
+    """A name beside `path` to write to; renamed to `path` when the block ends well, removed when it does not.
+
+    What an earlier writer of the same path left when it was killed is cleared away first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        _remove(left)
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
-    _remove(partial)
     try:
         yield partial
         if partial.is_file():
             partial.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
-        _remove(path)
+        if path.is_dir():
+            _remove(path)  # a folder cannot be replaced by a rename
         partial.replace(path)
     finally:
         _remove(partial)

@@ -43,11 +43,6 @@ class AttentionPool:
         """Side of the square of spatial tokens."""
         return round((self.tokens - 1) ** 0.5)
 
-    def to(self, device: torch.device | str) -> "AttentionPool":
-        """The same weights on another device."""
-        weights = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "heads"}
-        return AttentionPool(heads=self.heads, **{name: weight.to(device) for name, weight in weights.items()})
-
     def by_head(self, weight: Float[Tensor, "out neuron"]) -> Float[Tensor, "head width neuron"]:
         """Rows of a q, k or v matrix, grouped by the head that reads them."""
         return weight.unflatten(0, (self.heads, -1))
@@ -112,6 +107,21 @@ def residual(summed: Float[Tensor, "view embed"], embedding: Float[Tensor, "view
 def token_values(x: Float[Tensor, "view token neuron"], pool: AttentionPool) -> Float[Tensor, "view head token width"]:
     """W_V^h x_t + b_V^h: every token's value, per head."""
     return (x @ pool.v_weight.T + pool.v_bias).unflatten(2, (pool.heads, -1)).transpose(1, 2)
+
+
+def attended_tokens(
+    attention: Float[Tensor, "view head token"], x: Float[Tensor, "view token neuron"]
+) -> Float[Tensor, "head token neuron"]:
+    """sum over views of a[h, t] x_t: linear in the views, so that a mean over many is projected once."""
+    return torch.einsum("vht,vtn->htn", attention, x)
+
+
+def project_attended(
+    attended: Float[Tensor, "head token neuron"], attention: Float[Tensor, "head token"], pool: AttentionPool
+) -> Float[Tensor, "head token width"]:
+    """The mean over views of a[h, t] (W_V^h x_t + b_V^h), from the means of a[h, t] x_t and of a[h, t]."""
+    bias = pool.v_bias.unflatten(0, (pool.heads, 1, -1))
+    return torch.einsum("htn,hdn->htd", attended, pool.by_head(pool.v_weight)) + attention[..., None] * bias
 
 
 def token_queries_and_keys(

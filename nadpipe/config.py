@@ -4,18 +4,21 @@ config.yaml at the root explains each key. `check` runs before the first job; wh
 read keys and never fall back on a default.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from nadpipe.errors import NadpipeError
 
-MADE_HERE = Path("results/demo")  # paths below it are made by the workflow itself
+MADE_HERE = Path("results/demo")  # the workflow itself makes these
+_MADE = {MADE_HERE / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
+_MADE |= {MADE_HERE / f"{name}{end}" for name in ("discovery", "segmentation", "monitoring") for end in ("", ".csv")}
 
 
 def _exists(path: str) -> str:
-    if not Path(path).exists() and MADE_HERE not in Path(path).parents:
+    if not Path(path).exists() and Path(path) not in _MADE:
         raise ValueError(f"no such file or folder: {path}")
     return path
 
@@ -48,8 +51,33 @@ def _checkpoint(name: str) -> str:
     return _exists(name) if "/" in name or Path(name).suffix in (".safetensors", ".pt", ".pth", ".bin") else name
 
 
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"input should be a valid number, not {value}")
+    return value
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"auto, cpu, mps, cuda or cuda:<number>, not {name!r}")
+    return name
+
+
+def _sink(value: Any) -> Any:
+    if value in ("auto", "none") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError(f"auto, none or the index of a spatial token from 0, not {value!r}")
+
+
+def _class_count(names: list[str]) -> list[str]:
+    if not 2 <= len(names) <= 256:
+        raise ValueError(f"2 to 256 classes, not {len(names)}")
+    return names
+
+
 Count = Annotated[int, Field(ge=1, strict=True)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+Share = Annotated[Number, Field(gt=0, le=1)]
 ExistingPath = Annotated[str, AfterValidator(_exists)]
 Text = Annotated[str, AfterValidator(_one_line)]
 Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
@@ -112,7 +140,7 @@ class Contributions(_Section):
     """Taking the attention pool apart."""
 
     batch_size: Count
-    tolerance: Annotated[float, Field(gt=0, le=0.1)]
+    tolerance: Annotated[Number, Field(gt=0, le=0.1)]
 
 
 class Directions(_Section):
@@ -140,13 +168,13 @@ class Assignments(_Section):
 class Segmentation(_Section):
     """Training-free segmentation."""
 
-    classes: Texts
+    classes: Annotated[Texts, AfterValidator(_class_count)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_distinct)]
     k: Count
     select_by: Literal["direction", "write"]
     stride: Share
-    temperature: Annotated[float, Field(gt=0)]
-    sink: Literal["auto", "none"] | Annotated[int, Field(ge=0, strict=True)]
+    temperature: Annotated[Number, Field(gt=0)]
+    sink: Annotated[Any, AfterValidator(_sink)]
     ignore: Annotated[int, Field(ge=0, le=65535, strict=True)]
     overlays: Count
 
@@ -159,14 +187,14 @@ class Shift(_Section):
     select_by: Literal["direction", "write"]
     reference: str | None
     resamples: Annotated[int, Field(ge=100, strict=True)]
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)]
 
 
 class Config(_Section):
     """The whole config."""
 
     seed: Annotated[int, Field(ge=0, strict=True)]
-    device: str
+    device: Annotated[str, AfterValidator(_device)]
     model: ModelSection
     datasets: Datasets
     demo: Demo

@@ -1,5 +1,6 @@
 """Readers that turn a data set on disk into the manifest: one row an image."""
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,8 @@ def read_table(
 ) -> pd.DataFrame:
     """Manifest rows, without sizes, from a CSV or Parquet table with one row an image.
 
-    Relative paths are relative to the table's folder. Columns that the manifest does not know are kept. Raises
+    Relative paths are relative to the table's folder. All columns but these paths
+    are kept as they are, under `source_…` where the manifest has a column of that name. Raises
     NadpipeError for a table that cannot be read, is empty, or lacks a column that is asked for.
     """
     try:
@@ -39,7 +41,7 @@ def read_table(
     )
     for name in ("path", "mask_path"):
         rows[name] = pd.Series([path and str(table.parent / path) for path in rows[name]], source.index, dtype=object)
-    own = source.drop(columns=[column for column in asked.values() if column is not None])
+    own = source.drop(columns=[column for column in (path_column, mask_column) if column is not None])
     own = own.rename(columns={name: f"source_{name}" for name in _OWN if name in own})
     return pd.concat([rows, own], axis=1)
 
@@ -76,6 +78,11 @@ def add_sizes(rows: pd.DataFrame) -> pd.DataFrame:
     )
     own = rows.drop(columns=["path", "mask_path", "group", "label"])
     return pd.concat([first, own.reset_index(drop=True)], axis=1)
+
+
+def paths_fingerprint(paths: pd.Series) -> str:
+    """Tells data sets apart: a hash of the images' paths in order."""
+    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]
 
 
 def shard_rows(images: int, shard: int, shards: int) -> range:

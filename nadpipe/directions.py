@@ -24,11 +24,11 @@ class Mean:
         self.count = 0
         self.total: Tensor | None = None
 
-    def add(self, block: Float[Tensor, "view ..."]) -> None:
-        """Count another block of views in."""
+    def add(self, block: Float[Tensor, "view ..."], views: int | None = None) -> None:
+        """Count another block of views in; `views` when its rows are sums over that many."""
         total = block.double().sum(0)
         self.total = total if self.total is None else self.total + total
-        self.count += len(block)
+        self.count += len(block) if views is None else views
 
     def value(self) -> Float[Tensor, "..."]:
         """The mean over all views so far."""
@@ -195,13 +195,9 @@ def fit_subspaces(
     sign = torch.where((projection > 0).sum(1) >= (projection < 0).sum(1), 1, -1)
     direction = torch.einsum("uek,uck->uce", basis, right * sign[..., None])
     energy = singular.square()
-    explained = energy[:, :rank] / energy.sum(1, keepdim=True)
-    shape = (0, 0, 0, components - rank)
-    return SubspaceFit(
-        torch.nn.functional.pad(direction, shape),
-        torch.nn.functional.pad(explained, (0, components - rank)),
-        top.norm.mean(0),
-    )
+    pad = torch.nn.functional.pad
+    explained = pad(energy[:, :rank], (0, components - rank)) / energy.sum(1, keepdim=True)
+    return SubspaceFit(pad(direction, (0, 0, 0, components - rank)), explained, top.norm.mean(0))
 
 
 _ZERO = 1e-6  # singular values below this share of the first are rounding

@@ -1,6 +1,7 @@
 """Metrics of segmentation from one confusion matrix over a data set."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -16,6 +17,26 @@ def confusion(
     counted = truth != ignore
     index = truth[counted].astype(np.int64) * classes + predicted[counted]
     return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
+
+
+def confused(
+    truth: Integer[np.ndarray, "height width"],
+    predicted: Integer[np.ndarray, "height width"],
+    probability: Float[np.ndarray, "height width"],
+    classes: int,
+    ignore: int,
+) -> list[dict[str, Any]]:
+    """The cells of one image's confusion matrix that are not zero, with the mean probability of the predicted class."""
+    counts = confusion(truth, predicted, classes, ignore)
+    return [
+        {
+            "true_class": true,
+            "predicted_class": guess,
+            "pixels": counts[true, guess],
+            "confidence": probability[(truth == true) & (predicted == guess)].mean(),
+        }
+        for true, guess in np.argwhere(counts).tolist()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

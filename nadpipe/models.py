@@ -92,7 +92,11 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
     if openai or extra.get("quick_gelu"):
         config["quick_gelu"] = True  # OpenAI trained with QuickGELU; other activations give other texts
     custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    clip = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**copy.deepcopy(config))
+    preprocessing = _preprocessing(architecture, config, preprocess)
+    try:
+        clip = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**copy.deepcopy(config))
+    except TypeError as error:
+        raise NadpipeError(f"{architecture}: open_clip cannot build this model config ({error})") from None
     if not isinstance(clip.visual, ModifiedResNet) or not isinstance(clip.visual.attnpool, AttentionPool2d):
         raise NadpipeError(f"{architecture}: image tower is {type(clip.visual).__name__}; {_NEEDS}")
     _load_state(clip, state, checkpoint, architecture)
@@ -100,8 +104,8 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
     return Model(
         clip=clip,
         tokenize=_tokenizer(config["text_cfg"]),
-        preprocessing=_preprocessing(architecture, config, preprocess),
-        stamp=Stamp(model=state_sha256(clip.state_dict()), architecture=_name(architecture)),
+        preprocessing=preprocessing,
+        stamp=Stamp(model=_identity(clip, config, preprocessing), architecture=_name(architecture)),
         config=config,
     )
 
@@ -123,6 +127,12 @@ def embed_prompts(model: Model, texts: list[str], templates: tuple[str, ...]) ->
     prompts = [template.replace("{}", text) for text in texts for template in templates]
     embedding = F.normalize(model.embed_texts(prompts), dim=-1)
     return F.normalize(embedding.unflatten(0, (len(texts), len(templates))).mean(1), dim=-1)
+
+
+def _identity(clip: torch.nn.Module, config: dict[str, Any], preprocessing: Preprocessing) -> str:
+    """What an artifact's numbers depend on: weights, model config (heads, activation) and preprocessing."""
+    about = json.dumps([config, dataclasses.asdict(preprocessing)], sort_keys=True)
+    return hashlib.sha256(f"{about}\n{state_sha256(clip.state_dict())}".encode()).hexdigest()
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:

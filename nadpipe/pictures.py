@@ -35,7 +35,7 @@ def read_mask(path: str, size: tuple[int, int], classes: int, ignore: int) -> In
             if image.mode not in ("L", "P", "1", "I", "I;16"):
                 raise NadpipeError(f"{path}: mask has mode {image.mode}; save label maps with one channel of class positions")
             mask = np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise NadpipeError(f"{path}: not a readable mask ({error})") from None
     if mask.shape != size:
         raise NadpipeError(f"{path}: mask is {mask.shape[1]} × {mask.shape[0]}, its image {size[1]} × {size[0]} pixels")

@@ -1,8 +1,9 @@
 """Progress of long work: a bar with a rate on a terminal, plain lines in a log."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_noinv_fmt}, {elapsed} elapsed
 class _Lines:
     """A stream that turns the carriage returns of a progress bar into lines of a log."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: io.TextIOBase):
         self.stream = stream
 
     def write(self, text: str) -> None:

@@ -28,6 +28,7 @@ class Query:
     pairs: Tensor  # sparse CSR (text · head, neuron), 1 where the pair is selected for the text
     k: int
     value_mean: Float[Tensor, "head token width"]  # mean over the discovery images of a[h, t] (W_V^h x_t + b_V^h)
+    sink: int | None  # spatial token that is replaced in every map
 
 
 def selection_matrix(selection: Selection, heads: int, neurons: int) -> Tensor:
@@ -36,7 +37,7 @@ def selection_matrix(selection: Selection, heads: int, neurons: int) -> Tensor:
     row = torch.arange(texts, device=selection.head.device)[:, None] * heads + selection.head
     index = torch.stack([row.flatten(), selection.neuron.flatten()])
     value = torch.ones(texts * k, device=selection.head.device)
-    matrix = torch.sparse_coo_tensor(index, value, (texts * heads, neurons)).coalesce()
+    matrix = torch.sparse_coo_tensor(index, value, (texts * heads, neurons), check_invariants=False).coalesce()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return matrix.to_sparse_csr()
@@ -77,7 +78,7 @@ def attention(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Te
     weighed = attnpool.attention(x, pool)[..., None] * attnpool.token_values(x, pool)
     written = weighed.transpose(1, 2).flatten(2) @ pool.c_weight.T + pool.c_bias / pool.tokens
     scale = pool.tokens / written.sum(1).norm(dim=1)
-    return torch.einsum("vte,pe,v->vpt", written[:, 1:], query.text, scale)
+    return _mend(torch.einsum("vte,pe,v->vpt", written[:, 1:], query.text, scale), query)
 
 
 METHODS: dict[str, Callable[[Tensor, Query], Tensor]] = {
@@ -124,11 +125,16 @@ def selected_activation(z: Float[Tensor, "view spatial neuron"], query: Query) -
 
 
 def _combine(similarity: Tensor, z: Tensor, query: Query) -> Tensor:
-    return (similarity * selected_activation(z, query)).sum(2) / query.k
+    """The sink is replaced in both maps, before they are multiplied."""
+    return (_mend(similarity, query) * _mend(selected_activation(z, query), query)).sum(2) / query.k
 
 
 def _cosine(embedding: Float[Tensor, "view spatial embed"], query: Query) -> Float[Tensor, "view text spatial"]:
-    return (unit(embedding) @ query.text.T).transpose(1, 2)
+    return _mend((unit(embedding) @ query.text.T).transpose(1, 2), query)
+
+
+def _mend(spatial: Float[Tensor, "*map spatial"], query: Query) -> Float[Tensor, "*map spatial"]:
+    return replace_sink(spatial.unflatten(-1, (query.pool.grid, query.pool.grid)), query.sink).flatten(-2)
 
 
 def find_sink(attention: Float[Tensor, "head token"], factor: float = 3.0) -> int | None:
@@ -141,15 +147,15 @@ def find_sink(attention: Float[Tensor, "head token"], factor: float = 3.0) -> in
     return token if spatial[token] > factor * spatial.median() else None
 
 
-def replace_sink(logits: Float[Tensor, "view text row column"], sink: int | None) -> Float[Tensor, "view text row column"]:
-    """The map with the sink token replaced by the mean of its west, north and north-west neighbours (those that exist)."""
+def replace_sink(spatial: Float[Tensor, "*map row column"], sink: int | None) -> Float[Tensor, "*map row column"]:
+    """Maps with the sink token replaced by the mean of its west, north and north-west neighbours (those that exist)."""
     if sink is None:
-        return logits
-    row, column = divmod(sink, logits.shape[-1])
+        return spatial
+    row, column = divmod(sink, spatial.shape[-1])
     neighbours = [(row, column - 1), (row - 1, column), (row - 1, column - 1)]
     inside = [(r, c) for r, c in neighbours if r >= 0 and c >= 0] or [(row, column + 1), (row + 1, column)]
-    mended = logits.clone()
-    mended[..., row, column] = torch.stack([logits[..., r, c] for r, c in inside]).mean(0)
+    mended = spatial.clone()
+    mended[..., row, column] = torch.stack([spatial[..., r, c] for r, c in inside]).mean(0)
     return mended
 
 
@@ -174,7 +180,18 @@ def merge_views(
 def label(
     logits: Float[Tensor, "text resized_height resized_width"], height: int, width: int, temperature: float
 ) -> tuple[Int[Tensor, "height width"], Float[Tensor, "height width"]]:
-    """Class and its softmax probability per pixel of an image of the given size."""
-    resized = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-    probability, classes = torch.softmax(resized * temperature, dim=0).max(0)
-    return classes, probability
+    """Class and its softmax probability per pixel of an image of the given size.
+
+    One class is resized at a time, with a running maximum and sum, so that memory does not grow with the classes.
+    """
+    best = logits.new_full((height, width), -torch.inf)
+    total = torch.zeros_like(best)
+    classes = torch.zeros(height, width, dtype=torch.long, device=logits.device)
+    for at in range(len(logits)):
+        one = F.interpolate(logits[None, at : at + 1], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+        one = one * temperature
+        better = one > best
+        new = torch.where(better, one, best)
+        total = total * torch.exp(best - new) + torch.exp(one - new)
+        classes[better], best = at, new
+    return classes, 1 / total

@@ -3,6 +3,9 @@
 Bu & Gandelsman, arXiv 2509.19943, section 5.2: a concept's score is what its pairs, chosen by text, add to the embedding.
 """
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -11,38 +14,29 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from nadpipe.attnpool import AttentionPool, pair_constants, write_vectors
+from nadpipe.attnpool import AttentionPool, pair_constants, pooled_values
 from nadpipe.errors import NadpipeError
 from nadpipe.texts import Selection
-
-
-def selected_writes(
-    selection: Selection, pool: AttentionPool
-) -> tuple[Float[Tensor, "text rank embed"], Float[Tensor, "text embed"]]:
-    """Write vectors w[h, n] of the selected pairs, and the sum of their constants b[h]."""
-    texts, k = selection.head.shape
-    write = pool.c_weight.new_zeros(texts, k, pool.c_weight.shape[0])
-    for head in range(pool.heads):
-        at = selection.head == head
-        if at.any():
-            write[at] = write_vectors(pool, head)[selection.neuron[at]]
-    return write, pair_constants(pool)[selection.head].sum(1)
 
 
 def concept_scores(
     coefficient: Float[Tensor, "view head neuron"],
     embedding: Float[Tensor, "view embed"],
     selection: Selection,
-    write: Float[Tensor, "text rank embed"],
-    constant: Float[Tensor, "text embed"],
     text: Float[Tensor, "text embed"],
+    pool: AttentionPool,
 ) -> tuple[Float[Tensor, "view text"], Float[Tensor, "view text"]]:
-    """Per view and concept, of the summed contribution R of the concept's pairs: ‖R‖ / ‖y‖ and ⟨R, text⟩ / ‖y‖."""
+    """Per view and concept, of the summed contribution R of the concept's pairs: ‖R‖ / ‖y‖ and ⟨R, text⟩ / ‖y‖.
+
+    R = sum over the pairs of s[h, n] w[h, n] + b[h] goes through the heads' value spaces, so that no write vector is built.
+    """
     norm, projection = [], []
     whole = embedding.norm(dim=1)
+    constant = pair_constants(pool)[selection.head].sum(1)
     for at in range(len(text)):
-        chosen = coefficient[:, selection.head[at], selection.neuron[at]]
-        summed = chosen @ write[at] + constant[at]
+        selected = torch.zeros_like(coefficient[0])
+        selected[selection.head[at], selection.neuron[at]] = 1
+        summed = pooled_values(coefficient * selected, pool).flatten(1) @ pool.c_weight.T + constant[at]
         norm.append(summed.norm(dim=1) / whole)
         projection.append(summed @ text[at] / whole)
     return torch.stack(norm, dim=1), torch.stack(projection, dim=1)
@@ -64,7 +58,8 @@ def compare_groups(
         label = labels.loc[part["image_id"], concept] if concept in labels else None
         trust = _trust(part["value"].to_numpy(), None if label is None else label.to_numpy())
         base = part.loc[part["group"] == reference, "value"].to_numpy()
-        for group, members in part.groupby("group", sort=True):
+        for group in in_order(part["group"].unique()):
+            members = part[part["group"] == group]
             value = members["value"].to_numpy()
             low, high = bootstrap_interval(value, resamples, confidence, seed)
             effect, p = (np.nan, np.nan) if group == reference else cliffs_delta(value, base)
@@ -181,9 +176,15 @@ def groups_of(group: pd.Series, reference: str | None, source: str) -> tuple[pd.
     """
     if group.isna().any():
         raise NadpipeError(f"{source}: image {group.isna().idxmax()} has no group; name a column that every row fills")
-    names = sorted(group.unique())
+    names = in_order(group.unique())
     if len(names) < 2:
         raise NadpipeError(f"{source}: all images are in group {names[0]}; a shift needs two groups")
     if reference is not None and reference not in names:
         raise NadpipeError(f"shift.reference: no group {reference} in {source}; there are {', '.join(names[:10])}")
     return group, reference or names[0]
+
+
+def in_order(groups: Iterable[str]) -> list[str]:
+    """Groups sorted as numbers when all of them are (9 before 10), else as texts."""
+    names = sorted(groups)
+    return sorted(names, key=float) if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names) else names

@@ -12,11 +12,11 @@ from nadpipe.errors import NadpipeError
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """One square crop of `size` pixels in an image that was resized to (resized_height, resized_width)."""
+    """One square crop of `crop_size` pixels in an image that was resized to (resized_height, resized_width)."""
 
-    top: int
-    left: int
-    size: int
+    crop_top: int
+    crop_left: int
+    crop_size: int
     resized_height: int
     resized_width: int
 
@@ -78,4 +78,6 @@ def crop_pixels(
     size = (boxes[0].resized_width, boxes[0].resized_height)
     resized = np.asarray(image.resize(size, method) if image.size != size else image, dtype=np.float32) / 255
     normal = ((resized - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
-    return np.stack([normal[:, box.top : box.top + box.size, box.left : box.left + box.size] for box in boxes])
+    return np.stack(
+        [normal[:, box.crop_top : box.crop_top + box.crop_size, box.crop_left : box.crop_left + box.crop_size] for box in boxes]
+    )

@@ -47,9 +47,7 @@ def model_files():
     """The model's config and checkpoint, as far as they are local files."""
     named = [config["model"]["architecture"], config["model"]["pretrained"] or ""]
     return [
-        name
-        for name in named
-        if MADE_HERE in Path(name).parents or Path(name).is_file()
+        name for name in named if Path(name).parent == MADE_HERE or Path(name).is_file()
     ]
 
 
@@ -149,3 +147,8 @@ def assignments_of(unit):
         if unit == "pair"
         else f"results/artifacts/assignments/{unit}.parquet"
     )
+
+
+def reference_texts(name):
+    """The texts whose mean a set is centred with: a set of classes its own, the few concepts that of the dictionary."""
+    return f"results/artifacts/text/{'dictionary' if name == 'concepts' else name}.zarr"

@@ -33,6 +33,7 @@ rule embed_texts:
 rule select_pairs:
     input:
         text="results/artifacts/text/{set}.zarr",
+        reference=lambda wildcards: reference_texts(wildcards.set),
         directions="results/artifacts/directions/pair.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
@@ -54,7 +55,7 @@ rule select_pairs:
     shell:
         """
         nadpipe select-pairs \
-            --text {input.text:q} --directions {input.directions:q} --attnpool-store {input.attnpool:q} \
+            --text {input.text:q} --reference {input.reference:q} --directions {input.directions:q} --attnpool-store {input.attnpool:q} \
             --output {output.selection:q} --k {params.k} --select-by {params.select_by} \
             2>{log}
         """

@@ -61,9 +61,13 @@ def tiny_clip():
     """A random CLIP-ResNet with 4 heads and 128 neurons on 64-pixel images, its batch norms unlike the identity."""
     torch.manual_seed(3)
     clip = open_clip.CLIP(**TINY).eval().requires_grad_(False)
-    for name, value in clip.visual.state_dict().items():
-        if name.endswith(("running_mean", "bn3.weight", "downsample.1.bias")):
-            value.normal_()
+    for block in (clip.visual.layer1, clip.visual.layer2, clip.visual.layer3, clip.visual.layer4):
+        block[0].bn3.weight.normal_()
+        block[0].bn2.bias.normal_()
+    clip.train()
+    for _ in range(30):  # running means and variances like those of a trained model, so that images differ in activations
+        clip.encode_image(torch.randn(16, 3, 64, 64))
+    clip.eval()
     for bias in ("q_proj", "k_proj", "v_proj", "c_proj"):
         getattr(clip.visual.attnpool, bias).bias.normal_(std=0.1)
     return clip

@@ -31,7 +31,7 @@ def fill(kind, path, model=MODEL, sizes=SIZES):
     """A store of a kind with random values, and these values."""
     rng = np.random.default_rng(0)
     values = {}
-    with create_zarr(path, kind, model, sizes, texts=TEXTS, attributes={"shard": 0, "shards": 1}) as store:
+    with create_zarr(path, kind, model, sizes, texts=TEXTS, attributes={"shard": 0, "shards": 1, "images": "x"}) as store:
         for name, array in ZARR[kind].items():
             if array.kind == "text":
                 continue
@@ -79,11 +79,14 @@ def test_blocks_of_any_size_are_joined_and_files_stay_few(tmp_path, monkeypatch)
     sizes = {**SIZES, "view": 23}
     coefficient = np.random.default_rng(0).normal(size=(23, 2, 6)).astype("f4")
     rest = {name: np.ones([sizes[a] for a in ZARR["contributions"][name].axes]) for name in ("attention", "embedding")}
+    means = {name: np.ones([sizes[a] for a in ZARR["contributions"][name].axes]) for name in ("value_mean", "attention_mean")}
     with create_zarr(tmp_path / "c.zarr", "contributions", MODEL, sizes) as store:
         store.append(coefficient=coefficient[:1])
         store.append(coefficient=coefficient[1:20])
         store.append(coefficient=coefficient[20:])
         store.append(**rest, residual=np.zeros(23), image_id=np.arange(23))
+        for name, value in means.items():
+            store.write(name, value)
     store = open_zarr(tmp_path / "c.zarr", "contributions")
     np.testing.assert_array_equal(store["coefficient"][:], coefficient)
     files = [path for path in (tmp_path / "c.zarr" / "coefficient").rglob("*") if path.is_file()]
@@ -97,7 +100,21 @@ def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
         create_zarr(tmp_path / "c.zarr", "contributions", MODEL, SIZES) as store,
     ):
         store.append(coefficient=np.zeros((3, 2, 6)))
+    with (
+        pytest.raises(ValueError, match="value_mean has 0 of 2 rows"),
+        create_zarr(tmp_path / "c.zarr", "contributions", MODEL, SIZES) as store,
+    ):
+        for name, array in ZARR["contributions"].items():
+            if name != "value_mean":
+                store.write(name, np.zeros([SIZES[axis] for axis in array.axes]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    (tmp_path / ".t.zarr.999.partial").mkdir()
+    (tmp_path / ".other.zarr.999.partial").mkdir()
+    fill("text", tmp_path / "t.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.zarr.999.partial", "t.zarr"]
 
 
 def test_an_interrupted_writer_leaves_the_old_artifact_and_no_half_one(tmp_path):
@@ -185,7 +202,7 @@ def test_every_table_survives_the_round_trip_and_opens_in_duckdb(tmp_path, kind)
 
 
 @pytest.mark.parametrize("kind", PARQUET)
-def test_a_table_of_another_model_or_kind_is_refused(tmp_path, kind):
+def test_a_table_of_another_model_kind_or_format_is_refused(tmp_path, kind, monkeypatch):
     path = tmp_path / "t.parquet"
     write_parquet(path, kind, rows(kind), MODEL)
     with pytest.raises(NadpipeError, match="is for model RN50"):
@@ -193,6 +210,9 @@ def test_a_table_of_another_model_or_kind_is_refused(tmp_path, kind):
     another = next(name for name in PARQUET if name != kind)
     with pytest.raises(NadpipeError, match=f"holds {kind}, expected {another}"):
         read_parquet(path, another, MODEL)
+    monkeypatch.setattr(artifacts, "FORMAT", 2)
+    with pytest.raises(NadpipeError, match="has format 1, this nadpipe reads format 2"):
+        read_parquet(path, kind, MODEL)
 
 
 def test_a_foreign_or_broken_table_is_refused(tmp_path):

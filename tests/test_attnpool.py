@@ -61,6 +61,13 @@ def test_pooled_values_are_the_attended_token_values_without_bias(pool):
     torch.testing.assert_close(attnpool.pooled_values(coefficient, pool) + bias, attended, rtol=1e-4, atol=1e-5)
 
 
+def test_the_mean_of_attended_values_is_projected_once(pool):
+    x, attention, _ = decompose(activations(pool, 4), pool)
+    expected = (attention[..., None] * attnpool.token_values(x, pool)).mean(0)
+    attended = attnpool.attended_tokens(attention, x) / 4
+    torch.testing.assert_close(attnpool.project_attended(attended, attention.mean(0), pool), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_a_constant_image_is_decomposed_like_any_other(pool, value):
     z = torch.full((1, pool.tokens - 1, pool.neurons), value)

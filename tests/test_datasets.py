@@ -56,6 +56,7 @@ def test_a_table_keeps_its_own_columns_and_its_paths_are_relative_to_it(folder, 
     assert rows["fish"].tolist() == [0, 1]
     assert rows["width"].tolist() == [4, 9]
     assert rows["source_width"].tolist() == [1, 2]
+    assert rows["year"].tolist()[0] == 2019  # a column that serves as group stays under its own name
 
 
 @pytest.mark.parametrize(

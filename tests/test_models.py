@@ -78,7 +78,9 @@ def test_every_file_format_loads_the_same_weights(tmp_path, tiny_clip, config, f
     model = models.load_model(config, str(tmp_path / FORMS[form]), "cpu")
     for name, value in source.state_dict().items():
         torch.testing.assert_close(model.clip.state_dict()[name], value, rtol=0, atol=0)
-    assert model.stamp.model == models.state_sha256(source.state_dict())
+    save(source, "safetensors", tmp_path / "same.safetensors")
+    same = models.load_model(config, str(tmp_path / "same.safetensors"), "cpu").stamp == model.stamp
+    assert same == (form != "openai")  # the archive means another activation, so other texts
     assert model.stamp.architecture == "tiny"
     assert model.config.get("quick_gelu", False) == (form == "openai")
     pixels = torch.randn(2, 3, 64, 64)
@@ -92,6 +94,16 @@ def test_the_hash_tells_weights_apart(tiny_clip):
     changed = {**state, "logit_scale": state["logit_scale"] + 1e-6}
     assert models.state_sha256(state) != models.state_sha256(changed)
     assert models.state_sha256(state) == models.state_sha256(dict(reversed(state.items())))
+
+
+def test_the_stamp_tells_models_apart_that_share_their_weights(tmp_path, tiny_clip, config):
+    save(tiny_clip, "safetensors", tmp_path / "w.safetensors")
+    stamps = [models.load_model(config, str(tmp_path / "w.safetensors"), "cpu").stamp.model]
+    for number, change in enumerate([{"vision_cfg": {**TINY["vision_cfg"], "head_width": 64}}, {"quick_gelu": True}]):
+        other = tmp_path / f"other{number}.json"
+        other.write_text(json.dumps(TINY | change))
+        stamps.append(models.load_model(str(other), str(tmp_path / "w.safetensors"), "cpu").stamp.model)
+    assert len(set(stamps)) == 3
 
 
 @pytest.fixture
@@ -208,12 +220,17 @@ def test_weights_that_do_not_fit_are_named(tmp_path, tiny_clip, config, change, 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "no readable model config JSON"), ('{"embed_dim": 3}', "vision_cfg, text_cfg missing")],
+    [
+        ("{", "no readable model config JSON"),
+        ('{"embed_dim": 3}', "vision_cfg, text_cfg missing"),
+        (json.dumps(TINY | {"colour": 1}), "open_clip cannot build this model config"),
+    ],
 )
 def test_a_broken_model_config_is_one_line(tmp_path, content, message):
     (tmp_path / "m.json").write_text(content)
+    torch.save({}, tmp_path / "x.pt")
     with pytest.raises(NadpipeError, match=message):
-        models.load_model(str(tmp_path / "m.json"), "x.pt", "cpu")
+        models.load_model(str(tmp_path / "m.json"), str(tmp_path / "x.pt"), "cpu")
 
 
 def test_a_published_config_with_its_preprocessing_is_read(tmp_path, tiny_clip):

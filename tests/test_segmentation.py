@@ -21,7 +21,7 @@ def query(pool):
     x = attnpool.tokens(activations(pool, 6, seed=9), pool)
     value_mean = (attnpool.attention(x, pool)[..., None] * attnpool.token_values(x, pool)).mean(0)
     pairs = segmentation.selection_matrix(selection, pool.heads, pool.neurons)
-    return segmentation.Query(pool, text, pairs, k, value_mean), selection
+    return segmentation.Query(pool, text, pairs, k, value_mean, sink=None), selection
 
 
 def gathered(z, query, selection, token):
@@ -51,6 +51,28 @@ def test_nad_centred_takes_the_mean_over_discovery_off_every_token(pool, query):
     _, discovery, _ = dense_contributions(activations(pool, 6, seed=9), pool)
     expected = gathered(z, query, selection, token - discovery.mean(0))
     np.testing.assert_allclose(segmentation.nad_centred(z, query), expected, rtol=2e-3, atol=2e-4)
+
+
+def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
+    _, pool = make_pool(4, 64, 16, 3)
+    generator = torch.Generator().manual_seed(4)
+    text = texts.unit(torch.randn(TEXTS, 16, generator=generator))
+    chosen = torch.randint(0, 64, (TEXTS, K), generator=generator).sort(dim=1).values
+    selection = Selection(torch.zeros(TEXTS, K), torch.arange(K).expand(TEXTS, K) % 4, chosen)
+    pairs = segmentation.selection_matrix(selection, 4, 64)
+    z = activations(pool, 1)
+    _, token, _ = dense_contributions(z, pool)
+    logits = segmentation.nad(z, segmentation.Query(pool, text, pairs, K, torch.zeros(4, 10, 16), sink=8))
+    neighbours = (4, 5, 7)  # north-west, north and west of the last token of 3 × 3
+    for p in range(TEXTS):
+        total = 0.0
+        for head in range(4):
+            similarity = np.mean([cosine(token[0, head, t + 1], text[p].numpy()) for t in neighbours])
+            own = chosen[p][selection.head[p] == head]
+            total += similarity * np.mean([z[0, t, own].sum().item() for t in neighbours]) / K
+        assert logits[0, p, 8] == pytest.approx(total, rel=1e-3)
+    plain = segmentation.nad(z, segmentation.Query(pool, text, pairs, K, torch.zeros(4, 10, 16), sink=None))
+    torch.testing.assert_close(logits[:, :, :8], plain[:, :, :8])
 
 
 def test_attention_sums_to_the_cosine_of_the_embedding(pool, query):
@@ -111,7 +133,7 @@ def test_black_images_segment_without_division_by_zero():
     pairs = segmentation.selection_matrix(
         Selection(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)), 2, 8
     )
-    query = segmentation.Query(pool, texts.unit(torch.ones(1, 12)), pairs, 1, torch.zeros(2, 5, 4))
+    query = segmentation.Query(pool, texts.unit(torch.ones(1, 12)), pairs, 1, torch.zeros(2, 5, 4), sink=None)
     for name in ("nad", "nad_centred", "maskclip", "sclip"):
         assert (segmentation.METHODS[name](torch.zeros(1, 4, 8), query) == 0).all()
 
@@ -156,3 +178,12 @@ def test_labels_are_the_best_class_and_temperature_sharpens_them():
     assert cold.min() > 0.99
     assert warm.max() < 0.6
     assert segmentation.label(logits, 5, 7, temperature=1.0)[0].shape == (5, 7)
+
+
+def test_labels_one_class_at_a_time_equal_the_softmax_over_all():
+    logits = torch.randn(6, 4, 5)
+    resized = F.interpolate(logits[None], size=(9, 13), mode="bilinear", align_corners=False)[0]
+    expected, classes = torch.softmax(resized * 3, dim=0).max(0)
+    labels, probability = segmentation.label(logits, 9, 13, temperature=3.0)
+    assert (labels == classes).all()
+    torch.testing.assert_close(probability, expected)

@@ -21,9 +21,8 @@ def test_scores_are_norm_and_projection_of_the_selected_pairs_contributions(pool
     chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:k] for _ in range(2)])
     selection = Selection(torch.zeros(2, k), chosen // pool.neurons, chosen % pool.neurons)
     text = texts.unit(torch.randn(2, len(pool.c_bias), generator=generator))
-    write, constant = shift.selected_writes(selection, pool)
     embedding = attnpool.sum_pairs(coefficient, pool)
-    norm, projection = shift.concept_scores(coefficient, embedding, selection, write, constant, text)
+    norm, projection = shift.concept_scores(coefficient, embedding, selection, text, pool)
     for concept in range(2):
         summed = dense[:, selection.head[concept], selection.neuron[concept]].sum(1)
         whole = np.linalg.norm(total, axis=1)
@@ -126,3 +125,5 @@ def test_the_first_group_is_the_reference_unless_named():
     group = pd.Series(["b", "a"])
     assert shift.groups_of(group, None, "")[1] == "a"
     assert shift.groups_of(group, "b", "")[1] == "b"
+    assert shift.groups_of(pd.Series(["10", "9"]), None, "")[1] == "9"
+    assert shift.in_order(["10", "9", "b"]) == ["10", "9", "b"]

@@ -14,7 +14,7 @@ from nadpipe.views import centre_box, crop_pixels, image_size, read_image, resiz
 def test_sliding_crops_cover_every_pixel_and_stay_inside(height, width, size, stride):
     boxes = sliding_boxes(height, width, size, stride) if max(height, width) < 20 * min(height, width) else []
     rows, columns = resized_size(height, width, size)
-    for axis, length in (("top", rows), ("left", columns)):
+    for axis, length in (("crop_top", rows), ("crop_left", columns)):
         starts = sorted({getattr(box, axis) for box in boxes})
         if starts:
             assert starts[0] == 0
@@ -24,8 +24,8 @@ def test_sliding_crops_cover_every_pixel_and_stay_inside(height, width, size, st
 
 def test_the_last_crop_is_shifted_back_to_the_border():
     boxes = sliding_boxes(100, 230, 100, 0.5)
-    assert [box.left for box in boxes] == [0, 50, 100, 130]
-    assert {box.top for box in boxes} == {0}
+    assert [box.crop_left for box in boxes] == [0, 50, 100, 130]
+    assert {box.crop_top for box in boxes} == {0}
 
 
 def test_one_crop_is_enough_for_a_square():
@@ -38,7 +38,7 @@ def test_crops_of_one_image_are_parts_of_one_resized_image():
     boxes = sliding_boxes(50, 80, 50, 0.5)
     crops = crop_pixels(Image.fromarray(pixels), boxes, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic")
     for box, crop in zip(boxes, crops, strict=True):
-        expected = pixels[box.top : box.top + 50, box.left : box.left + 50].transpose(2, 0, 1) / 255
+        expected = pixels[box.crop_top : box.crop_top + 50, box.crop_left : box.crop_left + 50].transpose(2, 0, 1) / 255
         np.testing.assert_allclose(crop, expected, atol=1e-6)
 
 

@@ -54,8 +54,12 @@ def test_the_demos_truth_is_found(checkout):
     shift = pd.read_csv(results / "shift.csv")
     assert shift.groupby("concept")["auroc"].max().min() > 0.9
     last = shift[(shift["group"] == 2025) & (shift["score"] == "projection")].set_index("concept")
-    assert last.loc["fish", "effect"] > 0
-    assert last.loc["snail", "effect"] < 0
+    for concept in ("fish", "snail", "sky"):
+        assert np.sign(last.loc[concept, "effect"]) == (1 if concept == "fish" else -1)
+        assert last.loc[concept, "q"] < 0.2
+    for concept in ("star", "blue", "striped"):
+        assert abs(last.loc[concept, "effect"]) < 0.35
+    assert last.loc[["fish", "snail", "sky"], "q"].max() < last.loc[["star", "blue", "striped"], "q"].min()
     texts = pd.read_parquet(results / "shift" / "pairs.parquet").query("group == '2025'").head(10)["nearest_text"]
     assert texts.str.contains("fish|snail|sky|sand").mean() > 0.5
 
@@ -113,7 +117,7 @@ CHANGES = {
     "directions.components": (2, {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2}),
     "assignments.atoms": (3, NAMED),
     "assignments.nearest": (2, NAMED),
-    "text.dictionary": ("README.md", {"embed_texts": 1, **NAMED}),
+    "text.dictionary": ("README.md", {"embed_texts": 1, **NAMED, "select_pairs": 1, "score_shift": 1}),
     "text.templates": (["{}"], EMBEDDED),
     "shift.concepts": (["fish", "red"], {"embed_texts": 1, "select_pairs": 1, "score_shift": 1}),
     "shift.k": (20, {"select_pairs": 1, "score_shift": 1}),

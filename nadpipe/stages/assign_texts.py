@@ -13,7 +13,7 @@ from torch import Tensor
 from nadpipe import texts
 from nadpipe.artifacts import ZarrStore, open_zarr, write_parquet
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.pools import read_pool
+from nadpipe.inputs import read_pool
 from nadpipe.progress import track
 
 _SIGNALS_AT_ONCE = 256

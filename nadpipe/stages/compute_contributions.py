@@ -10,7 +10,7 @@ from nadpipe.artifacts import create_zarr, open_zarr
 from nadpipe.directions import Mean
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.pools import read_pool
+from nadpipe.inputs import read_pool
 from nadpipe.progress import track
 
 
@@ -38,8 +38,8 @@ def compute_contributions(
         "width": pool.neurons // pool.heads,
     }
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    about = {name: source.attributes[name] for name in ("shard", "shards")}
-    value_mean = Mean()
+    about = {name: source.attributes[name] for name in ("shard", "shards", "images")}
+    attended, attention_mean = Mean(), Mean()
     with create_zarr(output, "contributions", stamp, sizes, attributes=about | {"tolerance": tolerance}) as store:
         store.write("image_id", source["image_id"][:])
         for start in track(range(0, views, batch_size), "decomposing", "batch"):
@@ -50,9 +50,12 @@ def compute_contributions(
             embedding = attnpool.sum_pairs(coefficient, pool)
             residual = attnpool.residual(embedding, torch.from_numpy(source["embedding"][at]))
             _check(residual, tolerance, features, start)
-            value_mean.add(attention[..., None] * attnpool.token_values(x, pool))
+            attended.add(attnpool.attended_tokens(attention, x)[None], views=len(x))
+            attention_mean.add(attention)
             store.append(coefficient=coefficient, attention=attention, embedding=embedding, residual=residual)
-        store.write("value_mean", value_mean.value())
+        shares = attention_mean.value().float()
+        store.write("attention_mean", shares)
+        store.write("value_mean", attnpool.project_attended(attended.value().float(), shares, pool))
 
 
 def _check(residual: torch.Tensor, tolerance: float, path: Path, start: int) -> None:

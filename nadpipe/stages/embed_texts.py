@@ -1,6 +1,7 @@
 """Embed a set of texts: one unit vector a text, averaged over prompt templates."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def embed_texts(
     if bool(texts) == (file is not None):
         raise NadpipeError("give either --texts or --file")
     listed = list(texts) if file is None else read_lines(file)
-    twice = sorted({text for text in listed if listed.count(text) > 1}) if len(set(listed)) < len(listed) else []
+    twice = sorted(text for text, count in Counter(listed).items() if count > 1)
     if twice:
         raise NadpipeError(f"{file or '--texts'}: {len(twice)} texts are listed twice, first {twice[0]!r}; list each once")
     model = load_model(architecture, pretrained, device)

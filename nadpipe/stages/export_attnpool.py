@@ -5,7 +5,8 @@ from pathlib import Path
 
 from nadpipe.artifacts import ZARR, create_zarr
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.models import attention_pool, load_model
+from nadpipe.models import attention_pool, load_model, state_sha256
+from nadpipe.progress import track
 
 
 def export_attnpool(architecture: str, output: Path, pretrained: str | None = None) -> None:
@@ -27,10 +28,10 @@ def export_attnpool(architecture: str, output: Path, pretrained: str | None = No
     }
     about = {
         "pretrained": pretrained or "",
-        "sha256": model.stamp.model,
+        "sha256": state_sha256(model.clip.state_dict()),
         "heads": pool.heads,
         **dataclasses.asdict(model.preprocessing),
     }
     with create_zarr(output, "attention pool", stamp, sizes, attributes=about) as store:
-        for name in ZARR["attention pool"]:
+        for name in track(ZARR["attention pool"], "writing weights", "array"):
             store.write(name, getattr(pool, name))

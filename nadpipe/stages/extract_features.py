@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nadpipe.artifacts import create_zarr, read_parquet
-from nadpipe.datasets import shard_rows
+from nadpipe.artifacts import VIEW_TABLE, create_zarr, read_parquet
+from nadpipe.datasets import paths_fingerprint, shard_rows
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.models import Preprocessing, load_model
@@ -75,24 +75,16 @@ def extract_features(
     spatial, neurons = len(visual.attnpool.positional_embedding) - 1, visual.attnpool.v_proj.in_features
     sizes = {"view": len(table), "token": spatial, "neuron": neurons, "embed": visual.output_dim}
     stamp = dataclasses.replace(model.stamp, code=code_fingerprint(__name__))
+    about = {"shard": shard, "shards": shards, "images": paths_fingerprint(manifest["path"])}
     crops = DataLoader(_Crops(rows["path"].tolist(), boxes, model.preprocessing), batch_size=None, num_workers=workers)
-    with create_zarr(output, "features", stamp, sizes, attributes={"shard": shard, "shards": shards}) as store:
+    with create_zarr(output, "features", stamp, sizes, attributes=about) as store:
         store.write("image_id", [image_id for image_id, _ in table])
-        for name, field in _VIEW_TABLE.items():
-            store.write(name, [getattr(box, field) for _, box in table])
+        for name in set(VIEW_TABLE) - {"image_id"}:
+            store.write(name, [getattr(box, name) for _, box in table])
         for pixels in _in_batches(track(crops, "encoding", "image", len(rows)), batch_size):
             with torch.inference_mode():
                 z, embedding = model.activations(pixels.to(model.device))
             store.append(activation=z, embedding=embedding)
-
-
-_VIEW_TABLE = {
-    "crop_top": "top",
-    "crop_left": "left",
-    "crop_size": "size",
-    "resized_height": "resized_height",
-    "resized_width": "resized_width",
-}
 
 
 def _in_batches(crops, size: int):

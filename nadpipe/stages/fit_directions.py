@@ -12,7 +12,7 @@ from nadpipe import directions
 from nadpipe.artifacts import Stamp, ZarrStore, create_zarr
 from nadpipe.attnpool import AttentionPool, pair_constants, write_vectors
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.pools import blocks, count_blocks, open_shards, read_pool
+from nadpipe.inputs import blocks, count_blocks, open_shards, read_pool
 from nadpipe.progress import track
 
 _UNITS_AT_ONCE = 256  # neurons whose write vectors are held at a time

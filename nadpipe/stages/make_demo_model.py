@@ -9,6 +9,7 @@ from nadpipe.artifacts import whole
 from nadpipe.demo.checkpoint import unpack_model
 from nadpipe.demo.data import dictionary
 from nadpipe.demo.files import CHECKPOINT
+from nadpipe.progress import track
 
 
 def make_demo_model(output_weights: Path, output_config: Path, output_dictionary: Path, checkpoint: Path = CHECKPOINT) -> None:
@@ -21,9 +22,11 @@ def make_demo_model(output_weights: Path, output_config: Path, output_dictionary
         checkpoint: Packed checkpoint; the one in the package unless given.
     """
     state, config = unpack_model(checkpoint)
-    with whole(output_weights) as path:
-        save_file(state, path)
-    with whole(output_config) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    with whole(output_dictionary) as path:
-        path.write_text("\n".join(dictionary()) + "\n", encoding="utf-8")
+    writers = {
+        output_weights: lambda path: save_file(state, path),
+        output_config: lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"),
+        output_dictionary: lambda path: path.write_text("\n".join(dictionary()) + "\n", encoding="utf-8"),
+    }
+    for output, write in track(writers.items(), "unpacking", "file"):
+        with whole(output) as path:
+            write(path)

@@ -8,9 +8,9 @@ import pandas as pd
 
 from nadpipe.artifacts import open_zarr, read_parquet, write_parquet
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.pools import blocks, count_blocks, open_shards
+from nadpipe.inputs import blocks, count_blocks, open_shards
 from nadpipe.progress import track
-from nadpipe.shift import GroupMoments, benjamini_hochberg, groups_of
+from nadpipe.shift import GroupMoments, benjamini_hochberg, groups_of, in_order
 
 
 def rank_shifts(
@@ -44,7 +44,7 @@ def rank_shifts(
             moments.add(name, coefficient[of_view == name])
     named = read_parquet(pairs, "pairs", model).sort_values(["head", "neuron"], ignore_index=True)
     parts = []
-    for name in sorted(set(moments.count) - {reference}):
+    for name in in_order(set(moments.count) - {reference}):
         difference, effect, p = moments.against(name, reference)
         part = named[["head", "neuron", "nearest_text"]].assign(group=name, reference=reference)
         part["difference"], part["effect"], part["p"] = difference.ravel(), effect.ravel(), p.ravel()

@@ -10,6 +10,9 @@ from nadpipe.artifacts import open_zarr, read_parquet, write_csv, write_parquet
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.metrics import metrics
+from nadpipe.progress import track
+
+SELECTING = ("nad", "nad_centred")  # methods that select pairs
 
 
 def score_segmentation(
@@ -35,7 +38,7 @@ def score_segmentation(
     if cells.empty:
         raise NadpipeError(f"{confusion[0]}: no labelled pixels in the data set; check the masks and segmentation.ignore")
     rows, per_class = [], []
-    for method, part in cells.groupby("method", sort=False):
+    for method, part in track(list(cells.groupby("method", sort=False)), "scoring", "method"):
         matrix = np.zeros((len(classes), len(classes)), np.int64)
         np.add.at(matrix, (part["true_class"], part["predicted_class"]), part["pixels"])
         scores = metrics(matrix)
@@ -51,7 +54,7 @@ def score_segmentation(
                 "images": part["image_id"].nunique(),
                 "pixels": matrix.sum(),
                 "classes": scores.present.sum(),
-                "k": part["k"].iloc[0],
+                "k": part["k"].iloc[0] if method in SELECTING else None,
                 "temperature": part["temperature"].iloc[0],
                 "confidence": np.average(part["confidence"], weights=part["pixels"]),
                 "sink": sink if sink >= 0 else None,
@@ -70,5 +73,5 @@ def score_segmentation(
             )
         )
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    write_csv(output, "segmentation", pd.DataFrame(rows).astype({"sink": "Int64"}).round(6))
+    write_csv(output, "segmentation", pd.DataFrame(rows).astype({"sink": "Int64", "k": "Int64"}))
     write_parquet(output_classes, "per_class", pd.concat(per_class), stamp)

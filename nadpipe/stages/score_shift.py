@@ -9,9 +9,9 @@ import torch
 from nadpipe.artifacts import read_parquet, write_csv, write_parquet
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.pools import blocks, count_blocks, open_shards, read_pool, read_selection
+from nadpipe.inputs import blocks, count_blocks, open_shards, read_pool, read_selection
 from nadpipe.progress import track
-from nadpipe.shift import compare_groups, concept_scores, groups_of, selected_writes
+from nadpipe.shift import compare_groups, concept_scores, groups_of
 
 
 def score_shift(
@@ -46,17 +46,16 @@ def score_shift(
     manifest = read_parquet(images, "images").set_index("image_id")
     group, reference = groups_of(manifest["group"], reference, str(images))
     chosen = read_selection(selection, model)
-    write, constant = selected_writes(chosen.pairs, pool)
     stores = open_shards(contributions, "contributions", model)
     parts = []
     names = ("coefficient", "embedding", "image_id")
     for coefficient, embedding, image_id in track(
         blocks(stores, *names), "scoring concepts", "block", count_blocks(stores, "coefficient")
     ):
-        scores = concept_scores(coefficient.float(), embedding, chosen.pairs, write, constant, chosen.query)
+        scores = concept_scores(coefficient.float(), embedding, chosen.pairs, chosen.query, pool)
         for score, value in zip(("norm", "projection"), scores, strict=True):
-            wide = pd.DataFrame(value.numpy(), columns=chosen.texts).assign(image_id=image_id.numpy(), score=score)
-            parts.append(wide.melt(["image_id", "score"], var_name="concept", value_name="value"))
+            for concept, column in zip(chosen.texts, value.T.numpy(), strict=True):
+                parts.append(pd.DataFrame({"image_id": image_id.numpy(), "score": score, "concept": concept, "value": column}))
     table = pd.concat(parts, ignore_index=True)
     table["group"] = group.loc[table["image_id"]].to_numpy()
     labels = manifest[[concept for concept in chosen.texts if concept in manifest]]
@@ -65,5 +64,5 @@ def score_shift(
             raise NadpipeError(f"{images}: column {concept} is the label of a concept and must hold 0 and 1 alone")
     compared = compare_groups(table, labels, reference, resamples, confidence, seed)
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    write_csv(output, "shift", compared.assign(dataset=dataset, k=torch.numel(chosen.pairs.head[0])).round(8))
+    write_csv(output, "shift", compared.assign(dataset=dataset, k=torch.numel(chosen.pairs.head[0])))
     write_parquet(output_scores, "shift_scores", table, stamp)

@@ -4,16 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 
 from nadpipe import metrics, segmentation
-from nadpipe.artifacts import ZarrStore, open_zarr, read_parquet, whole, write_parquet
+from nadpipe.artifacts import PARQUET, VIEW_TABLE, ZarrStore, open_zarr, read_parquet, whole, write_parquet
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
+from nadpipe.inputs import mean_over_shards, open_shards, read_pool, read_selection
 from nadpipe.pictures import indexed_image, read_mask
-from nadpipe.pools import open_shards, read_pool, read_selection
 from nadpipe.progress import track
 
 
@@ -58,13 +57,13 @@ def segment_images(
         text=chosen.query,
         pairs=segmentation.selection_matrix(chosen.pairs, pool.heads, pool.neurons),
         k=chosen.pairs.head.shape[1],
-        value_mean=mean_over_views(discovery, "value_mean"),
+        value_mean=mean_over_shards(discovery, "value_mean"),
+        sink=_sink(sink, discovery, pool.tokens - 1),
     )
-    if sink == "auto":
-        sink = segmentation.find_sink(mean_over_views(discovery, "attention"))
-    elif sink == "none":
-        sink = None
-    views = pd.DataFrame({name: store[name][:] for name in _VIEWS})
+    classes = len(chosen.texts)
+    if classes > 256:
+        raise NadpipeError(f"{selection}: {classes} classes; label maps as indexed PNG hold at most 256")
+    views = pd.DataFrame({name: store[name][:] for name in VIEW_TABLE})
     rows: list[dict] = []
     with whole(output_labels) as folder:
         for method in methods:
@@ -74,63 +73,36 @@ def segment_images(
             if image["mask_path"] is None:
                 raise NadpipeError(f"{images}: image {image_id} ({image['path']}) has no mask; name its column or leave it out")
             size = (int(image["height"]), int(image["width"]))
-            truth = read_mask(image["mask_path"], size, len(chosen.query), ignore)
+            truth = read_mask(image["mask_path"], size, classes, ignore)
             z = torch.from_numpy(store["activation"][of_image.index[0] : of_image.index[-1] + 1]).float()
             for method in methods:
                 logits = segmentation.METHODS[method](z, query).unflatten(2, (pool.grid, pool.grid))
-                labels, probability = _label(segmentation.replace_sink(logits, sink), of_image, size, temperature)
+                labels, probability = (part.numpy() for part in _label(logits, of_image, size, temperature))
                 indexed_image(labels).save(folder / method / f"{image_id:06d}.png")
-                rows += _confusions(image_id, method, truth, labels, probability, len(chosen.query), ignore)
-    about = {"k": query.k, "temperature": temperature, "sink": -1 if sink is None else sink}
+                cells = metrics.confused(truth, labels, probability, classes, ignore)
+                rows += [{"image_id": image_id, "method": method, **cell} for cell in cells]
+    about = {"k": query.k, "temperature": temperature, "sink": -1 if query.sink is None else query.sink}
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    write_parquet(output, "confusion", pd.DataFrame(rows).assign(**about), stamp)
+    table = pd.DataFrame(rows, columns=[name for name in PARQUET["confusion"] if name not in about]).assign(**about)
+    write_parquet(output, "confusion", table, stamp)
 
 
-_VIEWS = ("image_id", "crop_top", "crop_left", "crop_size", "resized_height", "resized_width")
-
-
-def mean_over_views(stores: list[ZarrStore], name: str) -> torch.Tensor:
-    """Mean over all views of an array of the contributions; `value_mean` is a mean over its shard's views already."""
-    views = [store["image_id"].shape[0] for store in stores]
-    means = [store[name][:] if name == "value_mean" else store[name][:].mean(0) for store in stores]
-    return torch.from_numpy(np.average(means, axis=0, weights=views).astype(np.float32))
+def _sink(sink: int | str, discovery: list[ZarrStore], spatial: int) -> int | None:
+    """The spatial token to replace: measured, none, or the one asked for."""
+    if sink == "auto":
+        return segmentation.find_sink(mean_over_shards(discovery, "attention_mean"))
+    if sink == "none":
+        return None
+    if sink >= spatial:
+        raise NadpipeError(f"segmentation.sink: {sink} is no spatial token; the model has 0 to {spatial - 1}")
+    return sink
 
 
 def _label(
     logits: torch.Tensor, views: pd.DataFrame, size: tuple[int, int], temperature: float
-) -> tuple[np.ndarray, np.ndarray]:
-    first = views.iloc[0]
-    merged = segmentation.merge_views(
-        logits,
-        views["crop_top"].tolist(),
-        views["crop_left"].tolist(),
-        int(first["crop_size"]),
-        int(first["resized_height"]),
-        int(first["resized_width"]),
-    )
-    labels, probability = segmentation.label(merged, *size, temperature)
-    return labels.numpy(), probability.numpy()
-
-
-def _confusions(
-    image_id: int,
-    method: str,
-    truth: np.ndarray,
-    labels: np.ndarray,
-    probability: np.ndarray,
-    classes: int,
-    ignore: int,
-) -> list[dict]:
-    """The cells of the image's confusion matrix that are not zero."""
-    counts = metrics.confusion(truth, labels, classes, ignore)
-    return [
-        {
-            "image_id": image_id,
-            "method": method,
-            "true_class": true,
-            "predicted_class": predicted,
-            "pixels": counts[true, predicted],
-            "confidence": probability[(truth == true) & (labels == predicted)].mean(),
-        }
-        for true, predicted in np.argwhere(counts)
-    ]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and their probabilities of one image from the logits of its views."""
+    crop, height, width = views[["crop_size", "resized_height", "resized_width"]].iloc[0].tolist()
+    corners = views["crop_top"].tolist(), views["crop_left"].tolist()
+    merged = segmentation.merge_views(logits, *corners, crop, height, width)
+    return segmentation.label(merged, *size, temperature)

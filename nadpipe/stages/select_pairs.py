@@ -10,7 +10,7 @@ from nadpipe import texts
 from nadpipe.artifacts import create_zarr, open_zarr
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.pools import read_pool
+from nadpipe.inputs import read_pool
 from nadpipe.progress import track
 
 
@@ -40,7 +40,9 @@ def select_pairs(
     embedding = torch.from_numpy(words["embedding"][:])
     around = embedding if reference is None else torch.from_numpy(open_zarr(reference, "text", model)["embedding"][:])
     if k > pool.heads * pool.neurons:
-        raise NadpipeError(f"k is {k}, the model has {pool.heads * pool.neurons} pairs ({pool.heads} heads × {pool.neurons})")
+        raise NadpipeError(
+            f"k is {k}, the model has {pool.heads * pool.neurons} pairs ({pool.heads} heads × {pool.neurons} neurons)"
+        )
     query = texts.centre(embedding, around)
     if not (query.norm(dim=1) > 0).all():
         raise NadpipeError(f"{text}: a text equals the mean of the set it is centred with; give at least two different texts")

@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from nadpipe.artifacts import open_zarr, read_parquet, write_parquet
+from nadpipe.artifacts import explained_column, open_zarr, read_parquet, write_parquet
 from nadpipe.fingerprint import code_fingerprint
+from nadpipe.progress import track
 
 
 def tabulate_units(
@@ -29,13 +30,15 @@ def tabulate_units(
     grid = np.indices(store["top_norm"].shape).reshape(len(keys), -1)
     numbers = [name for name in ("write_norm", "coefficient_mean", "coefficient_std", "sign") if unit == "pair"]
     table = pd.DataFrame(dict(zip(keys, grid, strict=True)))
-    for name in [*numbers, "mean_norm", "std_norm", "top_norm"]:
+    for name in track([*numbers, "mean_norm", "std_norm", "top_norm"], f"tabulating {unit}s", "column"):
         table[name] = store[name][:].ravel()
+    more = {}
     if unit == "pair":
         table["explained"] = np.where(table["std_norm"] > 0, 1.0, np.nan)
     else:
         for component, share in enumerate(store["explained"][:].T, start=1):
             table[f"explained_{component}"] = share
+            more[f"explained_{component}"] = explained_column(component)
     table["contribution_rank"] = table["std_norm"].rank(method="first", ascending=False).astype("int32")
     texts = read_parquet(assignments, f"{unit} assignments", model)
     nearest = texts[(texts["kind"] == "nearest") & (texts["rank"] == 1)].set_index(keys)
@@ -45,4 +48,4 @@ def tabulate_units(
     table = table.join(first["text"].rename("sparse_text"), on=keys)
     table = table.join(sparse.groupby(keys)["explained"].max().rename("sparse_explained"), on=keys)
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    write_parquet(output, f"{unit}s", table, stamp, sources=unit != "pair")
+    write_parquet(output, f"{unit}s", table, stamp, more)

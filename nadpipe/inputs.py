@@ -1,9 +1,10 @@
-"""Arrays of stores as the numerics take them: the attention pool, directions, and blocks of views over shards."""
+"""Artifacts as the numerics take them: the attention pool, selected pairs, and the views of all shards in blocks."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,11 +15,11 @@ from nadpipe.errors import NadpipeError
 from nadpipe.texts import Selection
 
 
-def read_pool(path: Path, device: str = "cpu") -> tuple[AttentionPool, Stamp]:
+def read_pool(path: Path) -> tuple[AttentionPool, Stamp]:
     """The attention pool of an exported store, and the model that everything else of a run must belong to."""
     store = open_zarr(path, "attention pool")
     weights = {name: torch.from_numpy(store[name][:]) for name in ZARR["attention pool"]}
-    return AttentionPool(heads=store.attributes["heads"], **weights).to(device), store.stamp
+    return AttentionPool(heads=store.attributes["heads"], **weights), store.stamp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,17 @@ def open_shards(paths: Sequence[Path], kind: str, model: Stamp) -> list[ZarrStor
         raise NadpipeError(
             f"{stores[0].path}: shards {numbers} were given, expected 0 to {stores[0].attributes['shards'] - 1}, each once"
         )
+    for store in stores[1:]:
+        if store.attributes["images"] != stores[0].attributes["images"]:
+            raise NadpipeError(f"{store.path}: is a shard of other images than {stores[0].path}; give shards of one data set")
     return stores
+
+
+def mean_over_shards(stores: Sequence[ZarrStore], name: str) -> Tensor:
+    """Mean over all views of an array that holds the mean over its shard's views."""
+    views = [store["image_id"].shape[0] for store in stores]
+    mean = np.average([store[name][:] for store in stores], axis=0, weights=views)
+    return torch.from_numpy(mean.astype(np.float32))
 
 
 def blocks(stores: Sequence[ZarrStore], *names: str) -> Iterator[tuple[Tensor, ...]]:
