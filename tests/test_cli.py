@@ -26,7 +26,7 @@ def test_every_command_explains_every_option(command, capsys):
         assert re.search(rf"^    {option}: \S", explained, re.MULTILINE), f"{option} has no line under Args"
 
 
-def test_a_stage_is_named_as_its_module_and_fits_a_screen():
+def test_a_stage_is_named_as_its_module():
     for command in commands():
         name = command.replace("-", "_")
         module = importlib.import_module(f"nadpipe.stages.{name}")

@@ -15,6 +15,7 @@ from nadpipe.demo.checkpoint import unpack_model
 from nadpipe.demo.data import DRIFTS, YEARS, dictionary, draw_set
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.demo.world import BACKGROUNDS, CLASSES, COLOURS, CONCEPTS, KINDS, TEXTURES, Odds, draw_scene, write_caption
+from nadpipe.stages import train_demo as command
 from nadpipe.stages.make_demo_data import make_demo_data
 from nadpipe.stages.make_demo_model import make_demo_model
 
@@ -175,6 +176,25 @@ def test_training_is_reproducible_by_seed(monkeypatch):
         torch.testing.assert_close(value, second.state_dict()[name], rtol=0, atol=0)
     assert not torch.equal(first.visual.conv1.weight, other.visual.conv1.weight)
     assert first.visual.attnpool.positional_embedding.shape == (10, 128)
+
+
+def test_the_training_command_packs_what_it_trained_and_measures_what_it_packed(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "_TESTED", 4)
+    monkeypatch.setattr(command, "COURSE", tiny_course())
+    monkeypatch.setattr(command, "IMAGE_SIZE", 96)
+    threads = torch.get_num_threads()
+    command.train_demo(tmp_path / "c.safetensors", tmp_path / "m.json", seed=1, threads=1, held_out_scenes=40)
+    torch.set_num_threads(threads)
+    state, config = unpack_model(tmp_path / "c.safetensors")
+    training.CLIP(**config).load_state_dict(state)
+    measured = json.loads((tmp_path / "m.json").read_text())
+    assert list(measured["word"]) == list(CONCEPTS)
+    assert all(0 < value <= 1 for value in measured["word"].values())
+    assert measured["mean"] == pytest.approx(training.mean_by_group(measured["word"]))
+    used = training.Vocabulary().ids
+    rows = state["token_embedding.weight"].abs().sum(1) > 0
+    assert rows.sum() == len(used)
+    assert rows[used].all()
 
 
 def test_the_largest_token_is_still_the_end_of_text():

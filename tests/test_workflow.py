@@ -54,12 +54,11 @@ def test_the_demos_truth_is_found(checkout):
     shift = pd.read_csv(results / "shift.csv")
     assert shift.groupby("concept")["auroc"].max().min() > 0.9
     last = shift[(shift["group"] == 2025) & (shift["score"] == "projection")].set_index("concept")
-    for concept in ("fish", "snail", "sky"):
-        assert np.sign(last.loc[concept, "effect"]) == (1 if concept == "fish" else -1)
-        assert last.loc[concept, "q"] < 0.2
-    for concept in ("star", "blue", "striped"):
-        assert abs(last.loc[concept, "effect"]) < 0.35
-    assert last.loc[["fish", "snail", "sky"], "q"].max() < last.loc[["star", "blue", "striped"], "q"].min()
+    drifting, steady = last.loc[["fish", "snail", "sky"]], last.loc[["star", "blue", "striped"]]
+    assert np.sign(drifting["effect"]).tolist() == [1, -1, -1]
+    assert drifting["effect"].abs().min() > steady["effect"].abs().max()
+    assert drifting["q"].min() < 0.05
+    assert steady["q"].min() > 0.5
     texts = pd.read_parquet(results / "shift" / "pairs.parquet").query("group == '2025'").head(10)["nearest_text"]
     assert texts.str.contains("fish|snail|sky|sand").mean() > 0.5
 
