@@ -64,8 +64,10 @@ def _device(name: str) -> str:
 
 
 def _sink(value: Any) -> Any:
-    if value in ("auto", "none") or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+    if value in ("auto", "none"):
         return value
+    if re.fullmatch(r"\d+", str(value)):
+        return int(value)
     raise ValueError(f"auto, none or the index of a spatial token from 0, not {value!r}")
 
 
@@ -75,7 +77,8 @@ def _class_count(names: list[str]) -> list[str]:
     return names
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, BeforeValidator(_no_boolean)]  # numbers as text are taken: snakemake --config passes them so
+Count = Annotated[Whole, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 ExistingPath = Annotated[str, AfterValidator(_exists)]
@@ -133,7 +136,7 @@ class Features(_Section):
     """Running the image tower."""
 
     batch_size: Count
-    workers: Annotated[int, Field(ge=0, strict=True)]
+    workers: Annotated[Whole, Field(ge=0)]
 
 
 class Contributions(_Section):
@@ -175,7 +178,7 @@ class Segmentation(_Section):
     stride: Share
     temperature: Annotated[Number, Field(gt=0)]
     sink: Annotated[Any, AfterValidator(_sink)]
-    ignore: Annotated[int, Field(ge=0, le=65535, strict=True)]
+    ignore: Annotated[Whole, Field(ge=0, le=65535)]
     overlays: Count
 
 
@@ -186,14 +189,14 @@ class Shift(_Section):
     k: Count
     select_by: Literal["direction", "write"]
     reference: str | None
-    resamples: Annotated[int, Field(ge=100, strict=True)]
+    resamples: Annotated[Whole, Field(ge=100)]
     confidence: Annotated[Number, Field(gt=0.5, lt=1)]
 
 
 class Config(_Section):
     """The whole config."""
 
-    seed: Annotated[int, Field(ge=0, strict=True)]
+    seed: Annotated[Whole, Field(ge=0)]
     device: Annotated[str, AfterValidator(_device)]
     model: ModelSection
     datasets: Datasets

@@ -42,9 +42,9 @@ def test_the_shipped_config_is_complete():
         ("segmentation.k", ..., "segmentation.k: missing"),
         ("model", ..., "model: missing"),
         ("segmentation.k", 0, "segmentation.k: input should be greater than or equal to 1, not 0"),
-        ("segmentation.k", "many", "segmentation.k: input should be a valid integer, not 'many'"),
+        ("segmentation.k", "many", "segmentation.k: input should be a valid integer, unable to parse string as an integer"),
         ("segmentation.k", 2.5, "segmentation.k: input should be a valid integer"),
-        ("segmentation.k", True, "segmentation.k: input should be a valid integer, not True"),
+        ("segmentation.k", True, "segmentation.k: input should be a valid number, not True"),
         ("segmentation.stride", 1.5, "segmentation.stride: input should be less than or equal to 1, not 1.5"),
         ("segmentation.select_by", "x", "segmentation.select_by: input should be 'direction' or 'write', not 'x'"),
         ("segmentation.methods", ["nad", "x"], "segmentation.methods.1: input should be 'nad', 'nad_centred', 'maskclip'"),
@@ -85,6 +85,12 @@ def test_all_faults_are_told_at_once():
     with pytest.raises(NadpipeError) as error:
         check(config)
     assert [line.split(":")[1].strip() for line in str(error.value).split("\n")] == ["segmentation.k", "shift.k"]
+
+
+def test_numbers_that_come_as_text_from_the_command_line_are_numbers():
+    assert check(changed("segmentation.k", "300"))["segmentation"]["k"] == 300
+    assert check(changed("segmentation.sink", "5"))["segmentation"]["sink"] == 5
+    assert check(changed("segmentation.temperature", "2"))["segmentation"]["temperature"] == 2.0
 
 
 def test_pretrained_tags_are_no_paths():

@@ -237,7 +237,7 @@ def test_a_wrong_config_stops_before_the_first_job(checkout):
     done = checkout.run("all", "--config", "segmentation={k: -3, kk: 1}", check=False)
     text = done.stdout + done.stderr
     assert done.returncode != 0
-    assert "config: segmentation.k: input should be greater than or equal to 1, not -3\n" in text
+    assert "config: segmentation.k: input should be greater than or equal to 1, not '-3'\n" in text
     assert "config: segmentation.kk: unknown key; allowed here: classes" in text
     assert "Job stats" not in text
     assert "Traceback" not in text
