@@ -10,7 +10,7 @@ rule fit_directions:
         "results/benchmarks/fit_directions/{unit}.tsv"
     conda:
         "../envs/nadpipe.yaml"
-    threads: 2
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=60,

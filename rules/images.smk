@@ -73,7 +73,7 @@ rule compute_contributions:
         "results/benchmarks/compute_contributions/{dataset}/{shard}.tsv"
     conda:
         "../envs/nadpipe.yaml"
-    threads: 2
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=60,
