@@ -59,8 +59,12 @@ VIEW_TABLE = {
 def _subspace(unit: str) -> dict[str, Array]:
     """The arrays of directions of a unit that is not rank one."""
     return {
-        "direction": Array((unit, "component", "embed"), "float", "unit length", "section 4: first right-singular vectors"),
-        "explained": Array((unit, "component"), "float", "share of the kept images' centred energy", "section 4"),
+        "direction": Array(
+            (unit, "component", "embed"), "float", "unit length", "docs/method.md, Directions: first right-singular vectors"
+        ),
+        "explained": Array(
+            (unit, "component"), "float", "share of the kept images' centred energy", "docs/method.md, Directions"
+        ),
         "mean_norm": Array((unit,), "float", "embedding units", "norm of the mean contribution"),
         "std_norm": Array((unit,), "float", "embedding units", "root mean square norm of centred contributions"),
         "top_norm": Array((unit,), "float", "embedding units", "mean norm of the kept images' centred contributions"),
@@ -88,7 +92,7 @@ ZARR: dict[str, dict[str, Array]] = {
             ("view", "head", "neuron"),
             "float",
             "activation",
-            "s[h, n] = sum_t a[h, t] x_t[n]; equation 5",
+            "s[h, n] = sum_t a[h, t] x_t[n]",
             grow=("neuron", "view", "head"),
         ),
         "attention": Array(("view", "head", "token"), "float", "share, sums to 1 over tokens", "a[h, t]"),
@@ -101,7 +105,7 @@ ZARR: dict[str, dict[str, Array]] = {
         ),
     },
     "pair directions": {
-        "direction": Array(("head", "neuron", "embed"), "float", "unit length", "section 4: sign · w / ‖w‖"),
+        "direction": Array(("head", "neuron", "embed"), "float", "unit length", "docs/method.md, Directions: sign · w / ‖w‖"),
         "sign": Array(("head", "neuron"), "int", "1 or -1", "more than half of the kept images project positively"),
         "write_norm": Array(("head", "neuron"), "float", "embedding units per activation", "‖w[h, n]‖"),
         "coefficient_mean": Array(("head", "neuron"), "float", "activation", "mean of s[h, n] over views"),

@@ -1,6 +1,6 @@
 """The attention pool of CLIP-ResNet, taken apart exactly.
 
-The paper's equations (Bu & Gandelsman, arXiv 2509.19943, section 3), one function each, in the factored form: a
+The paper's equations (Bu & Gandelsman, arXiv 2509.19943), one function each, in the factored form: a
 contribution of pair (head, neuron) is a coefficient per image times a write vector of the weights plus a constant.
 Shapes: view = image or crop; token = 0 for the pooled mean, then the spatial positions row by row; width = neurons per
 head, d in the paper. All functions keep the dtype and device of their inputs.

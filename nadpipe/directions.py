@@ -1,6 +1,6 @@
 """The direction that a unit (pair, neuron or head) writes along, from coefficients and write vectors.
 
-The published procedure (Bu & Gandelsman, arXiv 2509.19943, section 4): centre a unit's contributions over the images,
+The published procedure (Bu & Gandelsman, arXiv 2509.19943): centre a unit's contributions over the images,
 keep the `top_images` of largest norm, take the first right-singular vectors, each with the sign that more than half of
 the kept images project on positively (on a tie, the write vector's own sign for pairs). Here in closed form for pairs,
 and by small SVDs in factor space for neurons and heads; the dense (image, head, neuron, embed) tensor is never built.

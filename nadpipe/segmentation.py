@@ -1,7 +1,7 @@
 """Training-free segmentation with pairs, and the baselines on the same features.
 
 Every method maps what is known of a view's tokens to logits (view, text, row, column) on the grid of spatial tokens:
-Bu & Gandelsman, arXiv 2509.19943, section 5.1, for `nad`; MaskCLIP (arXiv 2112.01071) and SCLIP (arXiv 2312.01597) for
+Bu & Gandelsman, arXiv 2509.19943, for `nad`; MaskCLIP (arXiv 2112.01071) and SCLIP (arXiv 2312.01597) for
 the baselines. A method is one function and one line in METHODS.
 """
 

@@ -1,6 +1,6 @@
 """Scores of concepts per image, and how groups of images differ in them.
 
-Bu & Gandelsman, arXiv 2509.19943, section 5.2: a concept's score is what its pairs, chosen by text, add to the embedding.
+Bu & Gandelsman, arXiv 2509.19943: a concept's score is what its pairs, chosen by text, add to the embedding.
 """
 
 import re
