@@ -45,6 +45,40 @@ def test_explained_grows_with_every_atom_and_float32_agrees_with_float64():
     torch.testing.assert_close(code.explained.double(), precise.explained, atol=1e-4, rtol=0)
 
 
+def words(kind, atoms, width):
+    """Dictionaries that are easy to screen and ones that are not: many atoms that hardly differ, and equal ones."""
+    atom = unit_rows(atoms, width, 11)
+    if kind == "near":
+        atom = texts.unit(unit_rows(40, width, 12).repeat(-(-atoms // 40), 1)[:atoms] + 1e-3 * atom)
+    if kind == "equal":
+        atom[1::2] = atom[::2][: len(atom[1::2])]
+    return atom
+
+
+@pytest.mark.parametrize("kind", ["random", "near", "equal"])
+@pytest.mark.parametrize("atoms", [10_500, 12_800])
+def test_screening_in_bfloat16_never_changes_the_strongest_atom(monkeypatch, kind, atoms):
+    dictionary, signal = words(kind, atoms, 64), unit_rows(70, 64, 13)
+    screened = texts.Strongest(dictionary, screen=True)
+    assert screened.screen
+    correlation = (signal @ dictionary.T).abs()
+    largest = correlation.max(1).values
+    looked_at = []
+    in_full = screened._of_all
+    monkeypatch.setattr(screened, "_of_all", lambda residual: looked_at.append(len(residual)) or in_full(residual))
+    torch.testing.assert_close(correlation.gather(1, screened(signal)[:, None])[:, 0], largest)
+    assert (sum(looked_at) > 0) == (kind == "near")  # where many atoms hardly differ nothing is proven, so all are tried
+    assert (texts.matching_pursuit(signal, dictionary, 8, True).atom >= 0).all()
+    if kind == "random":
+        with_, without = (texts.matching_pursuit(signal, dictionary, 24, screen) for screen in (True, False))
+        assert torch.equal(with_.atom, without.atom)
+        torch.testing.assert_close(with_.weight, without.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_small_dictionaries_are_not_screened():
+    assert not texts.Strongest(words("random", 300, 16), screen=True).screen
+
+
 def test_a_signal_that_is_an_atom_ends_its_pursuit():
     atom = unit_rows(10, 6, 5)
     code = texts.matching_pursuit(torch.stack([-2 * atom[3], torch.zeros(6)]), atom, 4)
