@@ -35,6 +35,11 @@ rule all:
         "results/neurons.parquet",
         "results/heads.parquet",
         "results/assignments.parquet",
+        [
+            store
+            for dataset in config["dense"]["datasets"]
+            for store in shards(dataset, "dense")
+        ],
 
 
 include: "rules/demo.smk"

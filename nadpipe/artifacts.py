@@ -7,12 +7,13 @@ kind, the format version, the model and the code that made it, and opening one c
 import contextlib
 import dataclasses
 import glob
+import itertools
 import json
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import zarr
 from nadpipe import __version__
 from nadpipe.errors import NadpipeError
 
-FORMAT = 1
+FORMAT = 2
 _CHUNK_BYTES = 4 * 2**20
 _FILE_BYTES = 64 * 2**20
 _ROW_GROUP = 2**16
@@ -37,13 +38,13 @@ os.umask(_UMASK)
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a Zarr store: its axes, the kind of number, what it means. `grow`: axes that fill a chunk first."""
+    """One array of a Zarr store: its axes, the kind of number, what it means. `most`: a chunk's longest side per axis."""
 
     axes: tuple[str, ...]
     kind: str  # float, int or text
     unit: str
     source: str
-    grow: tuple[str, ...] = ()
+    most: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 VIEW_TABLE = {
@@ -85,6 +86,9 @@ ZARR: dict[str, dict[str, Array]] = {
     "features": {
         "activation": Array(("view", "token", "neuron"), "float", "activation", "z, before the positional embedding"),
         "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "the model's own encode_image"),
+        "rounding": Array(
+            ("view",), "float", "relative", "‖attention pool of the stored activation - embedding‖ / ‖embedding‖, 0 in float32"
+        ),
         **VIEW_TABLE,
     },
     "contributions": {
@@ -93,15 +97,31 @@ ZARR: dict[str, dict[str, Array]] = {
             "float",
             "activation",
             "s[h, n] = sum_t a[h, t] x_t[n]",
-            grow=("neuron", "view", "head"),
+            most={"head": 2, "view": 32},  # between one image's coefficients and one pair's column; docs/benchmarks.md
         ),
         "attention": Array(("view", "head", "token"), "float", "share, sums to 1 over tokens", "a[h, t]"),
         "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "sum over all pairs"),
         "residual": Array(("view",), "float", "relative", "‖sum over pairs - encode_image‖ / ‖encode_image‖"),
+        "rounding": Array(
+            ("view",), "float", "relative", "‖sum over stored pairs - sum over pairs‖ / ‖sum over pairs‖, 0 in float32"
+        ),
         "image_id": VIEW_TABLE["image_id"],
         "attention_mean": Array(("head", "token"), "float", "share", "mean over the shard's views of a[h, t]"),
         "value_mean": Array(
             ("head", "token", "width"), "float", "value", "mean over the shard's views of a[h, t] (W_V^h x_t + b_V^h)"
+        ),
+    },
+    "dense contributions": {
+        "contribution": Array(
+            ("view", "head", "neuron", "embed"), "float", "embedding units", "r[h, n] = s[h, n] w[h, n] + b[h]"
+        ),
+        "image_id": VIEW_TABLE["image_id"],
+    },
+    "pair moments": {
+        "sum": Array(("head", "neuron"), "float", "activation", "sum of s[h, n] over the shard's views"),
+        "square_sum": Array(("head", "neuron"), "float", "activation²", "sum of s[h, n]² over the shard's views"),
+        "extreme": Array(
+            ("head", "neuron", "kept"), "float", "activation", "the top_images smallest and largest s[h, n], ascending"
         ),
     },
     "pair directions": {
@@ -184,6 +204,10 @@ PARQUET: dict[str, dict[str, Column]] = {
     "pair assignments": {"head": _HEAD, "neuron": _NEURON, **_MATCH},
     "neuron assignments": {"neuron": _NEURON, **_MATCH},
     "head assignments": {"head": _HEAD, **_MATCH},
+    "embedded texts": {
+        "text": Column(pa.string(), "the text, without templates"),
+        "embedding": Column(pa.list_(pa.float32()), "unit length, mean over templates; as many numbers as the model embeds in"),
+    },
     "confusion": {
         "image_id": Column(pa.int64(), "row of images.parquet"),
         "method": Column(_TEXT, "segmentation method"),
@@ -285,24 +309,73 @@ class Stamp:
 
 
 class ZarrWriter:
-    """An open store: whole arrays by `write`, or block by block along their first axis by `append`."""
+    """An open store: whole arrays by `write`, block by block along their first axis by `append`, or each of `regions`, in any
+    order, by `put`."""
 
-    def __init__(self, group: zarr.Group, kind: str):
+    def __init__(self, path: Path, group: zarr.Group, kind: str):
+        self._path = path
         self._group = group
         self._kind = kind
         self._buffer: dict[str, list[np.ndarray]] = {}
         self._written: dict[str, int] = {}  # rows, by array
+        self._put: dict[str, set[tuple[int, ...]]] = {}  # positions in the grid of shards, by array
 
     def write(self, name: str, values: Any) -> None:
         """Write a whole array, from numpy, torch or a list."""
         self._group[name][:] = _numpy(values)
         self._written[name] = self._group[name].shape[0]
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes so far."""
+        return dict(self._group.attrs)
+
+    def describe(self, **attributes: Any) -> None:
+        """Add attributes that are known only once the work has begun."""
+        self._group.attrs.update(attributes)
+
+    def as_stored(self, name: str, values: Any) -> Any:
+        """A tensor in the precision of the array that it is for. Raises NadpipeError when float16 cannot hold it."""
+        if self._group[name].dtype != np.float16:
+            return values
+        stored = values.half()
+        if not stored.isfinite().all():
+            raise NadpipeError(f"{self._path}: {name} reaches {values.abs().max():.3g}, more than float16 holds; use float32")
+        return stored
+
     def append(self, **blocks: Any) -> None:
         """Add rows along the first axis; they reach the disk a whole shard at a time."""
         for name, block in blocks.items():
             self._buffer.setdefault(name, []).append(_numpy(block))
             self._flush(name, whole_shards=True)
+
+    def regions(self, name: str) -> list[tuple[slice, ...]]:
+        """The shards of an array, as slices of it."""
+        array = self._group[name]
+        parts = [
+            [slice(start, min(start + step, size)) for start in range(0, size, step)]
+            for size, step in zip(array.shape, array.shards, strict=True)
+        ]
+        return list(itertools.product(*parts))
+
+    def put(self, name: str, region: tuple[slice, ...], values: Any) -> None:
+        """Write a block of whole shards. Raises ValueError for slices that cut a shard and for a shard written before."""
+        array = self._group[name]
+        grid = []
+        for part, size, step in zip(region, array.shape, array.shards, strict=True):
+            start, stop, stride = part.indices(size)
+            if stride != 1 or start % step or (stop % step and stop != size):
+                raise ValueError(f"{self._kind}: {name}: {region} does not follow the shards {array.shards} of {array.shape}")
+            grid.append(range(start // step, math.ceil(stop / step)))
+        shards, put = set(itertools.product(*grid)), self._put.setdefault(name, set())
+        if shards & put or self._written.get(name) or self._buffer.get(name):
+            raise ValueError(f"{self._kind}: {name}: {region} was written before")
+        values = _numpy(values)
+        expected = tuple(len(range(*part.indices(size))) for part, size in zip(region, array.shape, strict=True))
+        if values.shape != expected:  # zarr would broadcast
+            raise ValueError(f"{self._kind}: {name}: {region} takes {expected}, was given {values.shape}")
+        array[region] = values
+        put |= shards
 
     def _flush(self, name: str, whole_shards: bool) -> None:
         array = self._group[name]
@@ -321,6 +394,11 @@ class ZarrWriter:
         for name in self._buffer:
             self._flush(name, whole_shards=False)
         for name, array in ZARR[self._kind].items():
+            if name in self._put:
+                put, shards = len(self._put[name]), len(self.regions(name))
+                if put != shards:
+                    raise ValueError(f"{self._kind}: {name} has {put} of {shards} shards")
+                continue
             rows, written = self._group[name].shape[0], self._written.get(name, 0)
             if array.kind != "text" and written != rows:
                 raise ValueError(f"{self._kind}: {name} has {written} of {rows} rows")
@@ -345,7 +423,7 @@ def create_zarr(
         group = zarr.open_group(str(partial), mode="w", zarr_format=3)
         group.attrs.update(stamp.attributes(kind) | dict(attributes or {}))
         arrays = ZARR[kind]
-        beside = [name for name, array in arrays.items() if array.axes == ("view",) and name != "residual"]
+        beside = [name for name, array in arrays.items() if array.axes == ("view",) and array.kind == "int"]
         for name, array in arrays.items():
             if array.kind == "text":
                 _write_text(group, name, array, texts)
@@ -360,7 +438,7 @@ def create_zarr(
                 values = np.arange(first, first + sizes[axis], dtype=np.int64)
                 spec = Array((axis,), "int", "0 is the pooled token" if axis == "token" else "index", "coordinate")
                 _create_array(group, axis, spec, values.shape, "int64")[:] = values
-        writer = ZarrWriter(group, kind)
+        writer = ZarrWriter(path, group, kind)
         yield writer
         writer._finish()
         with warnings.catch_warnings():
@@ -389,17 +467,17 @@ def _write_text(group: zarr.Group, name: str, array: Array, texts: Sequence[str]
 
 
 def _layout(array: Array, shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunks of about 4 MiB that fill the axes in the order of `grow` (last axis first by default), shards of about 64 MiB
-    that are whole in every axis but the first."""
-    row = math.prod(shape[1:]) * itemsize
-    rows = min(shape[0], max(1, _FILE_BYTES // max(row, 1)))
+    """Chunks of up to 4 MiB that fill the last axis first and stay within `most`; shards of about 64 MiB that are whole in
+    every axis but the first; where one row of that is more, one row, and so on with the next axis."""
+    rows = [math.prod(shape[at + 1 :]) * itemsize for at in range(len(shape))]
+    split = next(at for at, row in enumerate(rows) if row <= _FILE_BYTES or at + 1 == len(shape))
+    whole_shard = [1] * split + [min(shape[split], max(1, _FILE_BYTES // max(rows[split], 1))), *shape[split + 1 :]]
     chunk = [1] * len(shape)
-    for axis in array.grow or array.axes[::-1]:
-        at = array.axes.index(axis)
+    for at, axis in reversed(list(enumerate(array.axes))):
         room = max(1, _CHUNK_BYTES // itemsize // math.prod(chunk))
-        chunk[at] = min(rows if at == 0 else shape[at], room)
-    shard = [math.ceil(size / part) * part for size, part in zip(shape, chunk, strict=True)]
-    shard[0] = rows // chunk[0] * chunk[0]
+        chunk[at] = min(whole_shard[at], room, array.most.get(axis, room))
+    shard = [math.ceil(size / part) * part for size, part in zip(whole_shard, chunk, strict=True)]
+    shard[split] = whole_shard[split] // chunk[split] * chunk[split]
     return tuple(chunk), tuple(shard)
 
 
@@ -454,6 +532,36 @@ def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
+@contextlib.contextmanager
+def create_parquet(
+    path: Path,
+    kind: str,
+    stamp: Stamp,
+    more: Mapping[str, Column] | None = None,
+    sources: bool = False,
+) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield a function that adds rows to the table of a kind, so that it never has to be held whole; it takes the final name
+    when the block ends without an error.
+
+    more: columns beside the schema. sources: keep all other columns, as the source table's own.
+    """
+    metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
+    with whole(path) as partial, contextlib.ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+
+        def add(rows: pd.DataFrame) -> None:
+            nonlocal writer
+            schema = _schema(PARQUET[kind] | dict(more or {}), rows, sources)
+            arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
+            if writer is None:
+                schema = schema.with_metadata(metadata)
+                writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd", write_page_index=True))
+            writer.write_table(arrow.replace_schema_metadata(metadata), row_group_size=_ROW_GROUP)
+
+        yield add
+        stack.close()
+
+
 def write_parquet(
     path: Path,
     kind: str,
@@ -462,30 +570,36 @@ def write_parquet(
     more: Mapping[str, Column] | None = None,
     sources: bool = False,
 ) -> None:
-    """Write a table of a kind. more: columns beside the schema. sources: keep all other columns, as the source table's own."""
-    schema = _schema(PARQUET[kind] | dict(more or {}), table, sources)
-    metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
-    arrow = pa.Table.from_pandas(table[schema.names], schema=schema, preserve_index=False)
-    arrow = arrow.replace_schema_metadata(metadata)
-    with whole(path) as partial:
-        pq.write_table(arrow, partial, compression="zstd", row_group_size=_ROW_GROUP, write_page_index=True)
+    """Write a whole table of a kind, as `create_parquet` does."""
+    with create_parquet(path, kind, stamp, more, sources) as add:
+        add(table)
 
 
-def read_parquet(path: Path, kind: str, model: Stamp | None = None) -> pd.DataFrame:
+def read_parquet(
+    path: Path,
+    kind: str,
+    model: Stamp | None = None,
+    columns: Sequence[str] | None = None,
+    filters: Sequence[tuple[str, str, Any]] | None = None,
+) -> pd.DataFrame:
     """Read a table and check its stamp and columns; raises NadpipeError as `open_zarr` does. Texts come as plain strings,
-    missing ones as None."""
+    missing ones as None. columns, filters: only these columns, only rows that fulfil all of them (column, operator, value)."""
     try:
-        table = pq.read_table(path)
+        schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise NadpipeError(f"{path}: no readable Parquet table ({error}); make it with Snakemake") from None
-    stored = (table.schema.metadata or {}).get(b"nadpipe")
+    stored = (schema.metadata or {}).get(b"nadpipe")
     _check_stamp(path, json.loads(stored) if stored else {}, kind, model)
-    missing = [name for name in PARQUET[kind] if name not in table.schema.names]
+    missing = [name for name in PARQUET[kind] if name not in schema.names]
     if missing:
         raise NadpipeError(f"{path}: columns {', '.join(missing)} are missing; delete the table and make it again")
+    try:
+        table = pq.read_table(path, columns=columns and list(columns), filters=filters and list(filters))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise NadpipeError(f"{path}: damaged Parquet table ({error}); delete it and make it again") from None
     frame = table.to_pandas()
     for name, column in PARQUET[kind].items():
-        if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
+        if name in frame and (pa.types.is_dictionary(column.type) or pa.types.is_string(column.type)):
             values = frame[name].astype(object)
             frame[name] = values.where(values.notna(), None)
     return frame
@@ -531,8 +645,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        _remove(left)
+    clear_partials(path)
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
         yield partial
@@ -543,6 +656,12 @@ def whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         _remove(partial)
+
+
+def clear_partials(path: Path) -> None:
+    """Remove what a writer of `path` left when it was killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        _remove(left)
 
 
 def _remove(path: Path) -> None:

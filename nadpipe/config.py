@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from nadpipe.dictionaries import check_templates, is_named
 from nadpipe.errors import NadpipeError
 
 MADE_HERE = Path("results/demo")  # the workflow itself makes these
@@ -30,11 +31,26 @@ def _distinct(values: list) -> list:
     return values
 
 
-def _has_slot(templates: list[str]) -> list[str]:
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ValueError(f"each template holds {{}} once, where the text goes; {template!r} does not")
-    return templates
+def _dictionary(name: str) -> str:
+    try:
+        return name if is_named(name) else _exists(name)
+    except NadpipeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _null(value: Any) -> Any:
+    return None if value == "null" else value  # snakemake --config passes it as text
+
+
+def _templates(templates: list[str]) -> list[str]:
+    try:
+        return check_templates(templates)
+    except NadpipeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _one_line(text: str) -> str:
@@ -137,13 +153,23 @@ class Features(_Section):
 
     batch_size: Count
     workers: Annotated[Whole, Field(ge=0)]
+    precision: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "float16"]
 
 
 class Contributions(_Section):
     """Taking the attention pool apart."""
 
     batch_size: Count
+    dtype: Literal["float32", "float16"]
     tolerance: Annotated[Number, Field(gt=0, le=0.1)]
+
+
+class Dense(_Section):
+    """The dense tensor, for those who want it."""
+
+    datasets: Annotated[list[Literal["discovery", "segmentation", "monitoring"]], AfterValidator(_distinct)]
+    dtype: Literal["float32", "float16"]
 
 
 class Directions(_Section):
@@ -156,9 +182,10 @@ class Directions(_Section):
 class TextSection(_Section):
     """Texts and how they are embedded."""
 
-    dictionary: ExistingPath
-    templates: Annotated[Texts, AfterValidator(_has_slot)]
+    dictionary: Annotated[str, AfterValidator(_dictionary)]
+    templates: Annotated[Texts, BeforeValidator(_as_list), AfterValidator(_templates)]  # a set's name may stand alone
     batch_size: Count
+    cache: Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_null)]
 
 
 class Assignments(_Section):
@@ -166,6 +193,8 @@ class Assignments(_Section):
 
     nearest: Count
     atoms: Count
+    sparse_share: Share
+    device: Annotated[str, AfterValidator(_device)]
 
 
 class Segmentation(_Section):
@@ -203,6 +232,7 @@ class Config(_Section):
     demo: Demo
     features: Features
     contributions: Contributions
+    dense: Dense
     directions: Directions
     text: TextSection
     assignments: Assignments

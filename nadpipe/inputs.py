@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nadpipe.artifacts import ZARR, Stamp, ZarrStore, open_zarr
 from nadpipe.attnpool import AttentionPool
+from nadpipe.directions import Extremes, Mean
 from nadpipe.errors import NadpipeError
 from nadpipe.texts import Selection
 
@@ -50,6 +51,18 @@ def open_shards(paths: Sequence[Path], kind: str, model: Stamp) -> list[ZarrStor
         if store.attributes["images"] != stores[0].attributes["images"]:
             raise NadpipeError(f"{store.path}: is a shard of other images than {stores[0].path}; give shards of one data set")
     return stores
+
+
+def merged_moments(stores: Sequence[ZarrStore]) -> Extremes:
+    """What `nadpipe accumulate-pairs` found in each shard, merged over all views."""
+    merged = Extremes(stores[0].attributes["top_images"])
+    for store in stores:
+        part = Extremes(merged.keep)
+        part.mean = Mean(store.attributes["views"], torch.from_numpy(store["sum"][:]))
+        part.square = Mean(store.attributes["views"], torch.from_numpy(store["square_sum"][:]))
+        part.extreme = torch.from_numpy(store["extreme"][:])
+        merged.merge(part)
+    return merged
 
 
 def mean_over_shards(stores: Sequence[ZarrStore], name: str) -> Tensor:

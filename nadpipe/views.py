@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from nadpipe.errors import NadpipeError
@@ -70,14 +70,11 @@ def image_size(path: str) -> tuple[int, int]:
         raise NadpipeError(f"{path}: not a readable image ({error}); replace the file or take it out of the data set") from None
 
 
-def crop_pixels(
-    image: Image.Image, boxes: list[Box], mean: tuple[float, ...], std: tuple[float, ...], interpolation: str
-) -> Float[np.ndarray, "view 3 row column"]:
-    """Normalised pixels of each box; the image is resized once, all boxes share its resized size."""
+def crop_pixels(image: Image.Image, boxes: list[Box], interpolation: str) -> UInt8[np.ndarray, "view row column 3"]:
+    """Pixels of each box, 0 to 255; the image is resized once, all boxes share its resized size."""
     method = Image.Resampling[interpolation.upper()]
     size = (boxes[0].resized_width, boxes[0].resized_height)
-    resized = np.asarray(image.resize(size, method) if image.size != size else image, dtype=np.float32) / 255
-    normal = ((resized - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
+    resized = np.asarray(image.resize(size, method) if image.size != size else image)
     return np.stack(
-        [normal[:, box.crop_top : box.crop_top + box.crop_size, box.crop_left : box.crop_left + box.crop_size] for box in boxes]
+        [resized[box.crop_top : box.crop_top + box.crop_size, box.crop_left : box.crop_left + box.crop_size] for box in boxes]
     )

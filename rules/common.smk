@@ -10,6 +10,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from nadpipe.config import MADE_HERE, check
 from nadpipe.demo.files import CHECKPOINT
+from nadpipe.dictionaries import is_named
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 
@@ -90,7 +91,7 @@ def shards(dataset, stage):
 def text_options(name):
     """The options that give the texts of a set."""
     if name == "dictionary":
-        return ["--file", config["text"]["dictionary"]]
+        return ["--dictionary", config["text"]["dictionary"]]
     texts = {
         "classes": config["segmentation"]["classes"],
         "concepts": config["shift"]["concepts"],
@@ -100,7 +101,14 @@ def text_options(name):
 
 def text_files(name):
     """The file that the texts of a set are read from, if they are."""
-    return [config["text"]["dictionary"]] if name == "dictionary" else []
+    dictionary = config["text"]["dictionary"]
+    return [dictionary] if name == "dictionary" and not is_named(dictionary) else []
+
+
+def cache_option():
+    """The option that names the cache of embeddings, quoted for the shell: a resource is one string, not a list."""
+    cache = config["text"]["cache"]
+    return "" if cache is None else f"--cache {shlex.quote(cache)}"
 
 
 def selection_section(name):
@@ -118,6 +126,16 @@ def view_options(dataset):
     if dataset == "segmentation":
         return ["--views", "sliding", "--stride", config["segmentation"]["stride"]]
     return ["--views", "centre"]
+
+
+def coefficients_for(unit):
+    """The coefficients that a unit's directions are fitted to; a pair's moments say all that it needs."""
+    return [] if unit == "pair" else shards("discovery", "contributions")
+
+
+def contributions_options(paths):
+    """The option that gives contributions, if there are any."""
+    return ["--contributions", *paths] if paths else []
 
 
 def component_options(unit):

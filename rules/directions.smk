@@ -1,6 +1,35 @@
+rule accumulate_pairs:
+    input:
+        contributions="results/artifacts/discovery/contributions/{shard}.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        moments=directory("results/artifacts/discovery/moments/{shard}.zarr"),
+    log:
+        "logs/accumulate_pairs/{shard}.log",
+    benchmark:
+        "results/benchmarks/accumulate_pairs/{shard}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        top_images=config["directions"]["top_images"],
+        code=code("accumulate_pairs"),
+    shell:
+        """
+        nadpipe accumulate-pairs \
+            --contributions {input.contributions:q} --attnpool-store {input.attnpool:q} \
+            --output {output.moments:q} --top-images {params.top_images} \
+            2>{log}
+        """
+
+
 rule fit_directions:
     input:
-        contributions=shards("discovery", "contributions"),
+        moments=shards("discovery", "moments"),
+        contributions=lambda wildcards: coefficients_for(wildcards.unit),
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         directions=directory("results/artifacts/directions/{unit}.zarr"),
@@ -15,15 +44,16 @@ rule fit_directions:
         mem_mb=4000,
         runtime=60,
     params:
-        top_images=config["directions"]["top_images"],
+        contributions=lambda wildcards, input: contributions_options(
+            input.contributions
+        ),
         components=lambda wildcards: component_options(wildcards.unit),
         code=code("fit_directions"),
     shell:
         """
         nadpipe fit-directions \
-            --unit {wildcards.unit} --contributions {input.contributions:q} \
-            --attnpool-store {input.attnpool:q} --output {output.directions:q} \
-            --top-images {params.top_images} {params.components} \
+            --unit {wildcards.unit} --moments {input.moments:q} {params.contributions:q} \
+            --attnpool-store {input.attnpool:q} --output {output.directions:q} {params.components} \
             2>{log}
         """
 
@@ -46,17 +76,21 @@ rule assign_texts:
     resources:
         mem_mb=4000,
         runtime=120,
+        gpu=1 if config["assignments"]["device"] != "cpu" else 0,
+        device=config["assignments"]["device"],
     params:
         unit="pair",
         nearest=config["assignments"]["nearest"],
         atoms=config["assignments"]["atoms"],
+        sparse_share=config["assignments"]["sparse_share"],
         code=code("assign_texts"),
     shell:
         """
         nadpipe assign-texts \
             --unit {params.unit} --directions {input.directions:q} --dictionary {input.dictionary:q} \
             --attnpool-store {input.attnpool:q} --output {output.assignments:q} \
-            --nearest {params.nearest} --atoms {params.atoms} \
+            --nearest {params.nearest} --atoms {params.atoms} --sparse-share {params.sparse_share} \
+            --device {resources.device:q} \
             2>{log}
         """
 
@@ -76,6 +110,7 @@ use rule assign_texts as assign_texts_to_subspaces with:
         unit="{unit}",
         nearest=config["assignments"]["nearest"],
         atoms=config["assignments"]["atoms"],
+        sparse_share=config["assignments"]["sparse_share"],
         code=code("assign_texts"),
 
 

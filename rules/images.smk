@@ -48,12 +48,15 @@ rule extract_features:
         model=model_options(),
         shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
         views=lambda wildcards: view_options(wildcards.dataset),
+        precision=config["features"]["precision"],
+        dtype=config["features"]["dtype"],
         code=code("extract_features"),
     shell:
         """
         nadpipe extract-features \
             {params.model:q} --images {input.images:q} --output {output.features:q} \
             --shard {wildcards.shard} --shards {params.shards} {params.views:q} \
+            --precision {params.precision} --dtype {params.dtype} \
             --batch-size {resources.batch_size} --workers {resources.workers} --device {resources.device:q} \
             2>{log}
         """
@@ -79,13 +82,43 @@ rule compute_contributions:
         runtime=60,
         batch_size=config["contributions"]["batch_size"],
     params:
+        dtype=config["contributions"]["dtype"],
         tolerance=config["contributions"]["tolerance"],
         code=code("compute_contributions"),
     shell:
         """
         nadpipe compute-contributions \
             --features {input.features:q} --attnpool-store {input.attnpool:q} \
-            --output {output.contributions:q} \
+            --output {output.contributions:q} --dtype {params.dtype} \
             --batch-size {resources.batch_size} --tolerance {params.tolerance} \
+            2>{log}
+        """
+
+
+# Only for the data sets that dense.datasets names, or when asked for by path.
+rule export_dense:
+    input:
+        contributions="results/artifacts/{dataset}/contributions/{shard}.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        dense=directory("results/artifacts/{dataset}/dense/{shard}.zarr"),
+    log:
+        "logs/export_dense/{dataset}/{shard}.log",
+    benchmark:
+        "results/benchmarks/export_dense/{dataset}/{shard}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    params:
+        dtype=config["dense"]["dtype"],
+        code=code("export_dense"),
+    shell:
+        """
+        nadpipe export-dense \
+            --contributions {input.contributions:q} --attnpool-store {input.attnpool:q} \
+            --output {output.dense:q} --dtype {params.dtype} \
             2>{log}
         """

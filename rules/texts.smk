@@ -16,6 +16,7 @@ rule embed_texts:
         gpu=1 if config["device"] != "cpu" else 0,
         device=config["device"],
         batch_size=config["text"]["batch_size"],
+        cache=cache_option(),
     params:
         model=model_options(),
         texts=lambda wildcards: text_options(wildcards.set),
@@ -26,6 +27,7 @@ rule embed_texts:
         nadpipe embed-texts \
             {params.model:q} --output {output.text:q} {params.texts:q} \
             --templates {params.templates:q} --batch-size {resources.batch_size} --device {resources.device:q} \
+            {resources.cache} \
             2>{log}
         """
 

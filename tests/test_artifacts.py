@@ -1,6 +1,7 @@
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
@@ -23,6 +24,7 @@ SIZES = {
     "component": 2,
     "text": 3,
     "rank": 4,
+    "kept": 2,
 }
 TEXTS = ["a fish", "naïve ≠", "日本"]
 
@@ -84,14 +86,20 @@ def test_blocks_of_any_size_are_joined_and_files_stay_few(tmp_path, monkeypatch)
         store.append(coefficient=coefficient[:1])
         store.append(coefficient=coefficient[1:20])
         store.append(coefficient=coefficient[20:])
-        store.append(**rest, residual=np.zeros(23), image_id=np.arange(23))
+        store.append(**rest, residual=np.zeros(23), rounding=np.zeros(23), image_id=np.arange(23))
         for name, value in means.items():
             store.write(name, value)
     store = open_zarr(tmp_path / "c.zarr", "contributions")
     np.testing.assert_array_equal(store["coefficient"][:], coefficient)
     files = [path for path in (tmp_path / "c.zarr" / "coefficient").rglob("*") if path.is_file()]
     assert 1 < len(files) - 1 <= 4
-    assert store["coefficient"].chunks[1] == 1  # one head: columns of pairs are read without the others
+    assert store["coefficient"].chunks == (4, 2, 6)
+
+
+def test_one_image_and_one_pair_are_both_read_from_small_parts_of_a_shard():
+    chunks, shards = artifacts._layout(ZARR["contributions"]["coefficient"], (1000, 48, 3072), 4)
+    assert chunks == (32, 2, 3072)  # a pair's column is read without the other heads, an image without the whole shard
+    assert shards == (96, 48, 3072)
 
 
 def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
@@ -107,6 +115,46 @@ def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
         for name, array in ZARR["contributions"].items():
             if name != "value_mean":
                 store.write(name, np.zeros([SIZES[axis] for axis in array.axes]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_regions_are_put_in_any_order_each_a_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_FILE_BYTES", 30)
+    monkeypatch.setattr(artifacts, "_CHUNK_BYTES", 12)
+    values = np.random.default_rng(0).normal(size=(5, 2, 6, 3)).astype("f4")
+    with create_zarr(tmp_path / "d.zarr", "dense contributions", MODEL, SIZES) as store:
+        store.write("image_id", np.arange(5))
+        regions = store.regions("contribution")
+        assert len(regions) == 5 * 2 * 3  # two neurons of 12 bytes a file
+        for region in regions[::-1][1:]:
+            store.put("contribution", region, values[region])
+        store.put("contribution", (slice(4, None), slice(1, 2), slice(-2, None), slice(None)), values[4:, 1:, -2:])
+    np.testing.assert_array_equal(open_zarr(tmp_path / "d.zarr", "dense contributions")["contribution"][:], values)
+    files = [path for path in (tmp_path / "d.zarr" / "contribution" / "c").rglob("*") if path.is_file()]
+    assert len(files) == len(regions)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "given", "message"),
+    [
+        (slice(1, 3), 2, "does not follow the shards"),
+        (slice(0, 3), 3, "does not follow the shards"),
+        (slice(0, 6, 2), 3, "does not follow the shards"),
+        (slice(2, 4), 1, r"takes \(1, 1, 2, 3\), was given \(1, 1, 1, 3\)"),
+        (slice(0, 4), 4, "was written before"),
+        (slice(4, 6), 2, "contribution has 2 of 30 shards"),
+    ],
+)
+def test_regions_that_cut_double_or_miss_files_are_an_error_and_leave_nothing(tmp_path, monkeypatch, neurons, given, message):
+    monkeypatch.setattr(artifacts, "_FILE_BYTES", 30)
+    monkeypatch.setattr(artifacts, "_CHUNK_BYTES", 12)
+    with (
+        pytest.raises(ValueError, match=message),
+        create_zarr(tmp_path / "d.zarr", "dense contributions", MODEL, SIZES) as store,
+    ):
+        store.write("image_id", np.arange(5))
+        for part, length in ((slice(0, 2), 2), (neurons, given)):
+            store.put("contribution", (slice(0, 1), slice(0, 1), part, slice(None)), np.ones((1, 1, length, 3)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,7 +192,7 @@ def test_a_store_of_another_model_kind_or_format_is_refused(tmp_path, kind):
     with pytest.raises(NadpipeError, match=f"holds {kind}, expected {another}"):
         open_zarr(path, another, MODEL)
     zarr.open_group(str(path), mode="a").attrs["format"] = 99
-    with pytest.raises(NadpipeError, match="has format 99, this nadpipe reads format 1"):
+    with pytest.raises(NadpipeError, match=f"has format 99, this nadpipe reads format {artifacts.FORMAT}"):
         open_zarr(path, kind, MODEL)
 
 
@@ -177,13 +225,15 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path, content):
 
 def rows(kind):
     """A table of a kind, every column filled."""
-    values = {"int": [3, 1], "float": [0.5, float("nan")], "text": ["b", "a"]}
-    return pd.DataFrame(
-        {
-            name: values["int" if "int" in str(c.type)[:4] else "float" if str(c.type) in ("float", "double") else "text"]
-            for name, c in PARQUET[kind].items()
-        }
-    )
+
+    def values(column):
+        if pa.types.is_list(column.type):
+            return [np.float32([1, 2]), np.float32([3, 4])]
+        return (
+            [3, 1] if pa.types.is_integer(column.type) else [0.5, np.nan] if pa.types.is_floating(column.type) else ["b", "a"]
+        )
+
+    return pd.DataFrame({name: values(column) for name, column in PARQUET[kind].items()})
 
 
 @pytest.mark.parametrize("kind", PARQUET)
@@ -210,8 +260,8 @@ def test_a_table_of_another_model_kind_or_format_is_refused(tmp_path, kind, monk
     another = next(name for name in PARQUET if name != kind)
     with pytest.raises(NadpipeError, match=f"holds {kind}, expected {another}"):
         read_parquet(path, another, MODEL)
-    monkeypatch.setattr(artifacts, "FORMAT", 2)
-    with pytest.raises(NadpipeError, match="has format 1, this nadpipe reads format 2"):
+    monkeypatch.setattr(artifacts, "FORMAT", artifacts.FORMAT + 1)
+    with pytest.raises(NadpipeError, match=r"has format \d, this nadpipe reads format \d"):
         read_parquet(path, kind, MODEL)
 
 

@@ -44,7 +44,7 @@ def test_the_overview_lists_every_command(capsys):
 
 def test_an_unknown_command_lists_the_known_ones(capsys):
     assert main(["fit"]) == 2
-    assert "no command fit; there are assign-texts" in capsys.readouterr().err
+    assert "no command fit; there are accumulate-pairs" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line_and_exit_code_1(tmp_path, capsys):

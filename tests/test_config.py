@@ -54,6 +54,16 @@ def test_the_shipped_config_is_complete():
         ("segmentation.sink", -1, "segmentation.sink: auto, none or the index of a spatial token from 0, not -1"),
         ("segmentation.classes", ["a", " "], "segmentation.classes.1: one line of text, not empty"),
         ("text.templates", ["a photo"], "text.templates: each template holds {} once"),
+        ("text.templates", "imagnet", "text.templates: each template holds {} once, where the text goes; 'imagnet' does not"),
+        ("text.templates", ["imagenet", "{}"], "text.templates: each template holds {} once"),
+        ("text.templates", [], "text.templates: list should have at least 1 item"),
+        ("text.templates", None, "text.templates: input should be a valid list, not None"),
+        ("text.dictionary", "wordfreq:x", "text.dictionary: wordfreq:x: write wordfreq:<count>, such as wordfreq:30000"),
+        ("text.dictionary", "imagenet-21k", "text.dictionary: no such file or folder: imagenet-21k"),
+        ("text.dictionary", 3, "text.dictionary: input should be a valid string, not 3"),
+        ("text.cache", "", "text.cache: string should have at least 1 character, not ''"),
+        ("text.cache", False, "text.cache: input should be a valid string, not False"),
+        ("text.cache", ..., "text.cache: missing"),
         ("text.dictionary", "no/such.txt", "text.dictionary: no such file or folder: no/such.txt"),
         ("model.architecture", "no/model.json", "model.architecture: no such file or folder: no/model.json"),
         ("model.pretrained", "no/model.pt", "model.pretrained: no such file or folder: no/model.pt"),
@@ -96,6 +106,18 @@ def test_numbers_that_come_as_text_from_the_command_line_are_numbers():
 def test_pretrained_tags_are_no_paths():
     assert check(changed("model.pretrained", "openai"))["model"]["pretrained"] == "openai"
     assert check(changed("model.architecture", "RN50x16"))["model"]["architecture"] == "RN50x16"
+
+
+@pytest.mark.parametrize("given", ["imagenet", ["imagenet"], "imagenet-simple", "a photo of {}"])
+def test_templates_may_be_a_set_by_name(given):
+    assert check(changed("text.templates", given))["text"]["templates"] == ([given] if isinstance(given, str) else given)
+
+
+def test_dictionaries_may_be_named_and_the_cache_left_out():
+    for dictionary in ("wordfreq:30000", "imagenet", "README.md"):
+        assert check(changed("text.dictionary", dictionary))["text"]["dictionary"] == dictionary
+    for none in (None, "null"):  # as text from snakemake --config
+        assert check(changed("text.cache", none))["text"]["cache"] is None
 
 
 def test_every_registered_method_may_be_asked_for():

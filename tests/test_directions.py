@@ -68,12 +68,27 @@ def test_one_pass_in_blocks_equals_two_passes(views, keep, block):
     coefficient = torch.randint(-3, 4, (views, 2, 7), generator=generator).float()  # full of ties
     coefficient[:, 0, 0] = 0.1  # constant, and not a binary fraction
     found = extremes(coefficient, keep, block)
+    merged = directions.Extremes(keep)
+    for part in coefficient.split(7):  # as from shards, each in blocks of its own
+        merged.merge(extremes(part, keep, block))
+    assert merged.mean.count == found.mean.count == views
+    torch.testing.assert_close(merged.extreme, found.extreme, rtol=0, atol=0)
+    torch.testing.assert_close(merged.farthest(), found.farthest(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(merged.std(), found.std(), rtol=0, atol=1e-12)
     mean = coefficient.double().mean(0)
     deviation = coefficient.double() - mean
     deviation[:, 0, 0] = 0
     expected = deviation.abs().sort(dim=0, descending=True).values[:keep]
     torch.testing.assert_close(found.farthest().abs(), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.std(), deviation.square().mean(0).sqrt(), rtol=1e-9, atol=1e-7)
+    for head in range(2):  # the signs, too, are those of the two-pass answer
+        sign = directions.fit_pairs(found.farthest()[:, head], torch.ones(7, 3)).sign
+        for neuron in range(7):
+            kept = deviation[deviation[:, head, neuron].abs().argsort(descending=True)[:keep], head, neuron]
+            last = deviation[:, head, neuron].abs().sort(descending=True).values
+            tie_at_the_border = views > keep and last[keep - 1] == last[keep]
+            if not tie_at_the_border:  # there, any choice among equally far images is right
+                assert sign[neuron] == (1 if (kept > 0).sum() >= (kept < 0).sum() else -1)
     assert found.constant()[0, 0]
     assert found.std()[0, 0] == 0
 

@@ -84,9 +84,10 @@ def test_every_file_format_loads_the_same_weights(tmp_path, tiny_clip, config, f
     assert model.stamp.architecture == "tiny"
     assert model.config.get("quick_gelu", False) == (form == "openai")
     pixels = torch.randn(2, 3, 64, 64)
-    z, embedding = model.activations(pixels)
+    tower = models.image_tower(model)
+    z = tower.activations(pixels)
     assert z.shape == (2, 4, 128)
-    torch.testing.assert_close(embedding, source.encode_image(pixels))
+    torch.testing.assert_close(tower.pool(z), source.encode_image(pixels), rtol=1e-4, atol=1e-6)
 
 
 def test_the_hash_tells_weights_apart(tiny_clip):
@@ -115,10 +116,33 @@ def tiny(tmp_path, tiny_clip, config):
 def test_pairs_sum_to_encode_image_of_the_whole_model(tiny, tiny_clip):
     pixels = torch.randn(3, 3, 64, 64)
     pool = models.attention_pool(tiny)
-    z, _ = tiny.activations(pixels)
+    z = models.image_tower(tiny).activations(pixels)
     x = attnpool.tokens(z, pool)
     summed = attnpool.sum_pairs(attnpool.coefficients(attnpool.attention(x, pool), x), pool)
     assert attnpool.residual(summed, tiny_clip.encode_image(pixels)).max() < 1e-5
+
+
+def test_folding_batch_norms_changes_nothing_but_rounding(tiny_clip):
+    double = copy.deepcopy(tiny_clip.visual).double()
+    pixels = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    expected = double(pixels)
+    folded = models.fold_batch_norms(copy.deepcopy(double))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(pixels), expected, rtol=1e-10, atol=1e-12)
+    single = models.fold_batch_norms(copy.deepcopy(tiny_clip.visual)).to(memory_format=torch.channels_last)
+    assert attnpool.residual(single(pixels.float()).double(), expected).max() < 1e-5
+
+
+def test_bfloat16_is_close_and_says_how_close(tiny):
+    pixels = torch.randn(5, 3, 64, 64)
+    exact = models.image_tower(tiny)
+    low = models.image_tower(tiny, "bfloat16")
+    z, rough = exact.activations(pixels), low.activations(pixels)
+    assert rough.dtype == torch.float32
+    error = attnpool.residual(exact.pool(rough), exact.pool(z)).max()
+    assert 1e-5 < error < 0.1
+    assert low.precision_error(pixels) == pytest.approx(float(error), rel=1e-3)
+    assert exact.precision_error(pixels) == 0
 
 
 def test_texts_are_averaged_over_templates(tiny, tiny_clip):
@@ -131,6 +155,68 @@ def test_texts_are_averaged_over_templates(tiny, tiny_clip):
     torch.testing.assert_close(models.embed_prompts(tiny, ["fish", "a {b}"], templates), torch.stack(expected))
 
 
+TOWERS = {  # config, and whether tokens after the end token may be cut
+    "as published": ({}, {}, True),
+    "custom text": ({"custom_text": True}, {}, True),
+    "eos": ({}, {"pool_type": "eos", "eos_id": 49407}, True),
+    "custom eos": ({"custom_text": True}, {"pool_type": "eos", "eos_id": 49407, "proj_bias": True}, True),
+    "no projection": ({"custom_text": True}, {"proj_type": "none", "width": 12}, True),
+    "custom blocks": ({"custom_text": True}, {"scale_heads": True, "qk_norm": True}, True),
+    "pooled last": ({}, {"pool_type": "last"}, False),
+    "looks ahead": ({"custom_text": True}, {"no_causal_mask": True, "pad_id": 0}, False),
+    "class token": ({"custom_text": True}, {"embed_cls": True}, False),
+}
+PROMPTS = [
+    "fish",
+    "",
+    "a photo of a very long list of things that does not fit into the context of sixteen tokens at all",
+    "the end<end_of_text>and more",
+    "a {b}",
+    "an extraordinarily antidisestablishmentarian fish",
+    "fish",
+]
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_texts_cut_behind_their_end_embed_as_open_clip_has_them(tmp_path, monkeypatch, tower, batch_size):
+    config, text_cfg, cut = TOWERS[tower]
+    if "eos_id" in text_cfg and "eos_id" not in open_clip.CLIPTextCfg.__dataclass_fields__:
+        pytest.skip(f"open_clip {open_clip.__version__} does not pool at the tokeniser's own end token")
+    config = TINY | config | {"text_cfg": TINY["text_cfg"] | {"layers": 2} | text_cfg}
+    (tmp_path / "m.json").write_text(json.dumps(config))
+    torch.manual_seed(4)
+    custom = config.pop("custom_text", False)
+    clip = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**copy.deepcopy(config)).eval()
+    for name, value in clip.named_parameters():
+        if name.removeprefix("text.") in ("positional_embedding", "token_embedding.weight"):
+            torch.nn.init.normal_(value)  # large, so that a token too many or too few shows
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, tmp_path / "w.safetensors")
+    model = models.load_model(str(tmp_path / "m.json"), str(tmp_path / "w.safetensors"), "cpu")
+    lengths = []
+    transformer = (model.clip.text if custom else model.clip).transformer
+    whole = transformer.forward
+    monkeypatch.setattr(transformer, "forward", lambda x, **options: lengths.append(x.shape[1]) or whole(x, **options))
+    with torch.inference_mode():
+        found = model.embed_texts(PROMPTS, batch_size)
+        expected = clip.encode_text(open_clip.SimpleTokenizer(context_length=16)(PROMPTS))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    full = 17 if tower == "class token" else 16
+    ends = [2, 3, 3, 4, 6, 12, 16]  # of the prompts, shortest first
+    step = batch_size or len(ends)
+    assert lengths == ([max(ends[at : at + step]) for at in range(0, 7, step)] if cut else [full] * -(-7 // step))
+
+
+def test_prompts_embed_alike_in_steps_of_any_size(tiny):
+    templates = ("{}", "a photo of {} there", "{} of many and many more")
+    texts = ["fish", "a very long name of a fish", "", "b"]
+    whole = models.embed_prompts(tiny, texts, templates)
+    for batch_size in (1, 5, 100):
+        torch.testing.assert_close(models.embed_prompts(tiny, texts, templates, batch_size), whole, rtol=1e-4, atol=1e-6)
+    one_by_one = torch.cat([models.embed_prompts(tiny, [text], templates) for text in texts])
+    torch.testing.assert_close(one_by_one, whole, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (64, 97), (131, 64), (333, 200), (20, 300), (1, 1)])
 def test_the_centre_crop_is_the_models_own_preprocessing(tiny, size):
     height, width = size
@@ -139,8 +225,9 @@ def test_the_centre_crop_is_the_models_own_preprocessing(tiny, size):
     how = tiny.preprocessing
     own = image_transform_v2(open_clip.transform.PreprocessCfg(size=64), is_train=False)(picture)
     box = views.centre_box(height, width, how.image_size)
-    mine = views.crop_pixels(picture, box, how.mean, how.std, how.interpolation)
+    mine = how.normalise(torch.from_numpy(views.crop_pixels(picture, box, how.interpolation)))
     np.testing.assert_allclose(mine[0], own.numpy(), atol=1e-5)
+    assert mine.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "RN50-quickgelu"])

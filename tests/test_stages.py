@@ -2,20 +2,26 @@
 
 import io
 import json
+import re
 import shutil
 import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+import torch
 import xarray as xr
 from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
 
 from nadpipe import progress
-from nadpipe.artifacts import read_parquet
+from nadpipe.artifacts import Stamp, create_zarr, open_zarr, read_parquet, write_parquet
+from nadpipe.attnpool import residual, sum_pairs
 from nadpipe.errors import NadpipeError
+from nadpipe.inputs import read_pool
+from nadpipe.stages.accumulate_pairs import accumulate_pairs
 from nadpipe.stages.assign_texts import assign_texts
 from nadpipe.stages.compute_contributions import compute_contributions
 from nadpipe.stages.draw_overlays import draw_overlays
@@ -55,21 +61,29 @@ class Run:
         used = {key: column for key, column in names.items() if column in columns}
         index_images(self.folder / "images.parquet", table=self.folder / "t.csv", **used)
 
-    def decompose(self, shards=1, views="centre", name="d"):
+    def decompose(self, shards=1, views="centre", name="d", dtype="float32", **options):
         """Features and contributions of all shards."""
         for shard in range(shards):
             features = self.folder / f"{name}-features-{shard}.zarr"
             how = {"views": views, "shard": shard, "shards": shards, "device": "cpu", **self.model}
-            extract_features(self.folder / "images.parquet", output=features, **how)
-            compute_contributions(features, self.pool, self.folder / f"{name}-{shard}.zarr")
+            extract_features(self.folder / "images.parquet", output=features, dtype=dtype, **how, **options)
+            compute_contributions(features, self.pool, self.folder / f"{name}-{shard}.zarr", dtype=dtype)
         return tuple(self.folder / f"{name}-{shard}.zarr" for shard in range(shards))
 
     def embed(self, name, texts):
         embed_texts(output=self.folder / f"{name}.zarr", texts=texts, device="cpu", **self.model)
         return self.folder / f"{name}.zarr"
 
+    def accumulate(self, contributions):
+        """Moments of all shards."""
+        moments = tuple(path.with_name(f"moments-{path.name}") for path in contributions)
+        for path, output in zip(contributions, moments, strict=True):
+            accumulate_pairs(path, self.pool, output, top_images=4)
+        return moments
+
     def fit(self, unit, contributions):
-        fit_directions(unit, contributions, self.pool, self.folder / f"{unit}.zarr", top_images=4, components=2)
+        moments = self.accumulate(contributions)
+        fit_directions(unit, moments, self.pool, self.folder / f"{unit}.zarr", contributions, components=2)
         return self.folder / f"{unit}.zarr"
 
     def tabulate(self, unit, contributions):
@@ -163,6 +177,95 @@ def test_shards_must_be_whole_and_of_one_data_set(run):
         run.fit("pair", (first[0], run.decompose(shards=2, name="other")[1]))
 
 
+@pytest.mark.parametrize("unit", ["pair", "neuron"])
+def test_moments_must_be_those_of_the_contributions(run, unit):
+    run.write_images(noise(4))
+    contributions = run.decompose(shards=2)
+    moments = run.accumulate(contributions)
+    with pytest.raises(NadpipeError, match=r"shards \[0\] were given, expected 0 to 1, each once"):
+        fit_directions(unit, moments[:1], run.pool, run.folder / "x.zarr", contributions)
+    run.write_images(noise(5))
+    others = run.decompose(name="other")
+    if unit == "neuron":
+        with pytest.raises(NadpipeError, match="holds other views than"):
+            fit_directions(unit, moments, run.pool, run.folder / "x.zarr", others)
+    assert not (run.folder / "x.zarr").exists()
+
+
+def test_half_precision_takes_half_the_space_and_states_its_error(run):
+    run.write_images(noise(6))
+    [whole], [half] = run.decompose(), run.decompose(name="half", dtype="float16")
+    for kind, array, stores in [
+        ("features", "activation", ("d-features-0.zarr", "half-features-0.zarr")),
+        ("contributions", "coefficient", (whole, half)),
+    ]:
+        full, low = (open_zarr(run.folder / name, kind) for name in stores)
+        assert low[array].dtype == np.float16
+        np.testing.assert_allclose(low[array][:], full[array][:], rtol=3e-3, atol=1e-4)
+        assert (full["rounding"][:] == 0).all()
+        assert ((low["rounding"][:] > 1e-6) & (low["rounding"][:] < 1e-2)).all()
+    features, store = open_zarr(run.folder / "half-features-0.zarr", "features"), open_zarr(half, "contributions")
+    np.testing.assert_allclose(store["residual"][:], features["rounding"][:], atol=1e-6)
+    assert (store["residual"][:] > 1e-5).any()  # so the tolerance alone would refuse it
+    pool, _ = read_pool(run.pool)
+    kept = sum_pairs(torch.from_numpy(store["coefficient"][:]).float(), pool)
+    expected = residual(kept, torch.from_numpy(store["embedding"][:]))
+    np.testing.assert_allclose(store["rounding"][:], expected, atol=1e-6)
+    assert run.tabulate("pair", (half,))["std_norm"].max() > 0
+
+
+def test_half_precision_that_overflows_is_refused(run):
+    run.write_images(noise(2))
+    run.decompose()
+    with create_zarr(
+        run.folder / "o.zarr", "selection", Stamp(), {"text": 1, "rank": 2, "embed": 3}, {"query": "float16"}
+    ) as made:
+        with pytest.raises(NadpipeError, match=r"o\.zarr: query reaches 7e\+04, more than float16 holds; use float32"):
+            made.as_stored("query", torch.full((1, 3), 7e4))
+        for name in ("head", "neuron", "cosine", "query"):
+            made.write(name, np.zeros((1, 3 if name == "query" else 2)))
+
+
+def test_bfloat16_features_state_their_error_and_still_sum_up(run, capsys):
+    run.write_images(noise(5))
+    [contributions] = run.decompose(precision="bfloat16")
+    features = open_zarr(run.folder / "d-features-0.zarr", "features")
+    assert 1e-5 < features.attributes["precision_error"] < 0.1
+    assert re.search(r"bfloat16: embeddings of the first 5 views are within \d\.\de-\d\d of float32's", capsys.readouterr().err)
+    assert open_zarr(contributions, "contributions")["residual"][:].max() < 1e-5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_and_batch_sizes_change_nothing(run, workers):
+    run.write_images(noise(7))
+    run.decompose()
+    run.decompose(name="e", workers=workers, batch_size=3)
+    one, other = (open_zarr(run.folder / f"{name}-features-0.zarr", "features") for name in "de")
+    np.testing.assert_allclose(other["activation"][:], one["activation"][:], atol=1e-5)
+    np.testing.assert_allclose(other["embedding"][:], one["embedding"][:], atol=1e-5)
+    (run.folder / "image 5.png").write_bytes(b"no image")
+    with pytest.raises(NadpipeError, match=r"image 5\.png: not a readable image"):
+        run.decompose(name="f", workers=workers, batch_size=3)
+    assert not (run.folder / "f-features-0.zarr").exists()
+
+
+def test_only_the_largest_units_get_a_sparse_code_when_asked(run):
+    run.write_images(noise(6))
+    contributions = run.decompose()
+    whole = run.tabulate("pair", contributions)
+    path = run.folder / "few.parquet"
+    stores = (run.folder / "pair.zarr", run.folder / "words.zarr", run.pool)
+    assign_texts("pair", *stores, path, atoms=2, sparse_share=0.1)
+    few = read_parquet(path, "pair assignments")
+    sparse = few[few["kind"] == "sparse"].set_index(["head", "neuron"]).index.unique()
+    largest = whole[whole["contribution_rank"] <= 52].set_index(["head", "neuron"]).index  # of 512, rounded up
+    assert set(sparse) == set(largest)
+    assert (few["kind"] == "nearest").sum() == 3 * whole["nearest_text"].notna().sum()
+    everything = read_parquet(run.folder / "pair-texts.parquet", "pair assignments")
+    kept = everything[(everything["kind"] == "nearest") | pd.MultiIndex.from_frame(everything[["head", "neuron"]]).isin(sparse)]
+    pd.testing.assert_frame_equal(few, kept.reset_index(drop=True))
+
+
 def test_selections_that_cannot_be_made_say_why(run):
     run.write_images(noise(3))
     contributions = run.decompose()
@@ -239,14 +342,140 @@ def test_texts_that_cannot_be_embedded_say_why(run):
     empty.write_text("\n \n")
     broken.write_bytes(b"\xff\xfe\x00")
     for options, message in [
-        ({}, "give either --texts or --file"),
+        ({}, "give either --texts or --dictionary"),
+        ({"texts": ("a",), "dictionary": str(empty)}, "give either --texts or --dictionary"),
         ({"texts": ("a", "b", "a")}, "--texts: 1 texts are listed twice, first 'a'"),
-        ({"file": empty}, r"empty\.txt: no texts"),
-        ({"file": broken}, r"broken\.txt: not a readable UTF-8 text file"),
-        ({"file": run.folder / "none.txt"}, r"none\.txt: not a readable"),
+        ({"dictionary": str(empty)}, r"empty\.txt: no texts"),
+        ({"dictionary": str(broken)}, r"broken\.txt: not a readable UTF-8 text file"),
+        ({"dictionary": str(run.folder / "none.txt")}, r"none\.txt: not a readable"),
+        ({"dictionary": "wordfreq:many"}, "wordfreq:many: write wordfreq:<count>"),
+        ({"texts": ("a",), "templates": ("{}", "imagenet")}, "each template holds {} once"),
+        ({"texts": ("a",), "cache": empty}, r"empty\.txt: no folder for a cache"),
     ]:
-        with pytest.raises(NadpipeError, match=message):
+        with pytest.raises(NadpipeError, match=message) as error:
             embed_texts(output=run.folder / "t.zarr", device="cpu", **run.model, **options)
+        assert "\n" not in str(error.value)
+        assert not (run.folder / "t.zarr").exists()
+
+
+@pytest.fixture
+def embed(run, monkeypatch):
+    """Embed texts with a cache; returns the embeddings, and the texts that the model was run on."""
+    asked = []
+    module = sys.modules["nadpipe.stages.embed_texts"]
+    counted = module.embed_prompts
+
+    def count(model, texts, *rest):
+        asked.extend(texts)
+        return counted(model, texts, *rest)
+
+    monkeypatch.setattr(module, "embed_prompts", count)
+
+    def embed(texts=(), cache=run.folder / "cache", **options):
+        asked.clear()
+        path = run.folder / "cached.zarr"
+        embed_texts(output=path, texts=tuple(texts), cache=cache, device="cpu", **run.model, **options)
+        store = open_zarr(path, "text")
+        assert dict(zip(store.texts(), store["embedding"][:], strict=True)).keys() == set(texts or store.texts())
+        return store["embedding"][:], list(asked)
+
+    return embed
+
+
+def test_cached_texts_are_not_embedded_again(run, embed, capsys):
+    templates = ("a photo of {}", "{}")
+    plain, asked = embed("abc", cache=None, templates=templates)
+    assert asked == ["a", "b", "c"]
+    first, asked = embed("abc", templates=templates)
+    assert asked == ["a", "b", "c"]
+    np.testing.assert_array_equal(first, plain)
+    files = {path: path.read_bytes() for path in (run.folder / "cache").rglob("*.*")}
+    assert [path.suffix for path in files] == [".parquet"]
+    capsys.readouterr()
+    again, asked = embed("cab", templates=templates)
+    assert asked == []
+    assert "embedding texts, 3 of 3 from the cache" in capsys.readouterr().err
+    np.testing.assert_array_equal(again, plain[[2, 0, 1]])
+    more, asked = embed("axcb", templates=templates)
+    assert asked == ["x"]
+    assert "embedding texts, 3 of 4 from the cache" in capsys.readouterr().err
+    np.testing.assert_array_equal(more[[0, 2, 3]], plain[[0, 2, 1]])
+    np.testing.assert_allclose(more, embed("axcb", cache=None, templates=templates)[0], atol=1e-6)
+    after = {path: path.read_bytes() for path in (run.folder / "cache").rglob("*.*")}
+    assert len(after) == 2
+    assert after.items() > files.items()  # a file once written stays as it is
+    assert embed("xa", templates=templates)[1] == []
+
+
+def test_a_named_dictionary_is_cached_text_by_text(run, embed):
+    assert len(embed(dictionary="wordfreq:20")[1]) == 20
+    found, asked = embed(dictionary="wordfreq:25")
+    assert len(asked) == 5
+    np.testing.assert_allclose(found, embed(dictionary="wordfreq:25", cache=None)[0], atol=1e-6)
+    embed("a", templates=("imagenet-simple",), cache=None)
+    simple = open_zarr(run.folder / "cached.zarr", "text").attributes["templates"]
+    assert len(simple) == 7
+    assert "itap of a {}." in simple
+
+
+def test_another_model_template_set_or_code_shares_nothing(run, embed, monkeypatch):
+    embed("ab")
+    assert embed("ab", templates=("a photo of {}",))[1] == ["a", "b"]
+    assert embed("ab", templates=("a photo of {}", "{}"))[1] == ["a", "b"]
+    assert embed("ab", templates=("{}", "a photo of {}"))[1] == ["a", "b"]
+    (run.folder / "m.json").write_text(json.dumps(TINY | {"quick_gelu": True}))
+    quick, asked = embed("ab")
+    assert asked == ["a", "b"]
+    np.testing.assert_array_equal(quick, embed("ab")[0])
+    (run.folder / "m.json").write_text(json.dumps(TINY))
+    exact, asked = embed("ab")
+    assert asked == []
+    assert np.abs(exact - quick).max() > 1e-4
+    monkeypatch.setattr(sys.modules["nadpipe.stages.embed_texts"], "code_fingerprint", lambda module: "edited")
+    assert embed("ab")[1] == ["a", "b"]
+
+
+def test_jobs_that_embed_the_same_texts_write_files_of_their_own(run):
+    files = []
+    for name in ("one", "two"):
+        cache = run.folder / f"cache of {name}"  # as if neither had seen the other's file yet
+        embed_texts(output=run.folder / f"{name}.zarr", texts=("a", "b"), cache=cache, device="cpu", **run.model)
+        files += [path.relative_to(cache) for path in cache.rglob("*.parquet")]
+    assert len(set(files)) == 2
+    assert len({file.parent for file in files}) == 1
+
+
+def test_a_damaged_or_foreign_file_in_the_cache_is_named(run, embed):
+    embed("ab")
+    (file,) = (run.folder / "cache").rglob("*.parquet")
+    good = file.read_bytes()
+    (run.folder / "m.json").write_text(json.dumps(TINY | {"quick_gelu": True}))
+    embed("ab")
+    (of_another_model,) = set((run.folder / "cache").rglob("*.parquet")) - {file}
+    (run.folder / "m.json").write_text(json.dumps(TINY))
+    table, held = read_parquet(file, "embedded texts"), json.loads(pq.read_schema(file).metadata[b"nadpipe"])
+    stamp = Stamp(*(held[name] for name in ("model", "architecture", "code")))
+    long, wide = table.copy(), table.copy()
+    long["embedding"] = [row * 1.1 for row in table["embedding"]]
+    wide["embedding"] = [np.append(row, np.float32(0)) for row in table["embedding"]]
+    uneven, absent = table.copy(), table.copy()
+    uneven["embedding"] = [table["embedding"][0], table["embedding"][1][:-1]]
+    absent["embedding"] = [table["embedding"][0], None]
+    contents = [good[: len(good) // 2], b"", b"PAR1 no", of_another_model.read_bytes()]
+    for broken in (long, wide, uneven, absent):
+        write_parquet(run.folder / "broken.parquet", "embedded texts", broken, stamp)
+        contents.append((run.folder / "broken.parquet").read_bytes())
+    pd.DataFrame({"text": ["a"]}).to_parquet(run.folder / "foreign.parquet")
+    contents.append((run.folder / "foreign.parquet").read_bytes())
+    for content in contents:
+        file.write_bytes(content)
+        with pytest.raises(NadpipeError) as error:
+            embed("ab")
+        assert str(error.value).startswith(f"{file}: damaged or foreign file in the cache, delete it (")
+        assert "make it" not in str(error.value)  # by Snakemake, as other artifacts are
+        assert "\n" not in str(error.value)
+    file.unlink()
+    assert embed("ab")[1] == ["a", "b"]
 
 
 class Terminal(io.StringIO):

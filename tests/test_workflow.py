@@ -94,7 +94,8 @@ def test_a_second_run_does_nothing(checkout):
 SEGMENTED = {"segment_images": 1, "score_segmentation": 1, "draw_overlays": 1}
 NAMED = {"assign_texts": 1, "assign_texts_to_subspaces": 2, "tabulate_units": 3, "rank_shifts": 1}
 FITTED = {"fit_directions": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
-DECOMPOSED = {"compute_contributions": 3, **FITTED}
+ACCUMULATED = {"accumulate_pairs": 2, **FITTED}
+DECOMPOSED = {"compute_contributions": 3, **ACCUMULATED}
 ENCODED = {"extract_features": 4, **DECOMPOSED}
 EMBEDDED = {"embed_texts": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
 LISTED = {"index_images": 3, **ENCODED}
@@ -112,10 +113,17 @@ CHANGES = {
     "segmentation.stride": (0.7, {"extract_features": 1, **SEGMENTED}),
     "segmentation.overlays": (2, {"draw_overlays": 1}),
     "segmentation.classes": ([*reversed(CLASSES)], {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
-    "directions.top_images": (10, FITTED),
+    "directions.top_images": (10, ACCUMULATED),
     "directions.components": (2, {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2}),
     "assignments.atoms": (3, NAMED),
     "assignments.nearest": (2, NAMED),
+    "assignments.sparse_share": (0.5, NAMED),
+    "assignments.device": ("auto", {}),
+    "dense.datasets": (["discovery", "monitoring"], {"export_dense": 3}),
+    "dense.dtype": ("float16", {}),
+    "contributions.dtype": ("float16", DECOMPOSED),
+    "features.precision": ("bfloat16", ENCODED),
+    "features.dtype": ("float16", ENCODED),
     "text.dictionary": ("README.md", {"embed_texts": 1, **NAMED, "select_pairs": 1, "score_shift": 1}),
     "text.templates": (["{}"], EMBEDDED),
     "shift.concepts": (["fish", "red"], {"embed_texts": 1, "select_pairs": 1, "score_shift": 1}),
@@ -129,11 +137,12 @@ CHANGES = {
     "features.batch_size": (7, {}),
     "features.workers": (1, {}),
     "text.batch_size": (7, {}),
+    "text.cache": (None, {}),
     "device": ("cpu", {}),
     "demo.segmentation_images": (4, {"make_demo_data": 1, **OF_SEGMENTATION}),
     "demo.discovery_images": (
         50,
-        {"make_demo_data": 1, "index_images": 1, "extract_features": 2, "compute_contributions": 2, **FITTED},
+        {"make_demo_data": 1, "index_images": 1, "extract_features": 2, "compute_contributions": 2, **ACCUMULATED},
     ),
     "demo.monitoring_images_per_year": (5, {"make_demo_data": 1, **OF_MONITORING}),
     "seed": (1, {"make_demo_data": 3, **LISTED}),
@@ -143,7 +152,7 @@ CHANGES = {
     "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
     "datasets.segmentation.table": ("results/demo/monitoring.csv", OF_SEGMENTATION),
     "datasets.monitoring.shards": (2, {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1}),
-    "datasets.discovery.shards": (1, {"extract_features": 1, "compute_contributions": 1, **FITTED}),
+    "datasets.discovery.shards": (1, {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1, **FITTED}),
     "model.architecture": ("RN50", MODEL),
     "model.pretrained": ("openai", MODEL),
 }
@@ -187,6 +196,8 @@ EDITS = {
     "stages/export_attnpool.py": {"export_attnpool": 1, **DECOMPOSED},
     "stages/extract_features.py": ENCODED,
     "stages/compute_contributions.py": DECOMPOSED,
+    "stages/accumulate_pairs.py": ACCUMULATED,
+    "stages/export_dense.py": {},
     "stages/fit_directions.py": FITTED,
     "stages/embed_texts.py": EMBEDDED,
     "stages/assign_texts.py": NAMED,

@@ -1,18 +1,17 @@
 """Fit the direction that each pair, neuron or head writes along."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from nadpipe import directions
 from nadpipe.artifacts import Stamp, ZarrStore, create_zarr
 from nadpipe.attnpool import AttentionPool, pair_constants, write_vectors
+from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import blocks, count_blocks, open_shards, read_pool
+from nadpipe.inputs import blocks, count_blocks, merged_moments, open_shards, read_pool
 from nadpipe.progress import track
 
 _UNITS_AT_ONCE = 256  # neurons whose write vectors are held at a time
@@ -20,40 +19,36 @@ _UNITS_AT_ONCE = 256  # neurons whose write vectors are held at a time
 
 def fit_directions(
     unit: Literal["pair", "neuron", "head"],
-    contributions: tuple[Path, ...],
+    moments: tuple[Path, ...],
     attnpool_store: Path,
     output: Path,
-    top_images: int = 50,
+    contributions: tuple[Path, ...] = (),
     components: int = 3,
 ) -> None:
     """Write the directions of all units of a kind with the numbers that describe them.
 
     Args:
         unit: pair, neuron or head.
-        contributions: All shards of the discovery contributions.
+        moments: Accumulated pairs of all shards of the discovery contributions.
         attnpool_store: Exported attention pool.
         output: Zarr store.
-        top_images: Images of largest norm that a direction is fitted to.
+        contributions: The contributions themselves, all shards; not for pairs, whose moments say it all.
         components: Directions per neuron or head; a pair has one.
     """
     pool, model = read_pool(attnpool_store)
-    stores = open_shards(contributions, "contributions", model)
+    merged = merged_moments(open_shards(moments, "pair moments", model))
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    about = {"top_images": top_images, "views": sum(store["coefficient"].shape[0] for store in stores)}
+    about = {"top_images": merged.keep, "views": merged.mean.count}
     if unit == "pair":
-        _fit_pairs(stores, pool, stamp, output, top_images, about)
-    else:
-        _fit_subspaces(unit, stores, pool, stamp, output, top_images, components, about)
+        _fit_pairs(merged, pool, stamp, output, about)
+        return
+    stores = open_shards(contributions, "contributions", model)
+    if sum(store["coefficient"].shape[0] for store in stores) != merged.mean.count:
+        raise NadpipeError(f"{stores[0].path}: holds other views than {moments[0]}; give the moments of these contributions")
+    _fit_subspaces(unit, stores, merged, pool, stamp, output, components, about)
 
 
-def _each_block(stores: list[ZarrStore], label: str, use: Callable[[Tensor], None]) -> None:
-    for (coefficient,) in track(blocks(stores, "coefficient"), label, "block", count_blocks(stores, "coefficient")):
-        use(coefficient.float())
-
-
-def _fit_pairs(stores: list[ZarrStore], pool: AttentionPool, stamp: Stamp, output: Path, top_images: int, about: dict) -> None:
-    extremes = directions.Extremes(top_images)
-    _each_block(stores, "finding top images of pairs", extremes.add)
+def _fit_pairs(extremes: directions.Extremes, pool: AttentionPool, stamp: Stamp, output: Path, about: dict) -> None:
     deviation, mean, std = extremes.farthest(), extremes.mean.value().float(), extremes.std().float()
     constant = pair_constants(pool)
     sizes = {"head": pool.heads, "neuron": pool.neurons, "embed": len(pool.c_bias)}
@@ -76,25 +71,22 @@ def _fit_pairs(stores: list[ZarrStore], pool: AttentionPool, stamp: Stamp, outpu
 def _fit_subspaces(
     unit: Literal["neuron", "head"],
     stores: list[ZarrStore],
+    extremes: directions.Extremes,
     pool: AttentionPool,
     stamp: Stamp,
     output: Path,
-    top_images: int,
     components: int,
     about: dict,
 ) -> None:
-    mean = directions.Mean()
-    _each_block(stores, "averaging pairs", mean.add)
+    mean = extremes.mean.value()
     units = pool.neurons if unit == "neuron" else pool.heads
     parts = [slice(start, start + _UNITS_AT_ONCE) for start in range(0, units, _UNITS_AT_ONCE)]
     root = torch.cat([directions.orthonormal_basis(directions.unit_writes(unit, pool, part))[1] for part in parts])
-    top = directions.TopByNorm(top_images)
-
-    def add(block: Tensor) -> None:
-        top.add(directions.unit_factors(unit, directions.centred(block, mean.value()), pool), root)
-
-    _each_block(stores, f"finding top images of {unit}s", add)
-    mean_factor = directions.unit_factors(unit, mean.value().float()[None], pool)[0]
+    top = directions.TopByNorm(extremes.keep)
+    count = count_blocks(stores, "coefficient")
+    for (coefficient,) in track(blocks(stores, "coefficient"), f"finding top images of {unit}s", "block", count):
+        top.add(directions.unit_factors(unit, directions.centred(coefficient.float(), mean), pool), root)
+    mean_factor = directions.unit_factors(unit, mean.float()[None], pool)[0]
     constant = directions.unit_constants(unit, pool)
     sizes = {unit: units, "component": components, "embed": len(pool.c_bias)}
     with create_zarr(output, f"{unit} directions", stamp, sizes, attributes=about) as store:

@@ -40,10 +40,10 @@ def tabulate_units(
             table[f"explained_{component}"] = share
             more[f"explained_{component}"] = explained_column(component)
     table["contribution_rank"] = table["std_norm"].rank(method="first", ascending=False).astype("int32")
-    texts = read_parquet(assignments, f"{unit} assignments", model)
-    nearest = texts[(texts["kind"] == "nearest") & (texts["rank"] == 1)].set_index(keys)
-    sparse = texts[texts["kind"] == "sparse"]
-    first = sparse[sparse["rank"] == 1].set_index(keys)
+    kind = f"{unit} assignments"
+    best = read_parquet(assignments, kind, model, filters=[("rank", "==", 1)]).set_index(keys)
+    nearest, first = (best[best["kind"] == name] for name in ("nearest", "sparse"))
+    sparse = read_parquet(assignments, kind, model, [*keys, "explained"], [("kind", "==", "sparse")])
     table = table.join(nearest[["text", "weight"]].set_axis(["nearest_text", "nearest_cosine"], axis=1), on=keys)
     table = table.join(first["text"].rename("sparse_text"), on=keys)
     table = table.join(sparse.groupby(keys)["explained"].max().rename("sparse_explained"), on=keys)
