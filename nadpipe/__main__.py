@@ -2,4 +2,5 @@ import sys
 
 from nadpipe.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # worker processes that are not forked import this module again
+    sys.exit(main())

@@ -9,7 +9,7 @@ rule embed_texts:
         "results/benchmarks/embed_texts/{set}.tsv"
     conda:
         "../envs/nadpipe.yaml"
-    threads: 1
+    threads: lambda wildcards: 2 if wildcards.set == "dictionary" else 1
     resources:
         mem_mb=4000,
         runtime=60,

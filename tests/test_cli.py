@@ -2,6 +2,7 @@ import ast
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 
@@ -74,3 +75,7 @@ def test_no_module_turns_annotations_into_strings(pytestconfig):
     for path in (pytestconfig.rootpath / "nadpipe").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.ImportFrom) and node.module == "__future__"), path
+
+
+def test_worker_processes_can_import_the_main_module():
+    assert runpy.run_module("nadpipe.__main__", run_name="__mp_main__")["main"] is main
