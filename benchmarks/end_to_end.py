@@ -1,20 +1,22 @@
 """The whole workflow on photographs with a random model of a published size: time and peak memory of each rule.
 
-    python benchmarks/end_to_end.py --architecture RN50x16 --photos <folder> --segmentation <CSV with path and mask columns>
+    python benchmarks/end_to_end.py --architecture RN50x16 --photos <folder> --segmentation <folder with images/ and masks/>
 
 Everything is written below --work. The run fails when a view's pairs do not sum to its embedding within 1e-5; the table
 shows the largest residual. The dictionary is the 30,000 most frequent English words.
 """
 
 import argparse
+import contextlib
 import itertools
-import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import yaml
 from common import PUBLISHED, ROOT, random_checkpoint, report
 
@@ -43,11 +45,18 @@ def main() -> None:
     random_checkpoint(given.architecture, given.work / "model.safetensors")
     config(given)
     command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--cores", "2", "all", "--configfile", "my.yaml"]
+    peaks: dict[str, float] = {}
+    stop = threading.Event()
     with (given.work / "snakemake.log").open("w") as log:
-        done = subprocess.run(command, cwd=given.work, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
+        run = subprocess.Popen(command, cwd=given.work, stdout=log, stderr=subprocess.STDOUT)
+        watcher = threading.Thread(target=watch, args=(run.pid, peaks, stop))
+        watcher.start()
+        failed = run.wait()
+        stop.set()
+        watcher.join()
+    if failed:
         sys.exit(f"the run failed, see {given.work}/snakemake.log and {given.work}/logs")
-    rows = table(given.work / "results")
+    rows = table(given.work / "results", peaks)
     stores = (given.work / "results/artifacts").glob("*/contributions/*.zarr")
     residual = max(float(open_zarr(path, "contributions")["residual"][:].max()) for path in stores)
     about = (
@@ -63,16 +72,15 @@ def config(given: argparse.Namespace) -> None:
     photos = list(itertools.islice(itertools.cycle(photos), given.discovery))
     groups = [2024 + at % 2 for at in range(len(photos))]
     pd.DataFrame({"path": photos, "group": groups}).to_csv(given.work / "photos.csv", index=False)
-    streets = pd.read_csv(given.segmentation)
-    for column in ("path", "mask"):
-        streets[column] = [str((given.segmentation.parent / path).resolve()) for path in streets[column]]
-    streets.to_csv(given.work / "streets.csv", index=False)
+    seen = sorted((given.segmentation / "images").resolve().iterdir())
+    masks = [str(given.segmentation.resolve() / "masks" / path.name) for path in seen]
+    pd.DataFrame({"path": map(str, seen), "mask": masks}).to_csv(given.work / "scenes.csv", index=False)
     common = {"folder": None, "path_column": "path", "label_column": None, "shards": 1}
     made = {
         "model": {"architecture": given.architecture, "pretrained": "model.safetensors"},
         "datasets": {
             "discovery": {**common, "table": "photos.csv", "mask_column": None, "group_column": None, "shards": 2},
-            "segmentation": {**common, "table": "streets.csv", "mask_column": "mask", "group_column": None},
+            "segmentation": {**common, "table": "scenes.csv", "mask_column": "mask", "group_column": None},
             "monitoring": {**common, "table": "photos.csv", "mask_column": None, "group_column": "group"},
         },
         "features": {"batch_size": 16, "precision": given.precision, "dtype": given.dtype},
@@ -90,18 +98,34 @@ def config(given: argparse.Namespace) -> None:
     (given.work / "my.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
 
 
-def table(results: Path) -> list[dict]:
-    """One line a rule: jobs, time, and the largest peak memory of its jobs as Snakemake measured it, what
-    processes share counted once (PSS)."""
+def watch(root: int, peaks: dict[str, float], stop: threading.Event) -> None:
+    """The largest memory of each nadpipe command below a process, with its workers, what they share counted once (PSS)."""
+    while not stop.wait(0.5):
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(root).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    line = process.cmdline()
+                    if line[1:3] != ["-m", "nadpipe"] or process.parent().cmdline()[1:3] == line[1:3]:
+                        continue  # the shell around a command, or one of its workers
+                    family = [process, *process.children(recursive=True)]
+                    held = sum(one.memory_full_info().pss for one in family) / 2**20
+                    peaks[line[3]] = max(peaks.get(line[3], 0), held)
+
+
+def table(results: Path, peaks: dict[str, float]) -> list[dict]:
+    """One line a rule: jobs, time, and the largest peak memory of its jobs."""
     jobs = []
     for path in sorted((results / "benchmarks").rglob("*.tsv")):
-        measured = pd.read_csv(path, sep="\t").iloc[0]
         rule = path.relative_to(results / "benchmarks").parts[0].removesuffix(".tsv")
-        jobs.append({"rule": re.sub(r"\W", " ", rule), "s": float(measured["s"]), "MiB": float(measured["max_pss"])})
-    grouped = pd.DataFrame(jobs).groupby("rule", sort=False)
-    whole = grouped.agg(jobs=("s", "size"), s=("s", "sum"), mib=("MiB", "max")).sort_values("s", ascending=False)
+        jobs.append({"rule": rule, "s": float(pd.read_csv(path, sep="\t").iloc[0]["s"])})
+    whole = pd.DataFrame(jobs).groupby("rule")["s"].agg(["size", "sum"]).sort_values("sum", ascending=False)
     return [
-        {"rule": rule, "jobs": int(row.jobs), "s, all jobs": round(row.s, 1), "peak memory of a job, MiB": round(row.mib)}
+        {
+            "rule": rule,
+            "jobs": int(row["size"]),
+            "s, all jobs": round(row["sum"], 1),
+            "peak memory of a job, MiB": round(peaks[rule.replace("_", "-")]),
+        }
         for rule, row in whole.iterrows()
     ]
 

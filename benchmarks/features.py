@@ -4,7 +4,7 @@
 
 Both sides read, decode, preprocess and encode the same files with the same batch size; nadpipe also writes everything to
 disk. Loading the model is not counted on either side: a stage is timed with all images and with one batch, and the
-difference counts. The sides take turns, and the best turn of each counts.
+difference of the best times counts. The sides take turns.
 """
 
 import argparse
@@ -72,16 +72,15 @@ def measure(architecture: str, count: int, given: argparse.Namespace, folder: Pa
         took.setdefault("plain loop", []).append(timed(plain_loop, clip, paths, given)[0])
         for precision in ("float32", "bfloat16"):
             for stage in (features, contributions):
-                few, _ = timed(stage, precision, "few")
-                whole, _ = timed(stage, precision, "all")
-                share = count / (count - given.batch_size)
-                took.setdefault(f"{stage.__name__} {precision}", []).append((whole - few) * share)
-    best = {name: min(turns) / count for name, turns in took.items()}
-    plain = best["plain loop"]
+                for name in ("few", "all"):
+                    took.setdefault(f"{stage.__name__} {precision} {name}", []).append(timed(stage, precision, name)[0])
+    best = {name: min(turns) for name, turns in took.items()}
+    plain = best["plain loop"] / count
     rows = [row(architecture, "open_clip, plain encode_image loop", plain, plain, 0, 0)]
     for precision in ("float32", "bfloat16"):
-        encode, decompose = best[f"features {precision}"], best[f"contributions {precision}"]
-        error = open_zarr(folder / f"{precision}-all.zarr", "features").attributes.get("precision_error", 0)
+        sides = (f"features {precision}", f"contributions {precision}")
+        encode, decompose = ((best[f"{side} all"] - best[f"{side} few"]) / (count - given.batch_size) for side in sides)
+        error = open_zarr(folder / f"{precision}-all.zarr", "features").attributes["encode_image_error"]
         rows.append(row(architecture, f"nadpipe, {precision}", encode, plain, decompose, error))
     return rows
 
@@ -97,7 +96,7 @@ def row(architecture: str, side: str, encode: float, plain: float, decompose: fl
         "both, times the plain loop": round(plain / (encode + decompose), 2),
         "contributions, of the plain loop's time": f"{decompose / plain:.1%}",
         "contributions, ms an image": round(decompose * 1e3, 2),
-        "error of the precision": f"{error:.1e}",
+        "differs from encode_image by": f"{error:.1e}",
     }
 
 

@@ -28,7 +28,10 @@ def main() -> None:
         where = machine["gpu"] or f"{machine['processor']} ({', '.join(units)})"
         columns = list(content["rows"][0])
         print(f"## {content['about']}\n")
-        print(f"`{content['command']}`, {content['date']}: {where}, {machine['cores']} cores, {machine['memory_gib']} GiB, ", end="")
+        print(
+            f"`{content['command']}`, {content['date']}: {where}, {machine['cores']} cores, {machine['memory_gib']} GiB, ",
+            end="",
+        )
         print(f"Python {machine['python']}, torch {machine['torch']}\n")
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for row in content["rows"]:

@@ -85,7 +85,12 @@ ZARR: dict[str, dict[str, Array]] = {
     },
     "features": {
         "activation": Array(("view", "token", "neuron"), "float", "activation", "z, before the positional embedding"),
-        "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "the model's own encode_image"),
+        "embedding": Array(
+            ("view", "embed"),
+            "float",
+            "embedding units, not normalised",
+            "image tower; attribute encode_image_error: how exactly",
+        ),
         "rounding": Array(
             ("view",), "float", "relative", "‖attention pool of the stored activation - embedding‖ / ‖embedding‖, 0 in float32"
         ),
@@ -101,7 +106,7 @@ ZARR: dict[str, dict[str, Array]] = {
         ),
         "attention": Array(("view", "head", "token"), "float", "share, sums to 1 over tokens", "a[h, t]"),
         "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "sum over all pairs"),
-        "residual": Array(("view",), "float", "relative", "‖sum over pairs - encode_image‖ / ‖encode_image‖"),
+        "residual": Array(("view",), "float", "relative", "‖sum over pairs - embedding of the features‖ / ‖embedding‖"),
         "rounding": Array(
             ("view",), "float", "relative", "‖sum over stored pairs - sum over pairs‖ / ‖sum over pairs‖, 0 in float32"
         ),
@@ -548,17 +553,27 @@ def create_parquet(
     metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
     with whole(path) as partial, contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
+        waiting: list[pa.Table] = []
+
+        def flush() -> None:
+            """Small batches are written together: a file of many small row groups is slow to read."""
+            rows = pa.concat_tables(waiting).unify_dictionaries()
+            writer.write_table(rows, row_group_size=_ROW_GROUP)
+            waiting.clear()
 
         def add(rows: pd.DataFrame) -> None:
             nonlocal writer
-            schema = _schema(PARQUET[kind] | dict(more or {}), rows, sources)
-            arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
+            schema = _schema(PARQUET[kind] | dict(more or {}), rows, sources).with_metadata(metadata)
             if writer is None:
-                schema = schema.with_metadata(metadata)
                 writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd", write_page_index=True))
-            writer.write_table(arrow.replace_schema_metadata(metadata), row_group_size=_ROW_GROUP)
+            arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
+            waiting.append(arrow.replace_schema_metadata(metadata))
+            if sum(map(len, waiting)) >= _ROW_GROUP:
+                flush()
 
         yield add
+        if waiting:
+            flush()
         stack.close()
 
 

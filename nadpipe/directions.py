@@ -89,8 +89,9 @@ class Extremes:
         return deviation.gather(2, order).permute(2, 0, 1)
 
     def constant(self) -> Bool[Tensor, "head neuron"]:
-        """Pairs whose coefficient is the same in every view."""
-        return self.extreme[..., 0] == self.extreme[..., -1]
+        """Pairs whose coefficient is the same in every view, within its rounding."""
+        spread = self.extreme[..., -1].double() - self.extreme[..., 0]
+        return spread <= 4 * torch.finfo(self.extreme.dtype).eps * self.mean.value().abs()
 
     def std(self) -> Float[Tensor, "head neuron"]:
         """Standard deviation over views (divided by their number, not one less)."""

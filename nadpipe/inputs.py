@@ -54,9 +54,13 @@ def open_shards(paths: Sequence[Path], kind: str, model: Stamp) -> list[ZarrStor
 
 
 def merged_moments(stores: Sequence[ZarrStore]) -> Extremes:
-    """What `nadpipe accumulate-pairs` found in each shard, merged over all views."""
+    """What `nadpipe accumulate-pairs` found in each shard, merged over all views. Raises NadpipeError for shards that kept
+    other numbers of images."""
     merged = Extremes(stores[0].attributes["top_images"])
     for store in stores:
+        if store.attributes["top_images"] != merged.keep:
+            kept = f"top_images {store.attributes['top_images']}, {stores[0].path} {merged.keep}"
+            raise NadpipeError(f"{store.path}: was made with {kept}; accumulate all shards with the same")
         part = Extremes(merged.keep)
         part.mean = Mean(store.attributes["views"], torch.from_numpy(store["sum"][:]))
         part.square = Mean(store.attributes["views"], torch.from_numpy(store["square_sum"][:]))

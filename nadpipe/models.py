@@ -4,6 +4,7 @@ Weights come from a pretrained tag of open_clip, from the hub (`hf-hub:org/name`
 plain state dict, or the TorchScript archive that OpenAI published. Nothing but tensors is ever unpickled.
 """
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -71,6 +72,11 @@ class Model:
         """Where the weights lie."""
         return next(self.clip.parameters()).device
 
+    def encode_image(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
+        """Image embeddings by open_clip's own code in float32, not normalised; before `image_tower` took the tower over."""
+        with _full_float32():
+            return self.clip.encode_image(pixels)
+
     def embed_texts(self, texts: list[str], batch_size: int | None = None) -> Float[Tensor, "text embed"]:
         """Text embeddings, not normalised, `batch_size` texts a step (None: all at once), those of like length together."""
         tokens = self.tokenize(texts)
@@ -81,6 +87,11 @@ class Model:
             some = tokens[rows].to(self.device)
             parts.append(self.clip.encode_text(some) if end is None else _encode_to_end(self.clip, some, end[rows]))
         return torch.cat(parts)[order.argsort()]
+
+
+def _full_float32() -> contextlib.AbstractContextManager:
+    """float32 means float32 on a GPU too, whose convolutions would take TF32."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +105,7 @@ class ImageTower:
     def activations(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view spatial neuron"]:
         """z, the spatial activations of the last block row by row, in float32 whatever the precision."""
         visual = self.visual
-        with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # float32 means float32 on a GPU too
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"), _full_float32():
             z = visual.stem(pixels.to(self.device))
             for block in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
                 z = block(z)
@@ -107,12 +115,6 @@ class ImageTower:
         """The model's own attention pool, in float32: the image embedding, not normalised."""
         side = round(z.shape[1] ** 0.5)
         return self.visual.attnpool(z.float().transpose(1, 2).unflatten(2, (side, side)))
-
-    def precision_error(self, pixels: Float[Tensor, "view 3 row column"]) -> float:
-        """What the precision changes in the embedding: the largest ‖y - y32‖ / ‖y32‖ over these views."""
-        full = dataclasses.replace(self, precision="float32")
-        exact, own = (tower.pool(tower.activations(pixels)) for tower in (full, self))
-        return float(((own - exact).norm(dim=1) / exact.norm(dim=1)).max())
 
 
 def image_tower(model: Model, precision: Literal["float32", "bfloat16"] = "float32") -> ImageTower:

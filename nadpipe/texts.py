@@ -38,20 +38,22 @@ class SparseCode:
 
 
 def matching_pursuit(
-    signal: Float[Tensor, "unit embed"], dictionary: Float[Tensor, "atom embed"], atoms: int, screen: bool | None = None
+    signal: Float[Tensor, "unit embed"],
+    dictionary: Float[Tensor, "atom embed"],
+    atoms: int,
+    strongest: "Strongest | None" = None,
 ) -> SparseCode:
     """Orthogonal matching pursuit of a batch of signals over a dictionary of unit atoms.
 
     Greedy choice of the atom with the largest |correlation| to the residual; the chosen atoms of each signal are kept as
     an orthonormal basis (Gram-Schmidt, twice where the first pass took most of an atom away), so the residual needs no
     least squares, and the weights come from one triangular solve at the end. Stops early where the residual vanishes.
-    screen: whether correlations are screened in bfloat16 first (see Strongest), which changes nothing but the time; None:
-    where the processor is fast at it. (The published code scales the dictionary along the wrong axis, so its atoms are not
-    of unit length; here they must be.)
+    strongest: finds the atoms, to be made once for many batches; Strongest(dictionary) unless given. (The published code
+    scales the dictionary along the wrong axis, so its atoms are not of unit length; here they must be.)
     """
     count, width = signal.shape
     rank = min(atoms, width, len(dictionary))
-    strongest = Strongest(dictionary, fast_bfloat16(signal.device) if screen is None else screen)
+    strongest = strongest or Strongest(dictionary)
     energy = signal.square().sum(1)
     residual = signal.clone()
     basis = signal.new_zeros(count, rank, width)
@@ -97,16 +99,19 @@ class Strongest:
 
     With `screen`, all correlations are computed in bfloat16, those of the best few atoms again in full precision, and the
     answer is taken only where the bound on the rounding proves that no other atom can be larger; the other residuals are
-    correlated in full precision. So the answer is the same with and without it.
+    correlated in full precision. So the answer is that of full precision, within its own rounding. screen None: where the
+    processor is fast at it. Of equal atoms the first is taken.
     """
 
-    def __init__(self, dictionary: Float[Tensor, "atom embed"], screen: bool) -> None:
+    def __init__(self, dictionary: Float[Tensor, "atom embed"], screen: bool | None = None) -> None:
+        screen = fast_bfloat16(dictionary.device) if screen is None else screen
         self.screen = screen and len(dictionary) > 2 * _MORE[0] * _GROUP
         self.dictionary = torch.nn.functional.pad(dictionary, (0, 0, 0, -len(dictionary) % _GROUP))  # whole groups
         if self.screen:
             self.rough = self.dictionary.bfloat16()
             self.rounding = (self.dictionary - self.rough).norm(dim=1).max()
             self.length = self.rough.float().norm(dim=1).max()
+            self.accumulated = 3 * dictionary.shape[1] * 2.0**-24  # rounding of the float32 sums, relative to the norms
             self.rough_correlation = self.rough.new_empty(
                 len(self.rough), 0
             )  # used again: fresh memory costs more than filling it
@@ -121,7 +126,7 @@ class Strongest:
         torch.mm(self.rough, low.T, out=self.rough_correlation)
         bits = self.rough_correlation.view(torch.int16).bitwise_and_(0x7FFF)  # |c|; as integers they have the same order
         norm = residual.norm(dim=1)
-        error = self.rounding * norm + self.length * (residual - low).norm(dim=1) + _ACCUMULATED * norm
+        error = self.rounding * norm + self.length * (residual - low).norm(dim=1) + self.accumulated * norm
         chosen, proven = self._of_few(residual, bits, error, *_FEW)
         rest = (~proven).nonzero()[:, 0]
         if len(rest):
@@ -145,7 +150,7 @@ class Strongest:
         group = best.indices[:, :groups]
         looks = torch.topk(_value(grouped[group, :, unit].flatten(1)), few + 1, dim=1)
         at = looks.indices[:, :few]
-        atom = group.gather(1, at // _GROUP) * _GROUP + at % _GROUP
+        atom = (group.gather(1, at // _GROUP) * _GROUP + at % _GROUP).sort(dim=1).values  # of equal ones the first counts
         exact = torch.einsum("uke,ue->uk", self.dictionary[atom], residual).abs()
         largest = exact.max(1)
         others = torch.maximum(best.values[:, groups], looks.values[:, few])  # no atom outside looks better than this
@@ -168,7 +173,6 @@ _GROUP = 128  # atoms whose largest correlation is looked at first
 _FEW = (8, 8)  # groups looked into, and atoms of them correlated again
 _MORE = (40, 160)  # the same for the residuals that these did not decide
 _HALF_STEP = 2.0**-8  # of bfloat16, relative: rounding of a correlation
-_ACCUMULATED = 2.0**-12  # bound on the rounding of float32 sums over the width, relative to the norms
 _MOSTLY_INSIDE = 0.5  # of an atom's length
 _DEPENDENT = 1e-5  # an atom this close to the span of those chosen adds nothing but rounding
 _EXPLAINED = 1e-10  # share of energy below which the residual is rounding

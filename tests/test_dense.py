@@ -300,6 +300,23 @@ def test_a_disk_that_cannot_hold_it_is_refused_before_anything_is_written(run, m
     assert open_zarr(output, "dense contributions")["contribution"].dtype == dtype
 
 
+def test_a_disk_must_hold_all_shards_that_are_still_to_be_written(run, monkeypatch):
+    first, second = run.decompose(shards=2)
+    own = 2 * 4 * 128 * 12 * 4
+    outputs = [run.folder / "dense" / f"{shard}.zarr" for shard in range(2)]
+    monkeypatch.setattr(shutil, "disk_usage", disk(2 * own - 1))
+    with pytest.raises(NadpipeError, match=r"all shards still to be written 0\.0000983 GB"):
+        export_dense(first, run.pool, outputs[0])
+    monkeypatch.setattr(shutil, "disk_usage", disk(2 * own))
+    export_dense(first, run.pool, outputs[0])
+    begun = outputs[0].parent / ".other.zarr.1.partial"  # by a job beside this one
+    begun.mkdir()
+    (begun / "chunk").write_bytes(bytes(2 * own))
+    monkeypatch.setattr(shutil, "disk_usage", disk(own // 2 + 1))
+    export_dense(second, run.pool, outputs[1])
+    assert open_zarr(outputs[1], "dense contributions").attributes["shard"] == 1
+
+
 def test_what_a_killed_export_left_does_not_count_against_the_next(run, monkeypatch):
     [path] = run.decompose()
     left = run.folder / ".dense.zarr.999.partial"

@@ -133,7 +133,7 @@ def test_folding_batch_norms_changes_nothing_but_rounding(tiny_clip):
     assert attnpool.residual(single(pixels.float()).double(), expected).max() < 1e-5
 
 
-def test_bfloat16_is_close_and_says_how_close(tiny):
+def test_bfloat16_is_close(tiny):
     pixels = torch.randn(5, 3, 64, 64)
     exact = models.image_tower(tiny)
     low = models.image_tower(tiny, "bfloat16")
@@ -141,8 +141,6 @@ def test_bfloat16_is_close_and_says_how_close(tiny):
     assert rough.dtype == torch.float32
     error = attnpool.residual(exact.pool(rough), exact.pool(z)).max()
     assert 1e-5 < error < 0.1
-    assert low.precision_error(pixels) == pytest.approx(float(error), rel=1e-3)
-    assert exact.precision_error(pixels) == 0
 
 
 def test_texts_are_averaged_over_templates(tiny, tiny_clip):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -16,7 +17,8 @@ from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
 
-from nadpipe import progress
+import nadpipe.stages.extract_features as extract_features_module
+from nadpipe import models, progress
 from nadpipe.artifacts import Stamp, create_zarr, open_zarr, read_parquet, write_parquet
 from nadpipe.attnpool import residual, sum_pairs
 from nadpipe.errors import NadpipeError
@@ -184,10 +186,19 @@ def test_moments_must_be_those_of_the_contributions(run, unit):
     moments = run.accumulate(contributions)
     with pytest.raises(NadpipeError, match=r"shards \[0\] were given, expected 0 to 1, each once"):
         fit_directions(unit, moments[:1], run.pool, run.folder / "x.zarr", contributions)
-    run.write_images(noise(5))
-    others = run.decompose(name="other")
+    accumulate_pairs(contributions[1], run.pool, moments[1], top_images=3)
+    with pytest.raises(
+        NadpipeError, match=r"moments-d-1\.zarr: was made with top_images 3, .*moments-d-0\.zarr 4; accumulate all"
+    ):
+        fit_directions(unit, moments, run.pool, run.folder / "x.zarr", contributions)
+    moments = run.accumulate(contributions)
+    (run.folder / "more").mkdir()
+    for path in run.folder.glob("image *.png"):
+        shutil.copy(path, run.folder / "more" / path.name)
+    index_images(run.folder / "images.parquet", folder=run.folder / "more")
+    others = run.decompose(shards=2, name="other")  # as many views, of other paths
     if unit == "neuron":
-        with pytest.raises(NadpipeError, match="holds other views than"):
+        with pytest.raises(NadpipeError, match=r"other-0\.zarr: is of other images than"):
             fit_directions(unit, moments, run.pool, run.folder / "x.zarr", others)
     assert not (run.folder / "x.zarr").exists()
 
@@ -230,9 +241,30 @@ def test_bfloat16_features_state_their_error_and_still_sum_up(run, capsys):
     run.write_images(noise(5))
     [contributions] = run.decompose(precision="bfloat16")
     features = open_zarr(run.folder / "d-features-0.zarr", "features")
-    assert 1e-5 < features.attributes["precision_error"] < 0.1
-    assert re.search(r"bfloat16: embeddings of the first 5 views are within \d\.\de-\d\d of float32's", capsys.readouterr().err)
+    assert 1e-5 < features.attributes["encode_image_error"] < 0.1
+    told = r"bfloat16: embeddings of the first 5 views are within \d\.\de-\d\d of encode_image in float32"
+    assert re.search(told, capsys.readouterr().err)
     assert open_zarr(contributions, "contributions")["residual"][:].max() < 1e-5
+
+
+def test_a_fast_tower_that_is_another_function_is_noticed(run, monkeypatch):
+    run.write_images(noise(3))
+    run.decompose()
+    assert open_zarr(run.folder / "d-features-0.zarr", "features").attributes["encode_image_error"] < 1e-5
+    monkeypatch.setattr(models, "fold_batch_norms", lambda visual: visual.layer4[0].bn3.weight.mul_(1.001) is None or visual)
+    with pytest.raises(
+        NadpipeError, match=r"float32: embeddings of the first 3 views are within \d.* more than rounding explains"
+    ):
+        run.decompose(name="x")
+    assert not (run.folder / "x-features-0.zarr").exists()
+
+
+def test_a_worker_that_dies_is_told_in_one_line(run, monkeypatch):
+    run.write_images(noise(3))
+    monkeypatch.setattr(extract_features_module._Crops, "__getitem__", lambda crops, at: os._exit(1))
+    with pytest.raises(NadpipeError, match=r"^features\.workers: a process that decodes images died \(.*\); use fewer, or 0$"):
+        run.decompose(workers=1)
+    assert not (run.folder / "d-features-0.zarr").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

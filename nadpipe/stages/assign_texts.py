@@ -52,6 +52,7 @@ def assign_texts(
     where = find_device(device)
     embedding = torch.from_numpy(words["embedding"][:]).to(where)
     atom = texts.centre(embedding, embedding)
+    strongest = texts.Strongest(atom)
     coded = _largest(store["std_norm"][:], sparse_share)
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
     with create_parquet(output, f"{unit} assignments", stamp) as add:
@@ -61,10 +62,11 @@ def assign_texts(
             parts = [_rows(index, "nearest", at, cosine, cosine.square(), names)]
             sparse = coded[tuple(index.values())]
             if sparse.any():
-                code = texts.matching_pursuit(direction[torch.from_numpy(sparse).to(where)], atom, atoms)
+                code = texts.matching_pursuit(direction[torch.from_numpy(sparse).to(where)], atom, atoms, strongest)
                 of_coded = {name: values[sparse] for name, values in index.items()}
                 parts.append(_rows(of_coded, "sparse", code.atom, code.weight, code.explained, names))
-            add(pd.concat(parts).sort_values([*index, "kind", "rank"], kind="stable", ignore_index=True))
+            rows = pd.concat(parts).sort_values([*index, "kind", "rank"], kind="stable", ignore_index=True)
+            add(rows.assign(text=rows["text"].cat.remove_unused_categories()))
 
 
 def _largest(norm: np.ndarray, share: float) -> np.ndarray:

@@ -58,7 +58,7 @@ def compute_contributions(
             coefficient = attnpool.coefficients(attention, x)
             embedding = attnpool.sum_pairs(coefficient, pool)
             residual = attnpool.residual(embedding, torch.from_numpy(source["embedding"][at]))
-            _check(residual, torch.from_numpy(source["rounding"][at]) + tolerance, features, start)
+            _check(residual, torch.from_numpy(source["rounding"][at]), tolerance, features, start)
             stored = store.as_stored("coefficient", coefficient)
             rounding = torch.zeros(len(x))
             if dtype != "float32":
@@ -72,10 +72,12 @@ def compute_contributions(
         store.write("value_mean", attnpool.project_attended(attended.value().float(), shares, pool))
 
 
-def _check(residual: torch.Tensor, allowed: torch.Tensor, path: Path, start: int) -> None:
-    worst = int(torch.nan_to_num(residual - allowed, nan=torch.inf).argmax())
-    if not residual[worst] <= allowed[worst]:
+def _check(residual: torch.Tensor, rounding: torch.Tensor, tolerance: float, path: Path, start: int) -> None:
+    excess = torch.nan_to_num(residual - rounding, nan=torch.inf)
+    worst = int(excess.argmax())
+    if not excess[worst] <= tolerance:
+        beside = f" beside the {rounding[worst]:.1e} of the stored precision" if rounding[worst] else ""
         raise NadpipeError(
             f"{path}: pairs sum to the embedding of view {start + worst} only within {residual[worst]:.1e} of its norm, "
-            f"contributions.tolerance is {allowed[worst]:.1e}; the features are damaged or of too low a precision"
+            f"contributions.tolerance is {tolerance:.1e}{beside}; the features are damaged or of too low a precision"
         )

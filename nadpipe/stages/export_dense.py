@@ -1,5 +1,6 @@
 """Write the dense contribution of each view and pair, for tools that cannot take the factors."""
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -31,7 +32,7 @@ def export_dense(
     pool, model = read_pool(attnpool_store)
     source = open_zarr(contributions, "contributions", model)
     dense = DenseContributions([source], pool)
-    _check_room(output, dense, dtype)
+    _check_room(output, dense, dtype, source.attributes["shards"])
     sizes = dict(zip(dense.axes, dense.shape, strict=True))
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
     about = {name: source.attributes[name] for name in ("shard", "shards", "images")}
@@ -42,12 +43,15 @@ def export_dense(
             store.put("contribution", region, block)
 
 
-def _check_room(output: Path, dense: DenseContributions, dtype: str) -> None:
-    """Say how large the store will be. Raises NadpipeError when that is more than the disk has free."""
+def _check_room(output: Path, dense: DenseContributions, dtype: str, shards: int) -> None:
+    """Say how large the store will be. Raises NadpipeError when the disk cannot hold all shards still to be written."""
     clear_partials(output)  # else what a killed run left counts against this one
     folder = next(parent for parent in output.absolute().parents if parent.exists())
-    need, free = dense.size * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
-    size = f"{_gigabytes(need)} as {dtype}"
+    done = [path for path in output.parent.glob("*.zarr") if path.is_dir()]
+    begun = sum(_bytes(path) for path in output.parent.glob(".*.zarr.*.partial"))  # by jobs beside this one
+    own = dense.size * np.dtype(dtype).itemsize
+    need, free = own * max(1, shards - len(done)), shutil.disk_usage(folder).free + begun
+    size = f"{_gigabytes(own)} as {dtype}" + (f", all shards still to be written {_gigabytes(need)}" if need > own else "")
     if need > free:
         fewer = "fewer images, " + ("--dtype float16, " if dtype == "float32" else "")
         raise NadpipeError(
@@ -56,6 +60,15 @@ def _check_room(output: Path, dense: DenseContributions, dtype: str) -> None:
         )
     axes = " × ".join(f"{length} {axis}" for axis, length in zip(dense.axes, dense.shape, strict=True))
     print(f"{output}: {axes} takes {size}, {_gigabytes(free)} are free", file=sys.stderr)
+
+
+def _bytes(folder: Path) -> int:
+    """Size of all files below a folder, as far as they are still there."""
+    found = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_size if path.is_file() else 0
+    return found
 
 
 def _gigabytes(count: int) -> str:

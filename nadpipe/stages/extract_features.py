@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -9,16 +10,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nadpipe.artifacts import VIEW_TABLE, ZarrWriter, create_zarr, read_parquet
+from nadpipe.artifacts import VIEW_TABLE, create_zarr, read_parquet
 from nadpipe.attnpool import residual
 from nadpipe.datasets import paths_fingerprint, shard_rows
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.models import ImageTower, attention_pool, image_tower, load_model
+from nadpipe.models import ImageTower, Model, attention_pool, image_tower, load_model
 from nadpipe.progress import track
 from nadpipe.views import Box, centre_box, crop_pixels, read_image, sliding_boxes
 
-_COMPARED = 16  # views of which the error of a lower precision is stated
+_COMPARED = 8  # views of which the embedding is held against open_clip's own
+_ROUNDING = 1e-5  # as far as float32 may be from it, relative to its norm
+_AHEAD = 8  # images, at most, that each worker is ahead of the model
 
 
 class _Crops(Dataset):
@@ -82,7 +85,7 @@ def extract_features(
     sizes = {"view": len(table), "token": pool.tokens - 1, "neuron": pool.neurons, "embed": len(pool.c_bias)}
     stamp = dataclasses.replace(model.stamp, code=code_fingerprint(__name__))
     about = {"shard": shard, "shards": shards, "images": paths_fingerprint(manifest["path"]), "precision": precision}
-    tower = image_tower(model, precision)
+    tower: ImageTower | None = None
     with create_zarr(output, "features", stamp, sizes, {"activation": dtype}, attributes=about) as store:
         store.write("image_id", [image_id for image_id, _ in table])
         for name in set(VIEW_TABLE) - {"image_id"}:
@@ -92,8 +95,9 @@ def extract_features(
         for pixels in _in_batches(images_of_batch, batch_size):
             with torch.inference_mode():
                 normal = model.preprocessing.normalise(pixels.to(model.device))
-                if precision != "float32" and "precision_error" not in store.attributes:
-                    _state_error(store, tower, normal[:_COMPARED])
+                if tower is None:
+                    tower, error = _fast_tower(model, precision, normal[:_COMPARED])
+                    store.describe(encode_image_error=error)
                 z = tower.activations(normal)
                 embedding = tower.pool(z)
                 stored = store.as_stored("activation", z)
@@ -101,19 +105,31 @@ def extract_features(
             store.append(activation=stored, embedding=embedding, rounding=rounding)
 
 
-def _state_error(store: ZarrWriter, tower: ImageTower, pixels: torch.Tensor) -> None:
-    error = tower.precision_error(pixels)
-    store.describe(precision_error=error)
-    first = f"the first {len(pixels)} views"
-    print(
-        f"{tower.precision}: embeddings of {first} are within {error:.1e} of float32's, relative to their norm", file=sys.stderr
-    )
+def _fast_tower(model: Model, precision: str, pixels: torch.Tensor) -> tuple[ImageTower, float]:
+    """The fast image tower, and how far its embeddings of these views are from those of open_clip's own code in float32.
+
+    Raises NadpipeError when a float32 tower is not the same function.
+    """
+    own = model.encode_image(pixels)
+    tower = image_tower(model, precision)
+    error = float(residual(tower.pool(tower.activations(pixels)), own).max())
+    told = f"{precision}: embeddings of the first {len(pixels)} views are within {error:.1e} of encode_image in float32"
+    if precision == "float32" and not error <= _ROUNDING:
+        raise NadpipeError(f"{told}, relative to their norm; more than rounding explains, please report the model")
+    print(f"{told}, relative to their norm", file=sys.stderr)
+    return tower, error
 
 
-def _decoded(crops: _Crops, batch_size: int, workers: int) -> DataLoader:
-    """Images in order; each worker is up to a batch ahead of the model."""
-    ahead = {"prefetch_factor": max(2, batch_size // workers)} if workers else {}
-    return DataLoader(crops, batch_size=None, num_workers=workers, **ahead)
+def _decoded(crops: _Crops, batch_size: int, workers: int) -> Iterator[np.ndarray | torch.Tensor | NadpipeError]:
+    """Images in order, each worker some ahead of the model. Raises NadpipeError when a worker dies."""
+    ahead = {"prefetch_factor": min(_AHEAD, max(2, batch_size // workers))} if workers else {}
+    try:
+        yield from DataLoader(crops, batch_size=None, num_workers=workers, **ahead)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise NadpipeError(f"features.workers: a process that decodes images died ({reason}); use fewer, or 0") from None
 
 
 def _in_batches(crops, size: int):

@@ -36,15 +36,18 @@ def fit_directions(
         components: Directions per neuron or head; a pair has one.
     """
     pool, model = read_pool(attnpool_store)
-    merged = merged_moments(open_shards(moments, "pair moments", model))
+    parts = open_shards(moments, "pair moments", model)
+    merged = merged_moments(parts)
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
     about = {"top_images": merged.keep, "views": merged.mean.count}
     if unit == "pair":
         _fit_pairs(merged, pool, stamp, output, about)
         return
     stores = open_shards(contributions, "contributions", model)
-    if sum(store["coefficient"].shape[0] for store in stores) != merged.mean.count:
-        raise NadpipeError(f"{stores[0].path}: holds other views than {moments[0]}; give the moments of these contributions")
+    if any(stores[0].attributes[name] != parts[0].attributes[name] for name in ("images", "shards")):
+        raise NadpipeError(
+            f"{stores[0].path}: is of other images than {parts[0].path}; give the moments of these contributions"
+        )
     _fit_subspaces(unit, stores, merged, pool, stamp, output, components, about)
 
 

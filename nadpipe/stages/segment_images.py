@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from nadpipe import metrics, segmentation
-from nadpipe.artifacts import PARQUET, VIEW_TABLE, ZarrStore, open_zarr, read_parquet, whole, write_parquet
+from nadpipe.artifacts import PARQUET, VIEW_TABLE, ZarrStore, create_parquet, open_zarr, read_parquet, whole
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.inputs import mean_over_shards, open_shards, read_pool, read_selection
@@ -64,8 +64,10 @@ def segment_images(
     if classes > 256:
         raise NadpipeError(f"{selection}: {classes} classes; label maps as indexed PNG hold at most 256")
     views = pd.DataFrame({name: store[name][:] for name in VIEW_TABLE})
-    rows: list[dict] = []
-    with whole(output_labels) as folder:
+    about = {"k": query.k, "temperature": temperature, "sink": -1 if query.sink is None else query.sink}
+    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
+    columns = [name for name in PARQUET["confusion"] if name not in about]
+    with whole(output_labels) as folder, create_parquet(output, "confusion", stamp) as add:
         for method in methods:
             (folder / method).mkdir(parents=True)
         for image_id, of_image in track(views.groupby("image_id"), "segmenting", "image", views["image_id"].nunique()):
@@ -75,16 +77,14 @@ def segment_images(
             size = (int(image["height"]), int(image["width"]))
             truth = read_mask(image["mask_path"], size, classes, ignore)
             z = torch.from_numpy(store["activation"][of_image.index[0] : of_image.index[-1] + 1]).float()
+            rows: list[dict] = []
             for method in methods:
                 logits = segmentation.METHODS[method](z, query).unflatten(2, (pool.grid, pool.grid))
                 labels, probability = (part.numpy() for part in _label(logits, of_image, size, temperature))
                 indexed_image(labels).save(folder / method / f"{image_id:06d}.png")
                 cells = metrics.confused(truth, labels, probability, classes, ignore)
                 rows += [{"image_id": image_id, "method": method, **cell} for cell in cells]
-    about = {"k": query.k, "temperature": temperature, "sink": -1 if query.sink is None else query.sink}
-    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    table = pd.DataFrame(rows, columns=[name for name in PARQUET["confusion"] if name not in about]).assign(**about)
-    write_parquet(output, "confusion", table, stamp)
+            add(pd.DataFrame(rows, columns=columns).assign(**about))
 
 
 def _sink(sink: int | str, discovery: list[ZarrStore], spatial: int) -> int | None:
