@@ -574,7 +574,6 @@ def create_parquet(
         yield add
         if waiting:
             flush()
-        stack.close()
 
 
 def write_parquet(
