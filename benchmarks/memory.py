@@ -56,7 +56,8 @@ def main() -> None:
         }
         for stage, numbers in measured.items()
     ]
-    about = "Peak memory (MiB) and wall time (s) of each command, start of Python included, activations of RN50x16's size"
+    measured_as = "Peak memory (MiB, largest process) and wall time (s) of each command, start of Python included"
+    about = f"{measured_as}, activations of RN50x16's size"
     report("memory", about, rows)
 
 
