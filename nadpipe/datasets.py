@@ -46,7 +46,7 @@ def read_table(
     return pd.concat([rows, own], axis=1)
 
 
-def read_folder(folder: Path) -> pd.DataFrame:
+def read_tree(folder: Path) -> pd.DataFrame:
     """Manifest rows, without sizes, from a tree of images, sorted by path; the first level of folders is the group and
     the folder an image lies in is its label."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -65,8 +65,12 @@ def read_folder(folder: Path) -> pd.DataFrame:
 
 
 def add_sizes(rows: pd.DataFrame) -> pd.DataFrame:
-    """The manifest: image_id, path, width, height, label, group, mask_path, then the source's own columns."""
-    sizes = [image_size(path) for path in track(rows["path"], "reading image headers", "image", len(rows))]
+    """The manifest: image_id, path, width, height, label, group, mask_path, then the source's own columns.
+
+    Raises NadpipeError for an image without a readable header, and for a mask of another size than its image.
+    """
+    files = track(list(zip(rows["path"], rows["mask_path"], strict=True)), "reading image headers", "image", len(rows))
+    sizes = [_size(path, mask) for path, mask in files]
     first = pd.DataFrame(
         {
             "image_id": range(len(rows)),
@@ -78,6 +82,15 @@ def add_sizes(rows: pd.DataFrame) -> pd.DataFrame:
     )
     own = rows.drop(columns=["path", "mask_path", "group", "label"])
     return pd.concat([first, own.reset_index(drop=True)], axis=1)
+
+
+def _size(path: str, mask: str | None) -> tuple[int, int]:
+    """Height and width of an upright image, whose mask may be as the image is stored."""
+    size = image_size(path)
+    if mask is not None and image_size(mask) not in (size, size[::-1]):
+        height, width = image_size(mask)
+        raise NadpipeError(f"{mask}: mask is {width} × {height}, its image {size[1]} × {size[0]} pixels")
+    return size
 
 
 def paths_fingerprint(paths: pd.Series) -> str:

@@ -9,6 +9,8 @@ from PIL import Image, ImageOps
 
 from nadpipe.errors import NadpipeError
 
+_ORIENTATION = 0x0112  # EXIF tag
+
 
 @dataclasses.dataclass(frozen=True)
 class Box:
@@ -34,16 +36,18 @@ def centre_box(height: int, width: int, size: int) -> list[Box]:
     return [Box(round((rows - size) / 2), round((columns - size) / 2), size, rows, columns)]
 
 
-def sliding_boxes(height: int, width: int, size: int, stride: float) -> list[Box]:
-    """Crops of `size` pixels, `stride` of their side apart; the last of each row and column is shifted back to the border."""
-    rows, columns = resized_size(height, width, size)
-    step = max(1, round(size * stride))
+def sliding_boxes(height: int, width: int, short_side: int, crop: int, stride: float) -> list[Box]:
+    """Crops of `crop` pixels, `stride` of their side apart, row by row, in the image with its short side scaled to
+    `short_side`; the last of each row and column is shifted back to the border. A crop is at most as long as the short side.
+    """
+    rows, columns = resized_size(height, width, short_side)
+    step = max(1, round(crop * stride))
 
     def starts(length: int) -> list[int]:
-        count = max(math.ceil((length - size) / step), 0) + 1
-        return [min(at * step, length - size) for at in range(count)]
+        count = math.ceil((length - crop) / step) + 1
+        return [min(at * step, length - crop) for at in range(count)]
 
-    return [Box(top, left, size, rows, columns) for top in starts(rows) for left in starts(columns)]
+    return [Box(top, left, crop, rows, columns) for top in starts(rows) for left in starts(columns)]
 
 
 def read_image(path: str) -> Image.Image:
@@ -62,12 +66,20 @@ def image_size(path: str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: a quarter turn
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)  # a quarter turn
             return (width, height) if turned else (height, width)
     except FileNotFoundError:
         raise NadpipeError(f"{path}: no such image; correct the path in the table that lists it") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise NadpipeError(f"{path}: not a readable image ({error}); replace the file or take it out of the data set") from None
+
+
+def turn_like(mask: Image.Image, photograph: str) -> Image.Image:
+    """A mask of a photograph as it is stored, turned as the photograph's EXIF orientation turns that."""
+    with Image.open(photograph) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    mask.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(mask)
 
 
 def crop_pixels(image: Image.Image, boxes: list[Box], interpolation: str) -> UInt8[np.ndarray, "view row column 3"]:

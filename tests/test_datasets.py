@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from nadpipe.datasets import add_sizes, read_folder, read_table, shard_rows
+from nadpipe.datasets import add_sizes, read_table, read_tree, shard_rows
 from nadpipe.errors import NadpipeError
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_gives_groups_and_labels_by_its_folders(folder):
-    rows = add_sizes(read_folder(folder))
+    rows = add_sizes(read_tree(folder))
     assert rows["path"].tolist() == [
         str(folder / name) for name in ("2019/cat/a b.jpg", "2019/dog/ü.PNG", "2020/cat/c.webp", "top.bmp")
     ]
@@ -46,6 +46,7 @@ def test_a_table_keeps_its_own_columns_and_its_paths_are_relative_to_it(folder, 
             "width": [1, 2],
         }
     )
+    Image.new("L", (4, 4)).save(folder / "m.png")
     path = folder / f"t.{form}"
     table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path)
     rows = add_sizes(read_table(path, "file", "mask", "year", None))
@@ -80,7 +81,7 @@ def test_missing_tables_images_and_empty_folders_are_named(tmp_path):
     with pytest.raises(NadpipeError, match=r"gone\.csv: not a readable"):
         read_table(tmp_path / "gone.csv", "path", None, None, None)
     with pytest.raises(NadpipeError, match="no images"):
-        read_folder(tmp_path)
+        read_tree(tmp_path)
     with pytest.raises(NadpipeError, match=r"gone\.jpg: no such image"):
         add_sizes(pd.DataFrame({"path": ["gone.jpg"], "mask_path": None, "group": None, "label": None}))
 
@@ -97,3 +98,11 @@ def test_shards_share_all_images_nearly_equally(images, shards):
 def test_more_shards_than_images_are_refused():
     with pytest.raises(NadpipeError, match="shards is 4 for 3 images"):
         shard_rows(3, 0, 4)
+
+
+@pytest.mark.parametrize(("name", "message"), [("small.png", "mask is 2 × 3, its image 4 × 4 pixels"), ("no.png", "no such")])
+def test_masks_are_looked_at_before_anything_is_computed(folder, name, message):
+    Image.new("L", (2, 3)).save(folder / "small.png")
+    (folder / "t.csv").write_text(f"path,mask\ntop.bmp,{name}\n")
+    with pytest.raises(NadpipeError, match=f"{name}: {message}"):
+        add_sizes(read_table(folder / "t.csv", "path", "mask", None, None))

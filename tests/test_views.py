@@ -10,10 +10,14 @@ from nadpipe.errors import NadpipeError
 from nadpipe.views import centre_box, crop_pixels, image_size, read_image, resized_size, sliding_boxes
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.05, 1))
-def test_sliding_crops_cover_every_pixel_and_stay_inside(height, width, size, stride):
-    boxes = sliding_boxes(height, width, size, stride) if max(height, width) < 20 * min(height, width) else []
-    rows, columns = resized_size(height, width, size)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.3, 1), st.floats(0.05, 1))
+def test_sliding_crops_cover_every_pixel_and_stay_inside(height, width, short_side, share, stride):
+    size = max(1, round(short_side * share))
+    small = max(height, width) < 20 * min(height, width)
+    boxes = sliding_boxes(height, width, short_side, size, stride) if small else []
+    rows, columns = resized_size(height, width, short_side)
+    assert len(boxes) == len({box.crop_top for box in boxes}) * len({box.crop_left for box in boxes})
+    assert boxes == sorted(boxes, key=lambda box: (box.crop_top, box.crop_left))
     for axis, length in (("crop_top", rows), ("crop_left", columns)):
         starts = sorted({getattr(box, axis) for box in boxes})
         if starts:
@@ -23,19 +27,26 @@ def test_sliding_crops_cover_every_pixel_and_stay_inside(height, width, size, st
 
 
 def test_the_last_crop_is_shifted_back_to_the_border():
-    boxes = sliding_boxes(100, 230, 100, 0.5)
+    boxes = sliding_boxes(100, 230, 100, 100, 0.5)
     assert [box.crop_left for box in boxes] == [0, 50, 100, 130]
     assert {box.crop_top for box in boxes} == {0}
 
 
 def test_one_crop_is_enough_for_a_square():
-    assert len(sliding_boxes(333, 333, 64, 0.5)) == 1
-    assert centre_box(333, 333, 64) == sliding_boxes(333, 333, 64, 0.5)
+    assert len(sliding_boxes(333, 333, 64, 64, 0.5)) == 1
+    assert centre_box(333, 333, 64) == sliding_boxes(333, 333, 64, 64, 0.5)
+
+
+def test_a_larger_short_side_takes_more_crops():
+    boxes = sliding_boxes(100, 150, 128, 64, 0.5)
+    assert sorted({box.crop_top for box in boxes}) == [0, 32, 64]
+    assert sorted({box.crop_left for box in boxes}) == [0, 32, 64, 96, 128]
+    assert {(box.resized_height, box.resized_width, box.crop_size) for box in boxes} == {(128, 192, 64)}
 
 
 def test_crops_of_one_image_are_parts_of_one_resized_image():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
-    boxes = sliding_boxes(50, 80, 50, 0.5)
+    boxes = sliding_boxes(50, 80, 50, 50, 0.5)
     crops = crop_pixels(Image.fromarray(pixels), boxes, "bicubic")
     for box, crop in zip(boxes, crops, strict=True):
         expected = pixels[box.crop_top : box.crop_top + 50, box.crop_left : box.crop_left + 50]
