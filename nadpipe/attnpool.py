@@ -9,6 +9,7 @@ head, d in the paper. All functions keep the dtype and device of their inputs.
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -50,6 +51,25 @@ class AttentionPool:
     def output(self) -> Float[Tensor, "head embed width"]:
         """W_O^h: the columns of the output projection that belong to each head."""
         return self.c_weight.unflatten(1, (self.heads, -1)).transpose(0, 1)
+
+
+def resize_tokens(values: Float[Tensor, "*head token width"], grid: int) -> Float[Tensor, "*head resized_token width"]:
+    """Values per token on a grid of another side: the spatial ones bicubic and antialiased, as open_clip resizes positional
+    embeddings, token 0 as it is."""
+    pooled, spatial = values[..., :1, :], values[..., 1:, :]
+    side = round(spatial.shape[-2] ** 0.5)
+    if side == grid:
+        return values
+    maps = spatial.transpose(-1, -2).unflatten(-1, (side, side))
+    flat = F.interpolate(maps.flatten(0, -4), size=(grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([pooled, flat.unflatten(0, maps.shape[:-3]).flatten(-2).transpose(-1, -2)], dim=-2)
+
+
+def at_grid(pool: AttentionPool, grid: int) -> AttentionPool:
+    """The pool for views of another size than the model's own: its positional embedding interpolated to `grid` × `grid`."""
+    if grid == pool.grid:
+        return pool
+    return dataclasses.replace(pool, positional_embedding=resize_tokens(pool.positional_embedding[None], grid)[0])
 
 
 def tokens(z: Float[Tensor, "view spatial neuron"], pool: AttentionPool) -> Float[Tensor, "view token neuron"]:

@@ -33,12 +33,13 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nadpipe.artifacts import Stamp
-from nadpipe.attnpool import AttentionPool
+from nadpipe.attnpool import AttentionPool, at_grid
 from nadpipe.devices import find_device
 from nadpipe.errors import NadpipeError
 
 _NEEDS = "nadpipe needs a CLIP-ResNet: an image tower that ends in a single-query attention pool, such as RN50 or RN50x16"
 _HUB = "hf-hub:"
+TOKEN = 32  # pixels of a spatial token's side: what all strides of a CLIP-ResNet multiply to
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -102,13 +103,19 @@ class ImageTower:
     device: torch.device
     precision: Literal["float32", "bfloat16"]
 
-    def activations(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view spatial neuron"]:
-        """z, the spatial activations of the last block row by row, in float32 whatever the precision."""
+    def activations(
+        self, pixels: Float[Tensor, "view 3 row column"], block: int | None = None
+    ) -> Float[Tensor, "view spatial neuron"]:
+        """z, the spatial activations row by row, in float32 whatever the precision.
+
+        block: of the last stage, counted from 0, whose output is taken; the last one unless given.
+        """
         visual = self.visual
+        last = visual.layer4 if block is None else visual.layer4[: block + 1]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"), _full_float32():
             z = visual.stem(pixels.to(self.device))
-            for block in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-                z = block(z)
+            for stage in (visual.layer1, visual.layer2, visual.layer3, last):
+                z = stage(z)
         return z.float().flatten(2).transpose(1, 2)
 
     def pool(self, z: Float[Tensor, "view spatial neuron"]) -> Float[Tensor, "view embed"]:
@@ -169,6 +176,22 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
         stamp=Stamp(model=_identity(clip, config, preprocessing), architecture=_name(architecture)),
         config=config,
     )
+
+
+def last_blocks(model: Model) -> int:
+    """Number of blocks in the last stage of the image tower."""
+    return len(model.clip.visual.layer4)
+
+
+def set_image_size(model: Model, size: int) -> None:
+    """Make the model, in place, take square images of `size` pixels: its positional embedding is interpolated to their grid.
+
+    Raises NadpipeError for a size that is no whole number of tokens.
+    """
+    if size % TOKEN:
+        raise NadpipeError(f"images of {size} pixels: the side must be a multiple of {TOKEN}, the pixels of one token")
+    resized = at_grid(attention_pool(model), size // TOKEN).positional_embedding
+    model.clip.visual.attnpool.positional_embedding = torch.nn.Parameter(resized, requires_grad=False)
 
 
 def attention_pool(model: Model) -> AttentionPool:

@@ -1,150 +1,248 @@
 """Training-free segmentation with pairs, and the baselines on the same features.
 
-Every method maps what is known of a view's tokens to logits (view, text, row, column) on the grid of spatial tokens:
-Bu & Gandelsman, arXiv 2509.19943, for `nad`; MaskCLIP (arXiv 2112.01071) and SCLIP (arXiv 2312.01597) for
+Every method maps what is known of some views' tokens to logits (view, text, spatial) on the grid of spatial tokens:
+Bu & Gandelsman, arXiv 2509.19943, for `nad` and its ablations; MaskCLIP (arXiv 2112.01071) and SCLIP (arXiv 2312.01597) for
 the baselines. A method is one function and one line in METHODS.
 """
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nadpipe import attnpool
 from nadpipe.attnpool import AttentionPool
+from nadpipe.errors import NadpipeError
 from nadpipe.texts import Selection, unit
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What a run looks for: the texts, their pairs, and what the heads write on average."""
+    """What a run looks for, on one grid of tokens: the texts, and what the heads write on average."""
 
     pool: AttentionPool
     text: Float[Tensor, "text embed"]  # centred, unit length
-    pairs: Tensor  # sparse CSR (text · head, neuron), 1 where the pair is selected for the text
-    k: int
     value_mean: Float[Tensor, "head token width"]  # mean over the discovery images of a[h, t] (W_V^h x_t + b_V^h)
     sink: int | None  # spatial token that is replaced in every map
 
+    def at_grid(self, grid: int) -> "Query":
+        """The same for views of another size. A head's mean is spread over as many more tokens; the sink stays where it is
+        in the view."""
+        if grid == self.pool.grid:
+            return self
+        pool = attnpool.at_grid(self.pool, grid)
+        mean = attnpool.resize_tokens(self.value_mean, grid) * (self.pool.tokens / pool.tokens)
+        return dataclasses.replace(self, pool=pool, value_mean=mean, sink=move_token(self.sink, self.pool.grid, grid))
 
-def selection_matrix(selection: Selection, heads: int, neurons: int) -> Tensor:
-    """M: the selected pairs of every text as one sparse 0/1 matrix (text · head, neuron)."""
-    texts, k = selection.head.shape
-    row = torch.arange(texts, device=selection.head.device)[:, None] * heads + selection.head
-    index = torch.stack([row.flatten(), selection.neuron.flatten()])
-    value = torch.ones(texts * k, device=selection.head.device)
-    matrix = torch.sparse_coo_tensor(index, value, (texts * heads, neurons), check_invariants=False).coalesce()
+    @functools.cached_property
+    def pulled(self) -> Float[Tensor, "head width text"]:
+        """W_O^h^T q: each text in the value space of each head."""
+        return torch.einsum("hed,pe->hdp", self.pool.output(), self.text)
+
+    @functools.cached_property
+    def gram(self) -> Float[Tensor, "head width width2"]:
+        """W_O^h^T W_O^h: what norms of written vectors need, in the head's value space."""
+        output = self.pool.output()
+        return output.transpose(1, 2) @ output
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """K_p, the k pairs that stand for each text."""
+
+    matrix: Tensor  # M: sparse CSR (text · head, neuron), 1 where the pair is selected for the text
+    k: int
+    by_head: Float[Tensor, "text head"]  # pairs selected in each head
+    by_neuron: Float[Tensor, "text neuron"]  # pairs selected of each neuron
+
+
+def selected_pairs(selection: Selection, k: int, heads: int, neurons: int) -> Pairs:
+    """The first k pairs of a selection as sparse 0/1 matrix and as counts."""
+    head, neuron = selection.head[:, :k], selection.neuron[:, :k]
+    texts = len(head)
+    text = torch.arange(texts, device=head.device)[:, None].expand_as(head)
+    ones = torch.ones(head.numel(), device=head.device)
+
+    def counts(index: Tensor, size: int) -> Tensor:
+        return torch.zeros(texts, size, device=head.device).index_put_((text.flatten(), index.flatten()), ones, accumulate=True)
+
+    index = torch.stack([(text * heads + head).flatten(), neuron.flatten()])
+    matrix = torch.sparse_coo_tensor(index, ones, (texts * heads, neurons), check_invariants=False).coalesce()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return matrix.to_sparse_csr()
+        return Pairs(matrix.to_sparse_csr(), k, counts(head, heads), counts(neuron, neurons))
 
 
-def nad(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Tensor, "view text spatial"]:
+class Tokens:
+    """The tokens of some views, and what methods make of them: each quantity is computed once, whoever asks for it first."""
+
+    def __init__(self, z: Float[Tensor, "view spatial neuron"], query: Query) -> None:
+        self.z = z
+        self.query = query
+        self._activation: tuple[Pairs, Tensor] | None = None
+
+    @functools.cached_property
+    def x(self) -> Float[Tensor, "view token neuron"]:
+        """Tokens with their positional embedding."""
+        return attnpool.tokens(self.z, self.query.pool)
+
+    @functools.cached_property
+    def attention(self) -> Float[Tensor, "view head token"]:
+        """a[h, t]."""
+        return attnpool.attention(self.x, self.query.pool)
+
+    @functools.cached_property
+    def values(self) -> Float[Tensor, "view head token width"]:
+        """W_V^h x_t + b_V^h."""
+        return attnpool.token_values(self.x, self.query.pool)
+
+    @functools.cached_property
+    def similarity(self) -> Float[Tensor, "view text head spatial"]:
+        """cos(m[h, t], q)."""
+        return self._similarity(centred=False)
+
+    @functools.cached_property
+    def centred_similarity(self) -> Float[Tensor, "view text head spatial"]:
+        """cos(m[h, t] - its mean over the discovery images, q)."""
+        return self._similarity(centred=True)
+
+    def _similarity(self, centred: bool) -> Float[Tensor, "view text head spatial"]:
+        """With m[h, t] = a[h, t] W_O^h (W_V^h x_t + b_V^h) + b_O / (H T), the sink replaced.
+
+        Inner products go through W_O^h^T q and norms through the Gram matrix of W_O^h, in the head's value space: the
+        (token, head, embed) tensor is never built.
+        """
+        query, pool = self.query, self.query.pool
+        value = self.attention[..., None] * self.values
+        value, constant = value[:, :, 1:], pool.c_bias / (pool.heads * pool.tokens)
+        if centred:
+            value, constant = value - query.value_mean[:, 1:], torch.zeros_like(constant)
+        along = torch.einsum("hed,e->hd", pool.output(), constant)
+        squared = ((value @ query.gram + 2 * along[:, None]) * value).sum(3) + constant.square().sum()
+        norm = squared.clamp(min=0).sqrt()
+        scaled = value / torch.where(norm > 0, norm, 1)[..., None]
+        inner = torch.einsum("vhtd,hdp->vpht", scaled, query.pulled)
+        beside = (query.text @ constant)[:, None, None] / torch.where(norm > 0, norm, 1)[:, None]
+        return mend(inner + beside, query)
+
+    def activation(self, pairs: Pairs) -> Float[Tensor, "view text head spatial"]:
+        """(M_p z_t)[h]: the summed activation of the neurons that each text selects in each head, the sink replaced."""
+        if self._activation is None or self._activation[0] is not pairs:
+            views, _, neurons = self.z.shape
+            product = pairs.matrix @ self.z.reshape(-1, neurons).T
+            maps = product.unflatten(1, (views, -1)).unflatten(0, (len(self.query.text), -1)).permute(2, 0, 1, 3)
+            self._activation = pairs, mend(maps, self.query)
+        return self._activation[1]
+
+
+def nad(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
     """1/k · sum_h cos(m[h, t], q_p) · (M_p z_t)[h], as published."""
-    return _combine(head_similarity(z, query, centred=False), z, query)
+    return (tokens.similarity * tokens.activation(pairs)).sum(2) / pairs.k
 
 
-def nad_centred(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Tensor, "view text spatial"]:
+def nad_centred(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
     """`nad` with each head's mean over the discovery images taken off m[h, t] before the cosine."""
-    return _combine(head_similarity(z, query, centred=True), z, query)
+    return (tokens.centred_similarity * tokens.activation(pairs)).sum(2) / pairs.k
 
 
-def maskclip(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Tensor, "view text spatial"]:
+def nad_shifted(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
+    """`nad` with (1 + cos) / 2 in place of the cosine: a pair's activation counts for its text whatever its head sees in the
+    token, and up to twice as much where the head agrees. docs/segmentation.md has how it does against the others."""
+    return ((1 + tokens.similarity) / 2 * tokens.activation(pairs)).sum(2) / pairs.k
+
+
+def heads(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
+    """`nad` without neurons: 1/k · sum over selected pairs of cos(m[h, t], q_p), so each head counts by its selected pairs."""
+    return torch.einsum("vpht,ph->vpt", tokens.similarity, pairs.by_head) / pairs.k
+
+
+def neurons(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
+    """`nad` without heads: 1/k · sum over selected pairs of z_t[n], so each neuron counts by its selected pairs."""
+    return mend((tokens.z @ pairs.by_neuron.T).transpose(1, 2), tokens.query) / pairs.k
+
+
+def maskclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """Cosine of every token's own value, projected alone, to the text: no attention, no positional embedding."""
-    pool = query.pool
-    value = z @ pool.v_weight.T + pool.v_bias
-    return _cosine(value @ pool.c_weight.T + pool.c_bias, query)
+    pool = tokens.query.pool
+    value = tokens.z @ pool.v_weight.T + pool.v_bias
+    return _cosine(value @ pool.c_weight.T + pool.c_bias, tokens.query)
 
 
-def sclip(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Tensor, "view text spatial"]:
+def sclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """Values mixed over spatial tokens by softmax(QQ^T) + softmax(KK^T), projected, cosine to the text."""
-    pool = query.pool
-    x = attnpool.tokens(z, pool)[:, 1:]
-    asked, keyed = attnpool.token_queries_and_keys(x, pool)
+    pool = tokens.query.pool
+    asked, keyed = attnpool.token_queries_and_keys(tokens.x[:, 1:], pool)
     scale = asked.shape[-1] ** -0.5
     mix = sum(torch.softmax(part @ part.transpose(2, 3) * scale, dim=3) for part in (asked, keyed))
-    value = (mix @ attnpool.token_values(x, pool)).transpose(1, 2).flatten(2)
-    return _cosine(value @ pool.c_weight.T + pool.c_bias, query)
+    value = (mix @ tokens.values[:, :, 1:]).transpose(1, 2).flatten(2)
+    return _cosine(value @ pool.c_weight.T + pool.c_bias, tokens.query)
 
 
-def attention(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Tensor, "view text spatial"]:
+def attention(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """sum_h ⟨m[h, t], q⟩ · T / ‖y‖: each token's share of the pooled embedding, as its own attention weighs it."""
-    pool = query.pool
-    x = attnpool.tokens(z, pool)
-    weighed = attnpool.attention(x, pool)[..., None] * attnpool.token_values(x, pool)
+    query, pool = tokens.query, tokens.query.pool
+    weighed = tokens.attention[..., None] * tokens.values
     written = weighed.transpose(1, 2).flatten(2) @ pool.c_weight.T + pool.c_bias / pool.tokens
     scale = pool.tokens / written.sum(1).norm(dim=1)
-    return _mend(torch.einsum("vte,pe,v->vpt", written[:, 1:], query.text, scale), query)
+    return mend(torch.einsum("vte,pe,v->vpt", written[:, 1:], query.text, scale), query)
 
 
-METHODS: dict[str, Callable[[Tensor, Query], Tensor]] = {
-    "nad": nad,
-    "nad_centred": nad_centred,
-    "maskclip": maskclip,
-    "sclip": sclip,
-    "attention": attention,
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to logits, and whether it uses the selected pairs, so that it gives a result for every k."""
+
+    logits: Callable[[Tokens, Pairs | None], Float[Tensor, "view text spatial"]]
+    selects: bool
+
+
+METHODS: dict[str, Method] = {
+    "nad": Method(nad, selects=True),
+    "nad_centred": Method(nad_centred, selects=True),
+    "nad_shifted": Method(nad_shifted, selects=True),
+    "heads": Method(heads, selects=True),
+    "neurons": Method(neurons, selects=True),
+    "maskclip": Method(maskclip, selects=False),
+    "sclip": Method(sclip, selects=False),
+    "attention": Method(attention, selects=False),
 }
 
 
-def head_similarity(
-    z: Float[Tensor, "view spatial neuron"], query: Query, centred: bool
-) -> Float[Tensor, "view text head spatial"]:
-    """cos(m[h, t], q) with m[h, t] = a[h, t] W_O^h (W_V^h x_t + b_V^h) + b_O / (H T), or with its mean taken off.
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A method with its number of pairs; k is None for methods that select none."""
 
-    Inner products go through W_O^h^T q and norms through the Gram matrix of W_O^h, in the head's value space: the
-    (token, head, embed) tensor is never built.
-    """
-    pool = query.pool
-    output = pool.output()
-    gram = output.transpose(1, 2) @ output
-    x = attnpool.tokens(z, pool)
-    value = attnpool.attention(x, pool)[..., None] * attnpool.token_values(x, pool)
-    pulled = torch.einsum("hed,pe->hdp", output, query.text)
-    if centred:
-        value = value - query.value_mean
-        constant = torch.zeros_like(pool.c_bias)
-    else:
-        constant = pool.c_bias / (pool.heads * pool.tokens)
-    value = value[:, :, 1:]
-    inner = torch.einsum("vhtd,hdp->vpht", value, pulled) + (query.text @ constant)[:, None, None]
-    squared = torch.einsum("vhtd,hde,vhte->vht", value, gram, value)
-    squared = squared + 2 * torch.einsum("vhtd,hed,e->vht", value, output, constant) + constant.square().sum()
-    norm = squared.clamp(min=0).sqrt()
-    return inner / torch.where(norm > 0, norm, 1)[:, None]
+    method: str
+    k: int | None
+
+    @property
+    def name(self) -> str:
+        """What folders and legends call it."""
+        return self.method if self.k is None else f"{self.method}-k{self.k}"
 
 
-def selected_activation(z: Float[Tensor, "view spatial neuron"], query: Query) -> Float[Tensor, "view text head spatial"]:
-    """(M_p z_t)[h]: the summed activation of the neurons that each text selects in each head, as a sparse product."""
-    views, spatial, neurons = z.shape
-    product = query.pairs @ z.reshape(-1, neurons).T
-    return product.unflatten(1, (views, spatial)).unflatten(0, (len(query.text), query.pool.heads)).permute(2, 0, 1, 3)
-
-
-def _combine(similarity: Tensor, z: Tensor, query: Query) -> Tensor:
-    """The sink is replaced in both maps, before they are multiplied."""
-    return (_mend(similarity, query) * _mend(selected_activation(z, query), query)).sum(2) / query.k
+def variants(methods: Sequence[str], k: Sequence[int]) -> list[Variant]:
+    """Every method, once for each k where it selects pairs. Raises NadpipeError for a method that does not exist."""
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise NadpipeError(f"--methods: no method {unknown[0]}; there are {', '.join(METHODS)}")
+    return [Variant(name, size) for name in methods for size in (k if METHODS[name].selects else (None,))]
 
 
 def _cosine(embedding: Float[Tensor, "view spatial embed"], query: Query) -> Float[Tensor, "view text spatial"]:
-    return _mend((unit(embedding) @ query.text.T).transpose(1, 2), query)
+    return mend((unit(embedding) @ query.text.T).transpose(1, 2), query)
 
 
-def _mend(spatial: Float[Tensor, "*map spatial"], query: Query) -> Float[Tensor, "*map spatial"]:
+# ------------------------------------------------------------------------------------------------------ attention sink
+
+
+def mend(spatial: Float[Tensor, "*map spatial"], query: Query) -> Float[Tensor, "*map spatial"]:
+    """Maps over spatial tokens with the query's sink replaced."""
     return replace_sink(spatial.unflatten(-1, (query.pool.grid, query.pool.grid)), query.sink).flatten(-2)
-
-
-def find_sink(attention: Float[Tensor, "head token"], factor: float = 3.0) -> int | None:
-    """The spatial token (counted from 0 without the pooled one) that draws attention whatever the image, if there is one.
-
-    That is the token of the largest mean attention over heads and images, when it gets `factor` times the median.
-    """
-    spatial = attention.mean(0)[1:]
-    token = int(spatial.argmax())
-    return token if spatial[token] > factor * spatial.median() else None
 
 
 def replace_sink(spatial: Float[Tensor, "*map row column"], sink: int | None) -> Float[Tensor, "*map row column"]:
@@ -159,39 +257,123 @@ def replace_sink(spatial: Float[Tensor, "*map row column"], sink: int | None) ->
     return mended
 
 
-def merge_views(
-    logits: Float[Tensor, "view text row column"],
-    top: list[int],
-    left: list[int],
-    crop: int,
-    height: int,
-    width: int,
-) -> Float[Tensor, "text height width"]:
-    """Logits of one image's crops, bilinear to pixels of the resized image and averaged where crops overlap."""
-    total = logits.new_zeros(logits.shape[1], height, width)
-    count = logits.new_zeros(height, width)
-    for view, y, x in zip(logits, top, left, strict=True):
-        pixels = F.interpolate(view[None], size=(crop, crop), mode="bilinear", align_corners=False)[0]
-        total[:, y : y + crop, x : x + crop] += pixels
-        count[y : y + crop, x : x + crop] += 1
-    return total / count
+def move_token(token: int | None, grid: int, new_grid: int) -> int | None:
+    """The spatial token at the same place in a view whose grid has another side; corners stay corners."""
+    if token is None or grid == new_grid:
+        return token
+    row, column = (round(at * (new_grid - 1) / max(1, grid - 1)) for at in divmod(token, grid))
+    return row * new_grid + column
+
+
+# --------------------------------------------------------------------------------------------------- tokens to pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """How an image's crops become its pixels: a linear map along each axis.
+
+    Bilinear from a crop's tokens to its pixels, the mean where crops overlap, and bilinear from the resized image to the
+    mask are all separable, and so is their composition: logits of pixels are rows @ cells @ columns^T.
+    """
+
+    rows: Float[Tensor, "height cell_row"]
+    columns: Float[Tensor, "width cell_column"]
+
+    def pixels(self, cells: Float[Tensor, "text cell_row cell_column"], part: slice) -> Float[Tensor, "text row width"]:
+        """Logits of some rows of pixels."""
+        rows = self.rows[part]
+        used = rows.any(0).nonzero()[:, 0]
+        near = slice(int(used[0]), int(used[-1]) + 1)  # the crops that these rows lie in
+        return rows[:, near] @ cells[:, near] @ self.columns.T
+
+
+def make_canvas(
+    top: list[int], left: list[int], crop: int, grid: int, resized: tuple[int, int], size: tuple[int, int]
+) -> Canvas:
+    """The maps of crops at the given tops and lefts (of all rows and columns of crops, each once) in the resized image of
+    (height, width), to pixels of an image of `size`."""
+    starts = zip((sorted(set(top)), sorted(set(left))), resized, size, strict=True)
+    return Canvas(*(_axis_map(positions, crop, grid, length, pixels) for positions, length, pixels in starts))
+
+
+def _axis_map(starts: list[int], crop: int, grid: int, resized: int, pixels: int) -> Float[Tensor, "pixel cell"]:
+    one = _bilinear(torch.eye(grid), crop)
+    spread, count = torch.zeros(resized, len(starts), grid), torch.zeros(resized)
+    for at, start in enumerate(starts):
+        spread[start : start + crop, at] = one
+        count[start : start + crop] += 1
+    return _bilinear(spread.flatten(1) / count[:, None], pixels)
+
+
+def _bilinear(values: Float[Tensor, "length column"], length: int) -> Float[Tensor, "new_length column"]:
+    """Linear interpolation along the first axis, as torch's bilinear one does along each of its two."""
+    return F.interpolate(values.T[None], size=length, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def arrange(
+    logits: Float[Tensor, "view text spatial"], top: list[int], left: list[int], grid: int
+) -> Float[Tensor, "text cell_row cell_column"]:
+    """Logits of all crops of an image side by side, as a canvas takes them. The crops come row by row."""
+    crops = len(set(top)), len(set(left))
+    cells = logits.unflatten(2, (grid, grid)).unflatten(0, crops)
+    return cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2).contiguous()
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelling:
+    """How logits of texts become classes.
+
+    owner: class of each text; a class takes its best text. background: the class that is never too small and that pixels
+    get whose best class is less probable than `threshold`; None where the data set has no such class. area: classes that
+    cover a smaller share of the image are left out, and their pixels go to the next best class.
+    """
+
+    owner: Int[Tensor, " text"]
+    classes: int
+    temperature: float
+    background: int | None = None
+    threshold: float = 0.0
+    area: float = 0.0
+
+
+_BLOCK = 2**19  # logits at once: a block stays in the processor's cache, whatever the size of the image
 
 
 def label(
-    logits: Float[Tensor, "text resized_height resized_width"], height: int, width: int, temperature: float
+    cells: Float[Tensor, "text cell_row cell_column"], canvas: Canvas, how: Labelling
 ) -> tuple[Int[Tensor, "height width"], Float[Tensor, "height width"]]:
-    """Class and its softmax probability per pixel of an image of the given size.
+    """Class of each pixel, and its probability: the softmax over all texts, of the class's best one.
 
-    One class is resized at a time, with a running maximum and sum, so that memory does not grow with the classes.
+    Pixels are made a few rows at a time, so that memory does not grow with the image beyond the result.
     """
-    best = logits.new_full((height, width), -torch.inf)
-    total = torch.zeros_like(best)
-    classes = torch.zeros(height, width, dtype=torch.long, device=logits.device)
-    for at in range(len(logits)):
-        one = F.interpolate(logits[None, at : at + 1], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
-        one = one * temperature
-        better = one > best
-        new = torch.where(better, one, best)
-        total = total * torch.exp(best - new) + torch.exp(one - new)
-        classes[better], best = at, new
-    return classes, 1 / total
+    present = torch.zeros(how.classes, dtype=torch.bool)
+    present[how.owner] = True
+    classes, probability = _label(cells, canvas, how, present)
+    if how.area > 0:
+        share = torch.bincount(classes.flatten(), minlength=how.classes) / classes.numel()
+        kept = share >= min(how.area, float(share.max()))  # the largest stays whatever its size
+        if how.background is not None:
+            kept[how.background] = True
+        if (share[~kept] > 0).any():
+            classes, probability = _label(cells, canvas, how, present & kept)
+    if how.background is not None and how.threshold > 0:
+        classes[probability < how.threshold] = how.background
+    return classes, probability
+
+
+def _label(cells: Tensor, canvas: Canvas, how: Labelling, allowed: Bool[Tensor, " class"]) -> tuple[Tensor, Tensor]:
+    """One pass over the pixels, with the classes that are allowed."""
+    size = len(canvas.rows), len(canvas.columns)
+    classes, probability = torch.empty(size, dtype=torch.long), torch.empty(size)
+    text = allowed[how.owner].nonzero()[:, 0]
+    cells = cells * how.temperature
+    for part in _parts(*size, len(cells)):
+        logits = canvas.pixels(cells, part)
+        best, at = (logits if len(text) == len(logits) else logits[text]).max(0)
+        classes[part], probability[part] = how.owner[text][at], 1 / (logits - best).exp_().sum(0)
+    return classes, probability
+
+
+def _parts(height: int, width: int, texts: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // (width * texts))
+    return (slice(start, start + step) for start in range(0, height, step))

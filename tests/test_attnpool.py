@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import activations
+from open_clip.model import resize_pos_embed
 from reference import dense_contributions
 
 from nadpipe import attnpool
@@ -66,6 +69,15 @@ def test_the_mean_of_attended_values_is_projected_once(pool):
     expected = (attention[..., None] * attnpool.token_values(x, pool)).mean(0)
     attended = attnpool.attended_tokens(attention, x) / 4
     torch.testing.assert_close(attnpool.project_attended(attended, attention.mean(0), pool), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_are_resized_as_open_clip_resizes_them(pool):
+    resized = attnpool.at_grid(pool, 2 * pool.grid)
+    assert resized.grid == 2 * pool.grid
+    state = {"visual.positional_embedding": pool.positional_embedding.clone()}
+    resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=(2 * pool.grid,) * 2)))
+    torch.testing.assert_close(resized.positional_embedding, state["visual.positional_embedding"])
+    assert attnpool.at_grid(pool, pool.grid) is pool
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])

@@ -1,18 +1,21 @@
 import numpy as np
+import pandas as pd
 import pytest
 
-from nadpipe.metrics import confusion, metrics
+from nadpipe.classes import IGNORED
+from nadpipe.metrics import bootstrap_miou, class_totals, confused, confusion, interval, mean_iou, metrics
 
 
 def test_metrics_of_a_case_worked_by_hand():
-    truth = np.array([[0, 0, 0, 1], [1, 1, 2, 255]])
+    truth = np.array([[0, 0, 0, 1], [1, 1, 2, IGNORED]])
     predicted = np.array([[0, 0, 1, 1], [1, 0, 0, 3]])
-    matrix = confusion(truth, predicted, classes=5, ignore=255)
+    matrix = confusion(truth, predicted, classes=5)
     assert matrix.tolist() == [[2, 1, 0, 0, 0], [1, 2, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0] * 5]
     scores = metrics(matrix)
     assert scores.iou[:3].tolist() == pytest.approx([2 / 5, 2 / 4, 0])
-    assert np.isnan(scores.iou[3:]).all()  # on neither side
+    assert np.isnan(scores.iou[3:]).all()  # on neither side: what is predicted where nothing counts is not predicted
     assert scores.present.tolist() == [True, True, True, False, False]
+    assert scores.accuracy[:3].tolist() == pytest.approx([2 / 3, 2 / 3, 0])
     assert scores.miou == pytest.approx((0.4 + 0.5 + 0) / 3)
     assert scores.mean_accuracy == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
     assert scores.pixel_accuracy == pytest.approx(4 / 7)
@@ -20,21 +23,118 @@ def test_metrics_of_a_case_worked_by_hand():
 
 
 def test_a_class_that_is_only_predicted_counts_against_the_mean():
-    scores = metrics(confusion(np.array([[0, 0]]), np.array([[0, 1]]), classes=2, ignore=255))
+    scores = metrics(confusion(np.array([[0, 0]]), np.array([[0, 1]]), classes=2))
     assert scores.miou == pytest.approx((1 / 2 + 0) / 2)
     assert np.isnan(scores.accuracy[1])
     assert scores.mean_accuracy == pytest.approx(1 / 2)
 
 
+def test_a_class_that_is_never_predicted_counts_against_both_means():
+    scores = metrics(confusion(np.array([[0, 1]]), np.array([[0, 0]]), classes=3))
+    assert scores.iou[:2].tolist() == [1 / 2, 0]
+    assert scores.miou == pytest.approx(1 / 4)
+    assert scores.mean_accuracy == pytest.approx((1 + 0) / 2)
+
+
+def mmsegmentations_numbers(pairs, classes):
+    """mIoU, mAcc and aAcc as IoUMetric adds them up: areas by histogram of each image, then one division over all of them."""
+    areas = np.zeros((4, classes))
+    for truth, predicted in pairs:
+        truth, predicted = truth[truth != IGNORED], predicted[truth != IGNORED]
+        bins = np.arange(classes + 1) - 0.5
+        both, guess, true = (np.histogram(part, bins)[0] for part in (predicted[predicted == truth], predicted, truth))
+        areas += [both, guess + true - both, guess, true]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nanmean(areas[0] / areas[1]), np.nanmean(areas[0] / areas[3]), areas[0].sum() / areas[3].sum()
+
+
+def test_the_numbers_are_mmsegmentations():
+    rng = np.random.default_rng(2)
+    pairs = [(rng.integers(-1, 7, (5, 8)), rng.integers(0, 9, (5, 8))) for _ in range(4)]
+    scores = metrics(sum(confusion(truth, predicted, 10) for truth, predicted in pairs))
+    expected = mmsegmentations_numbers(pairs, 10)
+    assert (scores.miou, scores.mean_accuracy, scores.pixel_accuracy) == pytest.approx(expected)
+    assert scores.present.tolist() == [True] * 9 + [False]
+
+
 def test_the_truth_scores_one():
     truth = np.random.default_rng(0).integers(0, 4, (9, 11))
-    scores = metrics(confusion(truth, truth, classes=4, ignore=255))
+    scores = metrics(confusion(truth, truth, classes=4))
     assert (scores.miou, scores.pixel_accuracy, scores.mean_accuracy) == (1, 1, 1)
     assert scores.fw_iou == pytest.approx(1)
 
 
 def test_confusions_of_parts_add_up():
     rng = np.random.default_rng(1)
-    truth, predicted = rng.integers(0, 4, (2, 6, 8))
-    parts = sum(confusion(truth[at], predicted[at], 4, 3) for at in (slice(0, 2), slice(2, 6)))
-    assert (parts == confusion(truth, predicted, 4, 3)).all()
+    truth, predicted = rng.integers(-1, 4, (6, 8)), rng.integers(0, 4, (6, 8))
+    parts = sum(confusion(truth[at], predicted[at], 4) for at in (slice(0, 2), slice(2, 6)))
+    assert (parts == confusion(truth, predicted, 4)).all()
+
+
+def test_cells_hold_the_mean_probability_of_what_was_predicted():
+    rng = np.random.default_rng(1)
+    truth, predicted, probability = rng.integers(-1, 3, (6, 8)), rng.integers(0, 3, (6, 8)), rng.random((6, 8))
+    cells = confused(truth, predicted, probability, 3)
+    matrix = confusion(truth, predicted, 3)
+    assert {(cell["true_class"], cell["predicted_class"]): cell["pixels"] for cell in cells} == {
+        (true, guess): matrix[true, guess] for true, guess in np.argwhere(matrix).tolist()
+    }
+    for cell in cells:
+        inside = (truth == cell["true_class"]) & (predicted == cell["predicted_class"])
+        assert cell["confidence"] == pytest.approx(probability[inside].mean())
+    assert confused(np.full((2, 2), IGNORED), predicted[:2, :2], probability[:2, :2], 3) == []
+
+
+def drawn_cells(images, classes, seed, right=0.5):
+    """Confusions of images whose pixels are right with a chance that differs from image to image."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for image in range(images):
+        truth = rng.integers(0, classes, (1, 40))
+        guess = np.where(rng.random(truth.shape) < right + rng.uniform(-0.3, 0.3), truth, rng.integers(0, classes, truth.shape))
+        rows += [{"image_id": image * 3, **cell} for cell in confused(truth, guess, np.ones(truth.shape), classes)]
+    return pd.DataFrame(rows)
+
+
+def test_totals_of_images_sum_to_the_metrics_of_all():
+    cells = drawn_cells(5, 4, seed=0)
+    totals = class_totals(cells, np.arange(5) * 3, 4)
+    matrix = np.zeros((4, 4), np.int64)
+    np.add.at(matrix, (cells["true_class"], cells["predicted_class"]), cells["pixels"])
+    assert mean_iou(totals.sum(0)) == pytest.approx(metrics(matrix).miou)
+    one = cells[cells["image_id"] == 6]
+    alone = np.zeros((4, 4), np.int64)
+    np.add.at(alone, (one["true_class"], one["predicted_class"]), one["pixels"])
+    assert mean_iou(totals)[2] == pytest.approx(metrics(alone).miou)
+    assert np.isnan(mean_iou(np.zeros((3, 4), np.int64)))
+
+
+def test_the_bootstrap_is_that_of_drawing_images_one_by_one():
+    totals = np.stack([class_totals(drawn_cells(7, 3, seed), np.arange(7) * 3, 3) for seed in (0, 1)])
+    found = bootstrap_miou(totals, 4000, seed=5)
+    rng = np.random.default_rng(9)
+    naive = np.array([mean_iou(totals[:, rng.integers(0, 7, 7)].sum(1)) for _ in range(4000)])
+    np.testing.assert_allclose(found.mean(0), naive.mean(0), atol=0.005)
+    np.testing.assert_allclose(found.std(0), naive.std(0), rtol=0.08)
+    np.testing.assert_allclose((found[:, 0] - found[:, 1]).std(), (naive[:, 0] - naive[:, 1]).std(), rtol=0.08)
+
+
+def test_the_bootstrap_is_paired_seeded_and_the_same_in_blocks(monkeypatch):
+    totals = class_totals(drawn_cells(9, 3, 0), np.arange(9) * 3, 3)
+    found = bootstrap_miou(np.stack([totals, totals]), 300, seed=1)
+    assert (found[:, 0] == found[:, 1]).all()
+    monkeypatch.setattr("nadpipe.metrics._BLOCK", 200)
+    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=1) == found).all()
+    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=2) != found).any()
+
+
+def test_intervals_shrink_with_the_root_of_the_images_and_cover_the_mean():
+    widths = []
+    for images in (50, 200, 800):
+        totals = class_totals(drawn_cells(images, 3, 7), np.arange(images) * 3, 3)[None]
+        low, high = interval(bootstrap_miou(totals, 600, seed=0)[:, 0], 0.95)
+        assert low < mean_iou(totals[0].sum(0)) < high
+        widths.append(high - low)
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.35)
+    assert widths[1] / widths[2] == pytest.approx(2, rel=0.35)
+    assert interval(np.arange(101.0), 0.9) == pytest.approx((5, 95))

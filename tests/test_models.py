@@ -2,6 +2,7 @@ import copy
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -120,6 +121,38 @@ def test_pairs_sum_to_encode_image_of_the_whole_model(tiny, tiny_clip):
     x = attnpool.tokens(z, pool)
     summed = attnpool.sum_pairs(attnpool.coefficients(attnpool.attention(x, pool), x), pool)
     assert attnpool.residual(summed, tiny_clip.encode_image(pixels)).max() < 1e-5
+
+
+def test_views_of_another_size_sum_to_the_model_with_interpolated_positions(tiny):
+    models.set_image_size(tiny, 160)
+    pixels = torch.randn(2, 3, 160, 160)
+    expected = tiny.encode_image(pixels)
+    pool = models.attention_pool(tiny)
+    assert pool.grid == 5
+    tower = models.image_tower(tiny)
+    z = tower.activations(pixels)
+    x = attnpool.tokens(z, pool)
+    summed = attnpool.sum_pairs(attnpool.coefficients(attnpool.attention(x, pool), x), pool)
+    assert attnpool.residual(summed, expected).max() < 1e-5
+    assert attnpool.residual(tower.pool(z), expected).max() < 1e-5
+    with pytest.raises(NadpipeError, match="images of 90 pixels: the side must be a multiple of 32"):
+        models.set_image_size(tiny, 90)
+
+
+def test_activations_of_an_earlier_block_are_those_that_the_rest_continues_from(config, tmp_path):
+    torch.manual_seed(0)
+    deep = json.loads(Path(config).read_text())
+    deep["vision_cfg"]["layers"] = [1, 1, 1, 3]
+    Path(config).write_text(json.dumps(deep))
+    save(open_clip.CLIP(**deep).eval(), "safetensors", tmp_path / "deep.safetensors")
+    model = models.load_model(config, str(tmp_path / "deep.safetensors"), "cpu")
+    assert models.last_blocks(model) == 3
+    tower = models.image_tower(model)
+    pixels = torch.randn(2, 3, 64, 64)
+    z = tower.activations(pixels, 1)
+    maps = z.transpose(1, 2).unflatten(2, (2, 2))
+    torch.testing.assert_close(tower.visual.layer4[2](maps).flatten(2).transpose(1, 2), tower.activations(pixels))
+    torch.testing.assert_close(tower.activations(pixels, 2), tower.activations(pixels))
 
 
 def test_folding_batch_norms_changes_nothing_but_rounding(tiny_clip):

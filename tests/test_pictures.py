@@ -2,38 +2,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nadpipe.errors import NadpipeError
-from nadpipe.pictures import class_colours, indexed_image, overlay, panel, read_mask
+from nadpipe.pictures import class_colours, contact_sheet, indexed_image, overlay, panel, shrink
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def test_label_maps_reload_to_the_same_labels(tmp_path):
+@pytest.mark.parametrize("colours", [None, [(at, 255 - at, 7) for at in range(200)]])
+def test_label_maps_reload_to_the_same_labels(tmp_path, colours):
     labels = np.random.default_rng(0).integers(0, 200, (9, 13))
-    indexed_image(labels).save(tmp_path / "l.png")
-    assert Image.open(tmp_path / "l.png").mode == "P"
-    assert (read_mask(str(tmp_path / "l.png"), (9, 13), 200, 255) == labels).all()
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_masks_of_8_and_16_bits_are_read(tmp_path, dtype):
-    mask = np.array([[0, 3], [255, 1]], dtype)
-    Image.fromarray(mask).save(tmp_path / "m.png")
-    assert read_mask(str(tmp_path / "m.png"), (2, 2), 4, 255).tolist() == mask.tolist()
-
-
-@pytest.mark.parametrize(
-    ("picture", "message"),
-    [
-        (Image.new("RGB", (4, 3)), "mask has mode RGB"),
-        (Image.new("L", (5, 3)), "mask is 5 × 3, its image 4 × 3 pixels"),
-        (Image.new("L", (4, 3), 7), "mask holds 7; allowed are 0 to 2 and 255"),
-    ],
-)
-def test_masks_that_do_not_fit_are_named(tmp_path, picture, message):
-    picture.save(tmp_path / "m.png")
-    with pytest.raises(NadpipeError, match=message):
-        read_mask(str(tmp_path / "m.png"), (3, 4), 3, 255)
-    with pytest.raises(NadpipeError, match="not a readable mask"):
-        read_mask(str(tmp_path / "none.png"), (3, 4), 3, 255)
+    indexed_image(labels, colours).save(tmp_path / "l.png")
+    with Image.open(tmp_path / "l.png") as image:
+        assert image.mode == "P"
+        assert (np.asarray(image) == labels).all()
+        if colours:
+            assert np.asarray(image.convert("RGB"))[2, 5].tolist() == list(colours[labels[2, 5]])
 
 
 def test_class_colours_differ():
@@ -43,10 +25,41 @@ def test_class_colours_differ():
     assert near.min() > 60
 
 
-def test_overlays_leave_ignored_pixels_alone():
-    image = Image.new("RGB", (2, 1), (10, 20, 30))
-    drawn = np.asarray(overlay(image, np.array([[0, 255]]), 3))
+def test_overlays_tint_classes_and_leave_ignored_pixels_alone():
+    image = Image.new("RGB", (3, 1), (10, 20, 30))
+    drawn = np.asarray(overlay(image, np.array([[0, -1, 1]]), [RED, BLUE]))
     assert drawn[0, 1].tolist() == [10, 20, 30]
-    assert drawn[0, 0].tolist() != [10, 20, 30]
-    sheet = panel({"a": image, "b": image}, {"fish": (255, 0, 0)})
-    assert sheet.width == 2 * (2 + 4)
+    assert drawn[0, 0].argmax() == 0
+    assert drawn[0, 2].argmax() == 2
+
+
+def test_large_pictures_are_shrunk_and_small_ones_kept():
+    assert shrink(Image.new("RGB", (400, 100)), 100).size == (100, 25)
+    assert shrink(Image.new("RGB", (40, 10)), 100).size == (40, 10)
+    assert shrink(Image.new("RGB", (4000, 1)), 100).size == (100, 1)
+
+
+def colours_of(picture, box=None):
+    part = picture if box is None else picture.crop(box)
+    return {colour for _, colour in part.getcolors(1 << 24)}
+
+
+def test_a_panel_shows_every_picture_over_a_legend_of_colours():
+    shades = {f"picture {at}": Image.new("RGB", (300, 200), (at, 9, 9)) for at in range(7)}
+    drawn = panel(shades, {"fish": RED, "sky": BLUE}, longest=100)
+    assert {(at, 9, 9) for at in range(7)} | {RED, BLUE} <= colours_of(drawn)
+    assert 5 * 100 <= drawn.width <= 5 * 120
+    legend = (0, drawn.height - 25, drawn.width, drawn.height)
+    assert {RED, BLUE, (0, 0, 0)} <= colours_of(drawn, legend)
+
+
+def test_a_contact_sheet_has_its_sections_one_under_the_other():
+    best, worst = Image.new("RGB", (300, 200), RED), Image.new("RGB", (300, 200), BLUE)
+    drawn = contact_sheet("nad", {"best": [("1: 0.9", [best, best])], "worst": [("2: 0.1", [worst])]}, {"sky": (0, 255, 0)})
+    pixels = np.asarray(drawn)
+    red, blue = ((pixels == colour).all(2) for colour in (RED, BLUE))
+    assert red.sum() == 2 * 150 * 100
+    assert blue.sum() == 150 * 100
+    assert np.nonzero(red)[0].max() < np.nonzero(blue)[0].min()
+    assert (0, 255, 0) in colours_of(drawn, (0, drawn.height - 25, drawn.width, drawn.height))
+    assert contact_sheet("nad", {"best": [], "worst": []}, {"sky": BLUE}).height < 80

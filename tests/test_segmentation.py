@@ -6,51 +6,73 @@ from conftest import activations, make_pool
 from reference import cosine, dense_contributions
 
 from nadpipe import attnpool, segmentation, texts
+from nadpipe.errors import NadpipeError
+from nadpipe.segmentation import Labelling, Query, Tokens
 from nadpipe.texts import Selection
 
 TEXTS, K = 3, 5
 
 
 @pytest.fixture
-def query(pool):
+def asked(pool):
+    """What is asked for, and random pairs for each text; more of these are selected than are used."""
     generator = torch.Generator().manual_seed(4)
     text = texts.unit(torch.randn(TEXTS, len(pool.c_bias), generator=generator))
-    k = min(K, pool.heads * pool.neurons)
-    chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:k] for _ in range(TEXTS)])
-    selection = Selection(torch.zeros(TEXTS, k), chosen // pool.neurons, chosen % pool.neurons)
+    count = min(K + 3, pool.heads * pool.neurons)
+    chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:count] for _ in range(TEXTS)])
+    selection = Selection(torch.zeros(TEXTS, count), chosen // pool.neurons, chosen % pool.neurons)
     x = attnpool.tokens(activations(pool, 6, seed=9), pool)
     value_mean = (attnpool.attention(x, pool)[..., None] * attnpool.token_values(x, pool)).mean(0)
-    pairs = segmentation.selection_matrix(selection, pool.heads, pool.neurons)
-    return segmentation.Query(pool, text, pairs, k, value_mean, sink=None), selection
+    return Query(pool, text, value_mean, sink=None), selection
 
 
-def gathered(z, query, selection, token):
-    """The published form: one term per text, token and selected pair, from the dense token contributions."""
+def pairs_of(selection, pool):
+    return segmentation.selected_pairs(selection, K, pool.heads, pool.neurons)
+
+
+def gathered(z, query, selection, weight):
+    """The published form: one term per text, token and selected pair; `weight(view, text, head, spatial token, activation)`."""
     views, spatial, _ = z.shape
     logits = np.zeros((views, TEXTS, spatial))
+    k = min(K, selection.head.shape[1])
     for view in range(views):
         for p in range(TEXTS):
             for t in range(spatial):
-                for head, neuron in zip(selection.head[p].tolist(), selection.neuron[p].tolist(), strict=True):
-                    similarity = cosine(token[view, head, t + 1], query.text[p].numpy())
-                    logits[view, p, t] += z[view, t, neuron].item() * similarity / query.k
+                for head, neuron in zip(selection.head[p, :k].tolist(), selection.neuron[p, :k].tolist(), strict=True):
+                    logits[view, p, t] += weight(view, p, head, t, z[view, t, neuron].item()) / K
     return logits
 
 
-def test_nad_equals_the_gather_over_selected_pairs(pool, query):
-    query, selection = query
+def test_nad_equals_the_gather_over_selected_pairs(pool, asked):
+    query, selection = asked
     z = activations(pool, 2)
     _, token, _ = dense_contributions(z, pool)
-    np.testing.assert_allclose(segmentation.nad(z, query), gathered(z, query, selection, token), rtol=1e-3, atol=1e-5)
+
+    def similarity(view, p, head, t):
+        return cosine(token[view, head, t + 1], query.text[p].numpy())
+
+    forms = {
+        "nad": lambda view, p, head, t, active: active * similarity(view, p, head, t),
+        "nad_shifted": lambda view, p, head, t, active: active * (1 + similarity(view, p, head, t)) / 2,
+        "heads": lambda view, p, head, t, active: similarity(view, p, head, t),
+        "neurons": lambda view, p, head, t, active: active,
+    }
+    for name, weight in forms.items():
+        logits = segmentation.METHODS[name].logits(Tokens(z, query), pairs_of(selection, pool))
+        np.testing.assert_allclose(logits, gathered(z, query, selection, weight), rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_nad_centred_takes_the_mean_over_discovery_off_every_token(pool, query):
-    query, selection = query
+def test_nad_centred_takes_the_mean_over_discovery_off_every_token(pool, asked):
+    query, selection = asked
     z = activations(pool, 2)
     _, token, _ = dense_contributions(z, pool)
     _, discovery, _ = dense_contributions(activations(pool, 6, seed=9), pool)
-    expected = gathered(z, query, selection, token - discovery.mean(0))
-    np.testing.assert_allclose(segmentation.nad_centred(z, query), expected, rtol=2e-3, atol=2e-4)
+    token = token - discovery.mean(0)
+    expected = gathered(
+        z, query, selection, lambda view, p, head, t, active: active * cosine(token[view, head, t + 1], query.text[p].numpy())
+    )
+    logits = segmentation.nad_centred(Tokens(z, query), pairs_of(selection, pool))
+    np.testing.assert_allclose(logits, expected, rtol=2e-3, atol=2e-4)
 
 
 def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
@@ -59,10 +81,10 @@ def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
     text = texts.unit(torch.randn(TEXTS, 16, generator=generator))
     chosen = torch.randint(0, 64, (TEXTS, K), generator=generator).sort(dim=1).values
     selection = Selection(torch.zeros(TEXTS, K), torch.arange(K).expand(TEXTS, K) % 4, chosen)
-    pairs = segmentation.selection_matrix(selection, 4, 64)
+    pairs = segmentation.selected_pairs(selection, K, 4, 64)
     z = activations(pool, 1)
     _, token, _ = dense_contributions(z, pool)
-    logits = segmentation.nad(z, segmentation.Query(pool, text, pairs, K, torch.zeros(4, 10, 16), sink=8))
+    logits = segmentation.nad(Tokens(z, Query(pool, text, torch.zeros(4, 10, 16), sink=8)), pairs)
     neighbours = (4, 5, 7)  # north-west, north and west of the last token of 3 × 3
     for p in range(TEXTS):
         total = 0.0
@@ -71,15 +93,15 @@ def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
             own = chosen[p][selection.head[p] == head]
             total += similarity * np.mean([z[0, t, own].sum().item() for t in neighbours]) / K
         assert logits[0, p, 8] == pytest.approx(total, rel=1e-3)
-    plain = segmentation.nad(z, segmentation.Query(pool, text, pairs, K, torch.zeros(4, 10, 16), sink=None))
+    plain = segmentation.nad(Tokens(z, Query(pool, text, torch.zeros(4, 10, 16), sink=None)), pairs)
     torch.testing.assert_close(logits[:, :, :8], plain[:, :, :8])
 
 
-def test_attention_sums_to_the_cosine_of_the_embedding(pool, query):
-    query, _ = query
+def test_attention_sums_to_the_cosine_of_the_embedding(pool, asked):
+    query, _ = asked
     z = activations(pool, 2)
     _, token, total = dense_contributions(z, pool)
-    logits = segmentation.attention(z, query)
+    logits = segmentation.attention(Tokens(z, query), None)
     inner = token.sum(1) @ query.text.numpy().T.astype(float)
     scale = pool.tokens / np.linalg.norm(total, axis=1)
     np.testing.assert_allclose(logits, inner[:, 1:].transpose(0, 2, 1) * scale[:, None, None], rtol=1e-3, atol=1e-4)
@@ -91,17 +113,17 @@ def test_attention_sums_to_the_cosine_of_the_embedding(pool, query):
     )
 
 
-def test_maskclip_is_the_pool_without_attention(pool, query):
-    query, _ = query
+def test_maskclip_is_the_pool_without_attention(pool, asked):
+    query, _ = asked
     z = activations(pool, 2)
     for t in range(pool.tokens - 1):
         embedding = (z[:, t] @ pool.v_weight.T + pool.v_bias) @ pool.c_weight.T + pool.c_bias
         expected = F.cosine_similarity(embedding[:, None], query.text[None], dim=2)
-        torch.testing.assert_close(segmentation.maskclip(z, query)[:, :, t], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(segmentation.maskclip(Tokens(z, query), None)[:, :, t], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sclip_mixes_values_by_self_attention(pool, query):
-    query, _ = query
+def test_sclip_mixes_values_by_self_attention(pool, asked):
+    query, _ = asked
     z = activations(pool, 1)
     x = attnpool.tokens(z, pool)[0, 1:]
     width = pool.neurons // pool.heads
@@ -115,36 +137,56 @@ def test_sclip_mixes_values_by_self_attention(pool, query):
         mixed.append(mix @ v)
     embedding = torch.cat(mixed, 1) @ pool.c_weight.T + pool.c_bias
     expected = F.cosine_similarity(embedding[:, None], query.text[None], dim=2).T
-    torch.testing.assert_close(segmentation.sclip(z, query)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(segmentation.sclip(Tokens(z, query), None)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_every_method_gives_one_map_a_text(pool, query):
-    query, _ = query
+def test_every_method_gives_one_map_a_text(pool, asked):
+    query, selection = asked
+    tokens = Tokens(activations(pool, 2), query)
     for method in segmentation.METHODS.values():
-        logits = method(activations(pool, 2), query)
+        logits = method.logits(tokens, pairs_of(selection, pool) if method.selects else None)
         assert logits.shape == (2, TEXTS, pool.tokens - 1)
         assert torch.isfinite(logits).all()
+
+
+def test_what_methods_share_does_not_leak_from_one_k_to_the_next(asked, pool):
+    query, selection = asked
+    tokens = Tokens(activations(pool, 2), query)
+    few, many = (segmentation.selected_pairs(selection, k, pool.heads, pool.neurons) for k in (2, K))
+    one_by_one = [segmentation.nad(Tokens(tokens.z, query), pairs) for pairs in (few, many)]
+    together = [segmentation.nad(tokens, pairs) for pairs in (few, many)]
+    for one, other in zip(one_by_one, together, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_variants_are_named_by_method_and_k():
+    names = [variant.name for variant in segmentation.variants(["nad", "maskclip"], [5, 20])]
+    assert names == ["nad-k5", "nad-k20", "maskclip"]
+    with pytest.raises(NadpipeError, match="no method nat; there are nad, nad_centred"):
+        segmentation.variants(["nat"], [5])
 
 
 def test_black_images_segment_without_division_by_zero():
     _, pool = make_pool(2, 8, 12, 2)
     silent = {name: torch.zeros_like(getattr(pool, name)) for name in ("v_bias", "c_bias", "positional_embedding")}
     pool = attnpool.AttentionPool(**{**vars(pool), **silent})
-    pairs = segmentation.selection_matrix(
-        Selection(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)), 2, 8
-    )
-    query = segmentation.Query(pool, texts.unit(torch.ones(1, 12)), pairs, 1, torch.zeros(2, 5, 4), sink=None)
-    for name in ("nad", "nad_centred", "maskclip", "sclip"):
-        assert (segmentation.METHODS[name](torch.zeros(1, 4, 8), query) == 0).all()
+    first = torch.zeros(1, 1, dtype=torch.long)
+    pairs = segmentation.selected_pairs(Selection(torch.zeros(1, 1), first, first), 1, 2, 8)
+    query = Query(pool, texts.unit(torch.ones(1, 12)), torch.zeros(2, 5, 4), sink=None)
+    for name in ("nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip"):
+        assert (segmentation.METHODS[name].logits(Tokens(torch.zeros(1, 4, 8), query), pairs) == 0).all()
 
 
-def test_a_token_that_draws_all_attention_is_the_sink():
-    attention = torch.full((4, 10), 0.05)
-    assert segmentation.find_sink(attention) is None
-    attention[:, 9] = 0.5
-    assert segmentation.find_sink(attention) == 8
-    attention[:, 9], attention[:, 0] = 0.05, 0.9  # the pooled token is no sink
-    assert segmentation.find_sink(attention) is None
+def test_a_query_for_larger_views_keeps_places_and_spreads_the_means():
+    _, pool = make_pool(2, 8, 12, 3)
+    mean = torch.ones(2, 10, 4)
+    query = Query(pool, texts.unit(torch.ones(1, 12)), mean, sink=8)
+    assert query.at_grid(3) is query
+    larger = query.at_grid(5)
+    assert (larger.pool.grid, larger.sink) == (5, 24)
+    torch.testing.assert_close(larger.pool.positional_embedding[0], pool.positional_embedding[0])
+    torch.testing.assert_close(larger.value_mean[:, 1:], torch.full((2, 25, 4), 10 / 26))
+    assert [segmentation.move_token(token, 3, 7) for token in (0, 2, 4, 6, None)] == [0, 6, 24, 42, None]
 
 
 def test_the_sink_takes_the_mean_of_its_west_north_and_north_west():
@@ -157,33 +199,77 @@ def test_the_sink_takes_the_mean_of_its_west_north_and_north_west():
     assert segmentation.replace_sink(logits, None) is logits
 
 
-def test_crops_are_averaged_where_they_overlap():
-    logits = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
-    merged = segmentation.merge_views(logits, [0, 0], [0, 2], crop=4, height=4, width=6)
-    assert merged.shape == (1, 4, 6)
-    assert merged[0, 0].tolist() == [1, 1, 2, 2, 3, 3]
+def merged(logits, top, left, crop, resized, size):
+    """The published way: every crop bilinear to its pixels, the mean where they overlap, bilinear to the mask's size."""
+    total, count = torch.zeros(logits.shape[1], *resized), torch.zeros(resized)
+    for view, y, x in zip(logits, top, left, strict=True):
+        total[:, y : y + crop, x : x + crop] += F.interpolate(view[None], size=(crop, crop), mode="bilinear")[0]
+        count[y : y + crop, x : x + crop] += 1
+    return F.interpolate((total / count)[None], size=size, mode="bilinear")[0]
 
 
-def test_one_view_is_bilinear_to_pixels():
-    logits = torch.randn(1, 2, 3, 3)
-    merged = segmentation.merge_views(logits, [0], [0], crop=12, height=12, width=12)
-    torch.testing.assert_close(merged, F.interpolate(logits, size=(12, 12), mode="bilinear", align_corners=False)[0])
+IMAGES = {
+    "one view": ([0], [0], 12, (12, 12), (12, 12)),
+    "wide": ([0, 0, 0], [0, 6, 9], 12, (12, 21), (31, 54)),
+    "both ways, made smaller": ([0, 0, 5, 5], [0, 5, 0, 5], 8, (13, 13), (9, 7)),
+}
 
 
-def test_labels_are_the_best_class_and_temperature_sharpens_them():
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("block", [1, 100, 10**6])
+def test_pixels_are_those_of_crops_resized_and_averaged(image, block, monkeypatch):
+    top, left, crop, resized, size = IMAGES[image]
+    logits = torch.randn(len(top), 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    expected = merged(logits, top, left, crop, resized, size)
+    canvas = segmentation.make_canvas(top, left, crop, 3, resized, size)
+    cells = segmentation.arrange(logits.flatten(2), top, left, 3)
+    torch.testing.assert_close(canvas.pixels(cells, slice(None)), expected, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(segmentation, "_BLOCK", block)
+    labels, probability = segmentation.label(cells, canvas, Labelling(torch.arange(4), 4, temperature=3.0))
+    best, classes = torch.softmax(expected * 3, dim=0).max(0)
+    assert (labels == classes).float().mean() == 1
+    torch.testing.assert_close(probability, best)
+
+
+def pixels(logits, how):
+    """Labels of an image whose pixels are its tokens."""
+    size = tuple(logits.shape[1:])
+    canvas = segmentation.Canvas(torch.eye(size[0]), torch.eye(size[1]))
+    return segmentation.label(logits, canvas, how)
+
+
+def test_a_class_takes_its_best_text_and_its_probability_is_of_all_texts():
+    logits = torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]], [[0.5, 2.0]]])
+    labels, probability = pixels(logits, Labelling(torch.tensor([0, 0, 1]), 2, temperature=1.0))
+    assert labels.tolist() == [[0, 0]]
+    torch.testing.assert_close(probability, torch.softmax(logits, 0).amax(0))
+
+
+def test_temperature_sharpens_the_probability_and_moves_no_label():
     logits = torch.tensor([[[0.1, 0.2]], [[0.3, 0.1]]])
-    labels, cold = segmentation.label(logits, 1, 2, temperature=100.0)
-    assert labels.tolist() == [[1, 0]]
-    _, warm = segmentation.label(logits, 1, 2, temperature=1.0)
+    labels, cold = pixels(logits, Labelling(torch.arange(2), 2, temperature=100.0))
+    warm_labels, warm = pixels(logits, Labelling(torch.arange(2), 2, temperature=1.0))
+    assert labels.tolist() == warm_labels.tolist() == [[1, 0]]
     assert cold.min() > 0.99
     assert warm.max() < 0.6
-    assert segmentation.label(logits, 5, 7, temperature=1.0)[0].shape == (5, 7)
 
 
-def test_labels_one_class_at_a_time_equal_the_softmax_over_all():
-    logits = torch.randn(6, 4, 5)
-    resized = F.interpolate(logits[None], size=(9, 13), mode="bilinear", align_corners=False)[0]
-    expected, classes = torch.softmax(resized * 3, dim=0).max(0)
-    labels, probability = segmentation.label(logits, 9, 13, temperature=3.0)
-    assert (labels == classes).all()
-    torch.testing.assert_close(probability, expected)
+def test_improbable_pixels_are_background():
+    logits = torch.tensor([[[5.0, 0.1, 0.0]], [[0.0, 0.0, 5.0]]])
+    how = Labelling(torch.tensor([1, 2]), 3, temperature=1.0, background=0, threshold=0.6)  # the background has no text
+    labels, probability = pixels(logits, how)
+    assert labels.tolist() == [[1, 0, 2]]
+    assert probability[0, 1] == pytest.approx(torch.softmax(torch.tensor([0.1, 0.0]), 0)[0].item())
+
+
+def test_classes_that_cover_too_little_give_way_to_the_next_best():
+    logits = torch.zeros(3, 1, 10)
+    logits[0], logits[1, 0, 5:], logits[2, 0, 9] = 0.5, 1.0, 2.0
+    labels, probability = pixels(logits, Labelling(torch.arange(3), 3, 1.0, area=0.2))
+    assert labels.tolist() == [[0] * 5 + [1] * 5]
+    assert probability[0, 9] == pytest.approx(torch.softmax(torch.tensor([0.5, 1.0, 2.0]), 0)[1].item())  # of all, as published
+    assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, area=0.1))[0][0, 9] == 2
+    assert (
+        pixels(logits, Labelling(torch.arange(3), 3, 1.0, background=2, area=0.2))[0][0, 9] == 2
+    )  # background is never too small
+    assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, area=0.9))[0].unique().tolist() == [0]  # the largest one stays
