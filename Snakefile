@@ -14,9 +14,9 @@ shell.prefix(command_prefix())
 
 
 wildcard_constraints:
-    dataset="discovery|segmentation|monitoring",
+    dataset="|".join(config["datasets"]),
     unit="pair|neuron|head",
-    set="dictionary|classes|concepts",
+    set="|".join(["dictionary", "concepts", *config["segmentation"]["datasets"]]),
     shard=r"\d+",
 
 
@@ -28,7 +28,12 @@ rule all:
     default_target: True
     input:
         "results/segmentation.csv",
-        "results/segmentation/segmentation/overlays",
+        "results/registers.parquet",
+        [
+            f"results/segmentation/{dataset}/{made}"
+            for dataset in config["segmentation"]["datasets"]
+            for made in ("overlays", "sheets", "per_class.png")
+        ],
         "results/shift.csv",
         "results/shift/pairs.parquet",
         "results/pairs.parquet",

@@ -75,23 +75,22 @@ def config(given: argparse.Namespace) -> None:
     seen = sorted((given.segmentation / "images").resolve().iterdir())
     masks = [str(given.segmentation.resolve() / "masks" / path.name) for path in seen]
     pd.DataFrame({"path": map(str, seen), "mask": masks}).to_csv(given.work / "scenes.csv", index=False)
-    common = {"folder": None, "path_column": "path", "label_column": None, "shards": 1}
+    common = {"layout": "table", "label_column": None, "shards": 1}
+    classes = {"classes": [f"class {at}" for at in range(given.classes)], "ignore": given.ignore}
     made = {
         "model": {"architecture": given.architecture, "pretrained": "model.safetensors"},
         "datasets": {
-            "discovery": {**common, "table": "photos.csv", "mask_column": None, "group_column": None, "shards": 2},
-            "segmentation": {**common, "table": "scenes.csv", "mask_column": "mask", "group_column": None},
-            "monitoring": {**common, "table": "photos.csv", "mask_column": None, "group_column": "group"},
+            "discovery": {**common, "path": "photos.csv", "shards": 2},
+            "segmentation": {**common, "path": "scenes.csv", "mask_column": "mask", **classes},
+            "monitoring": {**common, "path": "photos.csv", "group_column": "group"},
         },
         "features": {"batch_size": 16, "precision": given.precision, "dtype": given.dtype},
         "contributions": {"dtype": given.dtype},
         "text": {"dictionary": given.dictionary, "templates": ["a photo of a {}."]},
         "assignments": {"atoms": 64, "sparse_share": given.sparse_share},
         "segmentation": {
-            "classes": [f"class {at}" for at in range(given.classes)],
-            "k": 20000,
+            "k": [20000],
             "methods": given.methods,
-            "ignore": given.ignore,
         },
         "shift": {"concepts": ["dog", "snow", "car"], "k": 300},
     }

@@ -57,7 +57,7 @@ def measure(architecture: str, count: int, given: argparse.Namespace, folder: Pa
         export_attnpool(output=folder / "pool.zarr", **model)
         for name, listed in (("all", paths), ("few", paths[: given.batch_size])):
             pd.DataFrame({"path": listed}).to_csv(folder / f"{name}.csv", index=False)
-            index_images(folder / f"{name}.parquet", table=folder / f"{name}.csv")
+            index_images("table", folder / f"{name}.csv", folder / f"{name}.parquet")
     how = {"batch_size": given.batch_size, "workers": given.workers, "device": given.device, **model}
 
     def features(precision: str, name: str) -> None:

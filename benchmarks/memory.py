@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 
 from nadpipe.artifacts import create_zarr, write_parquet
 from nadpipe.attnpool import AttentionPool
+from nadpipe.class_tables import write_classes
+from nadpipe.classes import make_classes
 from nadpipe.datasets import IMAGE_SUFFIXES
 from nadpipe.texts import unit
 
@@ -73,7 +75,15 @@ def run(count: int, photos: Path, work: Path) -> dict[str, tuple[float, float]]:
     write_random_features(pool, count, "float32", work / "f.zarr")
     took = {
         "index-images": nadpipe(
-            "index-images", "--table", work / "t.csv", "--group-column", "group", "--output", work / "i.parquet"
+            "index-images",
+            "--layout",
+            "table",
+            "--path",
+            work / "t.csv",
+            "--group-column",
+            "group",
+            "--output",
+            work / "i.parquet",
         ),
         "extract-features (small model)": nadpipe(
             "extract-features", "--images", work / "i.parquet", *small, "--output", work / "x.zarr", "--workers", "2"
@@ -104,7 +114,13 @@ def run(count: int, photos: Path, work: Path) -> dict[str, tuple[float, float]]:
     took["rank-shifts"] = nadpipe("rank-shifts", *images, "--pairs", work / "p.parquet", "--output", work / "r.parquet")
     shutil.rmtree(work / "f.zarr")
     write_random_features(pool, count // 10, "float32", work / "f.zarr")
+    registers = ["--registers", work / "reg.parquet"]
+    took["measure-registers"] = nadpipe(
+        *("measure-registers", "--features", work / "f.zarr", *pool_option, "--images", "5"),
+        *("--output", work / "reg.parquet", "--output-plot", work / "reg.png"),
+    )
     masks = ["--images", work / "masks.parquet", "--features", work / "f.zarr", "--selection", work / "classes-selection.zarr"]
+    masks += ["--classes", work / "classes.parquet", *registers]
     took[f"segment-images, {CLASSES} classes, a tenth of the images"] = nadpipe(
         "segment-images",
         *masks,
@@ -131,6 +147,8 @@ def prepare(pool: AttentionPool, count: int, photos: Path, work: Path) -> None:
         sizes = {"text": texts, "embed": len(pool.c_bias)}
         with create_zarr(work / f"{name}.zarr", "text", STAMP, sizes, texts=[f"text {at}" for at in range(texts)]) as store:
             store.write("embedding", unit(torch.randn(texts, len(pool.c_bias))))
+    classes = make_classes([f"text {at}" for at in range(CLASSES)])
+    write_classes(work / "classes.parquet", classes, "segmentation", STAMP)
     side = round((pool.tokens - 1) ** 0.5) * 32
     Image.fromarray(np.random.default_rng(0).integers(0, CLASSES, (side, side), dtype=np.uint8)).save(work / "mask.png")
     rows = {"image_id": range(count // 10), "path": "x", "width": side, "height": side, "label": None, "group": None}

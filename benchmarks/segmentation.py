@@ -32,22 +32,17 @@ def main() -> None:
     order = torch.rand(given.classes, pool.heads * pool.neurons, generator=generator).argsort(dim=1)[:, : given.k]
     chosen = texts.Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
     text = texts.unit(torch.randn(given.classes, len(pool.c_bias), generator=generator))
-    query = segmentation.Query(
-        pool=pool,
-        text=text,
-        pairs=segmentation.selection_matrix(chosen, pool.heads, pool.neurons),
-        k=given.k,
-        value_mean=torch.zeros(pool.heads, pool.tokens, pool.neurons // pool.heads),
-        sink=None,
-    )
+    value_mean = torch.zeros(pool.heads, pool.tokens, pool.neurons // pool.heads)
+    query = segmentation.Query(pool, text, value_mean, sink=None)
+    pairs = segmentation.selected_pairs(chosen, given.k, pool.heads, pool.neurons)
     z = random_activations(pool, 1)
-    similarity = segmentation.head_similarity(z, query, centred=False)
+    similarity = segmentation.Tokens(z, query).similarity
 
     def gather() -> torch.Tensor:
         return published.gathered_logits(z[0], similarity[0], chosen.head, chosen.neuron)
 
     def product() -> torch.Tensor:
-        return (similarity * segmentation.selected_activation(z, query)).sum(2)[0] / given.k
+        return (similarity * segmentation.Tokens(z, query).activation(pairs)).sum(2)[0] / given.k
 
     difference = float((gather() - product()).abs().max())
     slow, fast = (min(timed(side)[0] for _ in range(repeats)) for side, repeats in ((gather, 3), (product, 10)))

@@ -11,8 +11,8 @@ WHERE = {
     "pair directions": "results/artifacts/directions/pair.zarr",
     "neuron directions": "results/artifacts/directions/neuron.zarr",
     "head directions": "results/artifacts/directions/head.zarr",
-    "text": "results/artifacts/text/&lt;set&gt;.zarr (dictionary, classes, concepts)",
-    "selection": "results/artifacts/selection/&lt;set&gt;.zarr (classes, concepts)",
+    "text": "results/artifacts/text/&lt;set&gt;.zarr (dictionary, concepts, and one for the classes of each data set)",
+    "selection": "results/artifacts/selection/&lt;set&gt;.zarr (concepts, and one for each data set)",
     "images": "results/artifacts/&lt;dataset&gt;/images.parquet",
     "pairs": "results/pairs.parquet",
     "neurons": "results/neurons.parquet",
@@ -20,9 +20,12 @@ WHERE = {
     "pair assignments": "results/assignments.parquet",
     "neuron assignments": "results/artifacts/assignments/neuron.parquet",
     "head assignments": "results/artifacts/assignments/head.parquet",
-    "confusion": "results/artifacts/segmentation/confusion/&lt;shard&gt;.parquet",
+    "classes": "results/artifacts/&lt;dataset&gt;/classes.parquet",
+    "confusion": "results/artifacts/&lt;dataset&gt;/confusion/&lt;shard&gt;.parquet",
     "embedded texts": "results/artifacts/text/cache/&lt;key&gt;/&lt;name&gt;.parquet",
     "per_class": "results/segmentation/per_class.parquet",
+    "differences": "results/segmentation/differences.parquet",
+    "registers": "results/registers.parquet",
     "shift_scores": "results/shift/scores.parquet",
     "shift_pairs": "results/shift/pairs.parquet",
     "segmentation": "results/segmentation.csv",
@@ -32,16 +35,18 @@ HEAD = f"""# Artifacts
 
 Made by `python docs/make_artifacts_page.py` from the schemas that nadpipe checks whenever it opens a file; format {FORMAT}.
 
-`<dataset>` is `discovery` (fits the directions), `segmentation` (has masks) or `monitoring` (has groups); `<shard>` counts
-from 0. Zarr stores are format 3, zstd, sharded, consolidated, with named axes; they open with `xarray.open_zarr`. The axis
-`token` is 0 for the pooled token, then the spatial tokens row by row. Parquet tables are zstd; each column carries its
-comment in the schema (`pyarrow.parquet.read_schema(path).field(name).metadata`). Every Zarr store and Parquet table is stamped
+`<dataset>` is `discovery` (fits the directions), `monitoring` (has groups) or one of `segmentation.datasets` (they have masks);
+`<shard>` counts from 0. Zarr stores are format 3, zstd, sharded, consolidated, with named axes; they open with
+`xarray.open_zarr`. The axis `token` is 0 for the pooled token, then the spatial tokens row by row.
+Parquet tables are zstd; each column carries its comment in the schema (`pyarrow.parquet.read_schema(path).field(name).metadata`). Every Zarr store and Parquet table is stamped
 with its kind, the format, the model (a hash of weights, model config and preprocessing; empty for images.parquet, which no
 model touched), the architecture, and the fingerprint of the code that made it; a stage refuses an artifact of another model,
 kind or format. Everything is written beside its final name and renamed.
 
-Beside these: `results/segmentation/segmentation/labels/<shard>/<method>/<image_id>.png`, label maps as indexed PNG whose pixel
-values are positions in `segmentation.classes`; and `results/segmentation/segmentation/overlays/<image_id>.png`, pictures.
+Beside these, in `results/segmentation/<dataset>/`: `labels/<shard>/<method>/<image_id>.png`, label maps as indexed PNG in
+the data set's palette, whose pixel values are the classes of classes.parquet (`<method>-k<k>` for methods that select
+pairs); `overlays/<image_id>.png`; `sheets/<method>.png`, each method's best and worst images; `per_class.png`. And
+`results/registers.png`, a plot of registers.parquet.
 
 neurons.parquet and heads.parquet also have `explained_1`, `explained_2`, …: the share of the kept images' centred energy that
 each direction explains. images.parquet also has the source table's own columns.

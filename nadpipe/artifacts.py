@@ -26,7 +26,7 @@ import zarr
 from nadpipe import __version__
 from nadpipe.errors import NadpipeError
 
-FORMAT = 2
+FORMAT = 3
 _CHUNK_BYTES = 4 * 2**20
 _FILE_BYTES = 64 * 2**20
 _ROW_GROUP = 2**16
@@ -173,6 +173,7 @@ _MATCH = {
 }
 _HEAD = Column(pa.int32(), "head of the attention pool")
 _NEURON = Column(pa.int32(), "neuron (channel) of the last residual block")
+_K = Column(pa.int32(), "pairs selected per text of a class; null for methods that select none")
 _UNIT_TABLE = {
     "mean_norm": Column(pa.float32(), "norm of the mean contribution, embedding units"),
     "std_norm": Column(pa.float32(), "root mean square norm of the centred contributions over all discovery views"),
@@ -213,24 +214,66 @@ PARQUET: dict[str, dict[str, Column]] = {
         "text": Column(pa.string(), "the text, without templates"),
         "embedding": Column(pa.list_(pa.float32()), "unit length, mean over templates; as many numbers as the model embeds in"),
     },
+    "classes": {
+        "dataset": Column(_TEXT, "data set"),
+        "class": Column(pa.int32(), "position of the class, as in label maps; -1 for what does not count"),
+        "title": Column(pa.string(), "what tables and legends call the class; null for what does not count"),
+        "names": Column(pa.list_(pa.string()), "texts of the class, which takes the best of them"),
+        "values": Column(pa.list_(pa.int64()), "values of the masks that mean the class"),
+        "colour": Column(
+            pa.list_(pa.int16()), "red, green, blue, 0 to 255, in pictures and in RGB-coded masks; may be empty for -1"
+        ),
+    },
     "confusion": {
+        "dataset": Column(_TEXT, "data set"),
         "image_id": Column(pa.int64(), "row of images.parquet"),
         "method": Column(_TEXT, "segmentation method"),
         "true_class": Column(pa.int32(), "class by the mask"),
         "predicted_class": Column(pa.int32(), "class by the method"),
         "pixels": Column(pa.int64(), "number of pixels"),
         "confidence": Column(pa.float32(), "mean softmax probability of the predicted class over these pixels"),
-        "k": Column(pa.int32(), "pairs selected per class"),
+        "k": _K,
         "temperature": Column(pa.float32(), "factor on the logits before the softmax"),
         "sink": Column(pa.int32(), "spatial token replaced as attention sink, -1 for none"),
     },
     "per_class": {
         "dataset": Column(_TEXT, "data set"),
         "method": Column(_TEXT, "segmentation method"),
+        "k": _K,
         "class": Column(_TEXT, "class name"),
         "iou": Column(pa.float64(), "intersection over union; null if the class is on neither side"),
         "accuracy": Column(pa.float64(), "share of the class's pixels found; null if the masks do not have it"),
         "pixels": Column(pa.int64(), "pixels of the class in the masks"),
+    },
+    "differences": {
+        "dataset": Column(_TEXT, "data set"),
+        "method": Column(_TEXT, "segmentation method"),
+        "k": _K,
+        "other_method": Column(_TEXT, "method that it is compared with, on the same images"),
+        "other_k": _K,
+        "difference": Column(pa.float64(), "mIoU of method - mIoU of other_method"),
+        "low": Column(pa.float64(), "lower end of the bootstrap interval over images, both methods on the same resampled ones"),
+        "high": Column(pa.float64(), "upper end"),
+    },
+    "registers": {
+        "kind": Column(
+            _TEXT, "token: a spatial token of the attention pool; neuron: what zeroing it does to the strongest token"
+        ),
+        "index": Column(pa.int32(), "spatial token, row by row from 0, or neuron"),
+        "rank": Column(pa.int32(), "1 for the largest attention (tokens) or attention_drop (neurons)"),
+        "attention": Column(pa.float32(), "tokens: mean attention over heads and images"),
+        "relative_attention": Column(pa.float32(), "tokens: that over the median token's"),
+        "sink": Column(pa.bool_(), "tokens: whether this is the attention sink; at most one is"),
+        "token": Column(pa.int32(), "neurons: the token of the largest mean attention, which the other columns are about"),
+        "attention_drop": Column(
+            pa.float32(), "neurons: fall of that token's attention when the neuron is zeroed at all tokens"
+        ),
+        "embedding_change": Column(
+            pa.float32(), "neurons: ‖embedding without the neuron - embedding‖ / ‖embedding‖, mean over images"
+        ),
+        "activation": Column(pa.float32(), "neurons: mean activation at that token"),
+        "elsewhere": Column(pa.float32(), "neurons: mean activation at the other tokens"),
+        "images": Column(pa.int32(), "images measured on"),
     },
     "shift_scores": {
         "image_id": Column(pa.int64(), "row of images.parquet"),
@@ -259,14 +302,16 @@ CSV: dict[str, dict[str, str]] = {
     "segmentation": {
         "dataset": "data set",
         "method": "segmentation method",
+        "k": "pairs selected per text of a class; empty for methods that select none",
         "miou": "mean intersection over union over classes on either side",
+        "miou_low": "lower end of the bootstrap interval over images",
+        "miou_high": "upper end",
         "pixel_accuracy": "share of labelled pixels that are right",
         "mean_accuracy": "mean over classes of the share of their pixels found",
         "fw_iou": "IoU weighted by the classes' share of pixels",
         "images": "images with labelled pixels",
         "pixels": "labelled pixels",
         "classes": "classes on either side, those that the mean is over",
-        "k": "pairs selected per class; empty for methods that select none",
         "temperature": "factor on the logits before the softmax",
         "confidence": "mean softmax probability of the predicted class",
         "sink": "spatial token replaced in the maps as attention sink, empty for none",

@@ -6,10 +6,21 @@ read keys and never fall back on a default.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
+from nadpipe.classes import parse_names
 from nadpipe.dictionaries import check_templates, is_named
 from nadpipe.errors import NadpipeError
 
@@ -87,20 +98,55 @@ def _sink(value: Any) -> Any:
     raise ValueError(f"auto, none or the index of a spatial token from 0, not {value!r}")
 
 
-def _class_count(names: list[str]) -> list[str]:
-    if not 2 <= len(names) <= 256:
-        raise ValueError(f"2 to 256 classes, not {len(names)}")
-    return names
+def _class_names(given: list[str]) -> list[str]:
+    try:
+        for names in given:
+            parse_names(names)
+    except NadpipeError as error:
+        raise ValueError(str(error)) from None
+    return given
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _dataset_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
+        raise ValueError(f"small letters, digits and _, and none of {', '.join(sorted(_RESERVED))}, not {name!r}")
+    return name
 
 
 Whole = Annotated[int, BeforeValidator(_no_boolean)]  # numbers as text are taken: snakemake --config passes them so
 Count = Annotated[Whole, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(gt=0, le=1)]
+Resamples = Annotated[Whole, Field(ge=100)]
+Confidence = Annotated[Number, Field(gt=0.5, lt=1)]
 ExistingPath = Annotated[str, AfterValidator(_exists)]
 Text = Annotated[str, AfterValidator(_one_line)]
 Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
-Method = Literal["nad", "nad_centred", "maskclip", "sclip", "attention"]
+ClassNames = Annotated[list[Text], Field(min_length=2, max_length=256), AfterValidator(_distinct), AfterValidator(_class_names)]
+_FILE, _NAMES = "class file", "class names"  # of the union below; pydantic puts them into the path of a fault
+Classes = Annotated[
+    Annotated[ExistingPath, Tag(_FILE)] | Annotated[ClassNames, Tag(_NAMES)],
+    Discriminator(lambda given: _FILE if isinstance(given, str) else _NAMES),
+]
+Method = Literal["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "attention"]
+Layout = Literal[
+    "table",
+    "tree",
+    "folder",
+    "voc20",
+    "voc21",
+    "context59",
+    "context60",
+    "ade20k",
+    "coco_stuff164k",
+    "coco_object",
+    "cityscapes",
+]
+_RESERVED = {"dictionary", "concepts", "cache", "model", "text", "directions", "selection", "assignments"}
 
 
 class _Section(BaseModel):
@@ -115,29 +161,25 @@ class ModelSection(_Section):
 
 
 class Dataset(_Section):
-    """Where images come from: a table or a folder."""
+    """Where images come from, and what their masks mean. The only section with defaults: a data set names what it needs."""
 
-    table: ExistingPath | None
-    folder: ExistingPath | None
-    path_column: str
-    mask_column: str | None
-    group_column: str | None
-    label_column: str | None
-    shards: Count
+    layout: Layout
+    path: ExistingPath
+    split: str | None = None
+    path_column: str = "path"
+    mask_column: str | None = None
+    group_column: str | None = None
+    label_column: str | None = None
+    shards: Count = 1
+    classes: Classes | None = None
+    reduce_zero_label: bool = False
+    ignore: Annotated[Whole, Field(ge=0, le=65535)] = 255
+    background_names: bool = True
+    background_threshold: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    area_threshold: Annotated[Number, Field(ge=0, lt=1)] = 0.0
 
-    @model_validator(mode="after")
-    def _one_source(self) -> "Dataset":
-        if (self.table is None) == (self.folder is None):
-            raise ValueError("give either table or folder, and null for the other")
-        return self
 
-
-class Datasets(_Section):
-    """The three data sets, by what they are for."""
-
-    discovery: Dataset
-    segmentation: Dataset
-    monitoring: Dataset
+Datasets = dict[Annotated[str, AfterValidator(_dataset_name)], Dataset]
 
 
 class Demo(_Section):
@@ -168,7 +210,7 @@ class Contributions(_Section):
 class Dense(_Section):
     """The dense tensor, for those who want it."""
 
-    datasets: Annotated[list[Literal["discovery", "segmentation", "monitoring"]], AfterValidator(_distinct)]
+    datasets: Annotated[list[str], AfterValidator(_distinct)]
     dtype: Literal["float32", "float16"]
 
 
@@ -200,15 +242,27 @@ class Assignments(_Section):
 class Segmentation(_Section):
     """Training-free segmentation."""
 
-    classes: Annotated[Texts, AfterValidator(_class_count)]
+    datasets: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_distinct)]
-    k: Count
+    k: Annotated[list[Count], Field(min_length=1), BeforeValidator(_several), AfterValidator(_distinct)]
     select_by: Literal["direction", "write"]
+    scale: Annotated[Number, Field(ge=1)]
+    crop: Annotated[Number, Field(gt=0)]
     stride: Share
+    block: Annotated[Annotated[Whole, Field(ge=0)] | None, BeforeValidator(_null)]
     temperature: Annotated[Number, Field(gt=0)]
     sink: Annotated[Any, AfterValidator(_sink)]
-    ignore: Annotated[Whole, Field(ge=0, le=65535)]
     overlays: Count
+    extremes: Count
+    resamples: Resamples
+    confidence: Confidence
+
+
+class Registers(_Section):
+    """Measuring attention sinks and the neurons behind them."""
+
+    images: Count
+    sink_factor: Annotated[Number, Field(gt=1)]
 
 
 class Shift(_Section):
@@ -218,8 +272,8 @@ class Shift(_Section):
     k: Count
     select_by: Literal["direction", "write"]
     reference: str | None
-    resamples: Annotated[Whole, Field(ge=100)]
-    confidence: Annotated[Number, Field(gt=0.5, lt=1)]
+    resamples: Resamples
+    confidence: Confidence
 
 
 class Config(_Section):
@@ -236,8 +290,31 @@ class Config(_Section):
     directions: Directions
     text: TextSection
     assignments: Assignments
+    registers: Registers
     segmentation: Segmentation
     shift: Shift
+
+    @model_validator(mode="after")
+    def _named_datasets(self) -> "Config":
+        wanted = {"datasets": ["discovery", "monitoring"], "dense.datasets": self.dense.datasets}
+        wanted["segmentation.datasets"] = self.segmentation.datasets
+        for key, names in wanted.items():
+            missing = [name for name in names if name not in self.datasets]
+            if missing:
+                raise ValueError(f"{key}: no data set {missing[0]}; datasets has {', '.join(self.datasets)}")
+        for name in self.segmentation.datasets:
+            given = self.datasets[name]
+            if name in ("discovery", "monitoring"):
+                raise ValueError(
+                    f"segmentation.datasets: {name} is looked at by single crops; list its images under another name"
+                )
+            if given.layout in ("table", "tree") and given.classes is None:
+                raise ValueError(f"datasets.{name}.classes: missing; a {given.layout} has none of its own")
+        if self.segmentation.crop > self.segmentation.scale:
+            raise ValueError(
+                f"segmentation.crop: at most segmentation.scale, {self.segmentation.scale}: crops must fit in the image"
+            )
+        return self
 
 
 def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
@@ -253,7 +330,7 @@ def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
 def _explain(fault: dict[str, Any]) -> str:
     """One line for one fault of pydantic."""
     path = [part for part in fault["loc"] if not _is_choice(part)]
-    key = ".".join(map(str, path))
+    key = ".".join(map(str, path if path[-1:] != ["[key]"] else path[:-1]))
     kind, message = fault["type"], fault["msg"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key; allowed here: {', '.join(_keys(path[:-1]))}"
@@ -261,18 +338,22 @@ def _explain(fault: dict[str, Any]) -> str:
         return f"{key}: missing; add it (docs/configuration.md shows every key)"
     if kind == "value_error":
         message = str(fault["ctx"]["error"])
+        if not path:
+            return message  # of several keys, which it names itself
     return f"{key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}" if kind != "value_error" else f"{key}: {message}"
 
 
 def _is_choice(part: Any) -> bool:
     """Pydantic adds the member of a union to the path of a fault; the user's key has no such part."""
-    return isinstance(part, str) and (part.startswith(("literal[", "constrained-", "function-")) or part in ("int", "str"))
+    return part in ("int", "str", _FILE, _NAMES) or str(part).startswith(("literal[", "constrained-", "function-"))
 
 
 def _keys(path: list[Any]) -> list[str]:
     """Names of the keys of the section at a path."""
     section: Any = Config
     for part in path:
-        section = section.model_fields[part].annotation
-        section = next((choice for choice in get_args(section) if isinstance(choice, type)), section)
+        if section == Datasets:
+            section = Dataset  # whatever its name
+        else:
+            section = section.model_fields[part].annotation
     return list(section.model_fields)

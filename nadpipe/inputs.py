@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from nadpipe.artifacts import ZARR, Stamp, ZarrStore, open_zarr
@@ -37,6 +38,16 @@ def read_selection(path: Path, model: Stamp) -> Chosen:
     store = open_zarr(path, "selection", model)
     arrays = {name: torch.from_numpy(store[name][:]) for name in ("cosine", "head", "neuron")}
     return Chosen(store.texts(), torch.from_numpy(store["query"][:]), Selection(**arrays))
+
+
+def read_label_map(folders: Sequence[Path], name: str, image_id: int) -> Int[np.ndarray, "height width"]:
+    """A method's label map of an image, from whichever shard's folder has it. Raises NadpipeError if none has."""
+    inside = Path(name) / f"{image_id:06d}.png"
+    path = next((folder / inside for folder in folders if (folder / inside).is_file()), None)
+    if path is None:
+        raise NadpipeError(f"{inside}: label map is in none of the given folders; run segment-images for its shard")
+    with Image.open(path) as image:
+        return np.asarray(image).astype(np.int64)
 
 
 def open_shards(paths: Sequence[Path], kind: str, model: Stamp) -> list[ZarrStore]:

@@ -13,6 +13,7 @@ from nadpipe.demo.files import CHECKPOINT
 from nadpipe.dictionaries import is_named
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
+from nadpipe.layouts import LAYOUTS, class_sources
 
 
 def checked_config():
@@ -56,8 +57,9 @@ def source_options(dataset):
     """The options that say where the images of a data set come from."""
     given = config["datasets"][dataset]
     names = (
-        "table",
-        "folder",
+        "layout",
+        "path",
+        "split",
         "path_column",
         "mask_column",
         "group_column",
@@ -73,8 +75,7 @@ def source_options(dataset):
 
 def source_files(dataset):
     """The table or folder of a data set, and the folder of images that the demo draws beside its table."""
-    given = config["datasets"][dataset]
-    source = Path(given["table"] or given["folder"])
+    source = Path(config["datasets"][dataset]["path"])
     return [str(source)] + (
         [str(source.with_suffix(""))] if source.parent == MADE_HERE else []
     )
@@ -88,21 +89,45 @@ def shards(dataset, stage):
     ]
 
 
+def class_options(dataset):
+    """The options that say what the classes of a data set are."""
+    given = config["datasets"][dataset]
+    options = ["--layout", given["layout"], "--path", given["path"]]
+    options += ["--split", given["split"]] if given["split"] else []
+    if isinstance(given["classes"], str):
+        options += ["--class-file", given["classes"]]
+    elif given["classes"]:
+        options += ["--classes", *given["classes"]]
+    options += ["--reduce-zero"] if given["reduce_zero_label"] else []
+    return options + ["--ignore", given["ignore"]]
+
+
+def class_files(dataset):
+    """The files that the classes of a data set are read from: the one that is named, and that of a published layout."""
+    given = config["datasets"][dataset]
+    named = [given["classes"]] if isinstance(given["classes"], str) else []
+    if given["layout"] in LAYOUTS:
+        named += [str(path) for path in class_sources(given["layout"], Path(given["path"]))]
+    return named
+
+
 def text_options(name):
     """The options that give the texts of a set."""
     if name == "dictionary":
         return ["--dictionary", config["text"]["dictionary"]]
-    texts = {
-        "classes": config["segmentation"]["classes"],
-        "concepts": config["shift"]["concepts"],
-    }
-    return ["--texts", *texts[name]]
+    if name == "concepts":
+        return ["--texts", *config["shift"]["concepts"]]
+    given = config["datasets"][name]["background_names"]
+    table = f"results/artifacts/{name}/classes.parquet"
+    return ["--classes", table, flag("background-names", given)]
 
 
 def text_files(name):
     """The file that the texts of a set are read from, if they are."""
-    dictionary = config["text"]["dictionary"]
-    return [dictionary] if name == "dictionary" and not is_named(dictionary) else []
+    if name == "dictionary":
+        dictionary = config["text"]["dictionary"]
+        return [] if is_named(dictionary) else [dictionary]
+    return [] if name == "concepts" else [f"results/artifacts/{name}/classes.parquet"]
 
 
 def cache_option():
@@ -113,7 +138,13 @@ def cache_option():
 
 def selection_section(name):
     """The section of the config that says how pairs are selected for a set of texts."""
-    return config[{"classes": "segmentation", "concepts": "shift"}[name]]
+    return config["shift" if name == "concepts" else "segmentation"]
+
+
+def selected_k(name):
+    """The largest number of pairs of a text; a sweep's smaller ones are the first of these."""
+    k = selection_section(name)["k"]
+    return max(k) if isinstance(k, list) else k
 
 
 def shard_numbers(dataset):
@@ -123,9 +154,44 @@ def shard_numbers(dataset):
 
 def view_options(dataset):
     """How a data set is looked at: images to be segmented by sliding crops, all others by the model's own crop."""
-    if dataset == "segmentation":
-        return ["--views", "sliding", "--stride", config["segmentation"]["stride"]]
-    return ["--views", "centre"]
+    section = config["segmentation"]
+    if dataset not in section["datasets"]:
+        return ["--views", "centre"]
+    sizes = [("--scale", "scale"), ("--crop", "crop"), ("--stride", "stride")]
+    options = [part for flag, name in sizes for part in (flag, section[name])]
+    block = [] if section["block"] is None else ["--block", section["block"]]
+    return ["--views", "sliding", *options, *block]
+
+
+def of_segmentation(pattern):
+    """A path for every data set that is segmented."""
+    return [
+        pattern.format(dataset=dataset) for dataset in config["segmentation"]["datasets"]
+    ]
+
+
+def segmented_shards(pattern, datasets):
+    """A path for every shard of data sets that are segmented."""
+    return [
+        pattern.format(dataset=dataset, shard=shard)
+        for dataset in datasets
+        for shard in shard_numbers(dataset)
+    ]
+
+
+def labelling_options(dataset):
+    """How the logits of a data set's texts become its classes."""
+    given = config["datasets"][dataset]
+    return [
+        flag("background-names", given["background_names"]),
+        *("--background-threshold", given["background_threshold"]),
+        *("--area-threshold", given["area_threshold"]),
+    ]
+
+
+def flag(name, wanted):
+    """A switch as an option."""
+    return f"--{name}" if wanted else f"--no-{name}"
 
 
 def coefficients_for(unit):

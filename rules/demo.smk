@@ -1,11 +1,13 @@
 rule make_demo_data:
     output:
-        folder=directory("results/demo/{dataset}"),
-        table="results/demo/{dataset}.csv",
+        folder=directory("results/demo/{name}"),
+        table="results/demo/{name}.csv",
+    wildcard_constraints:
+        name="discovery|segmentation|monitoring",
     log:
-        "logs/make_demo_data/{dataset}.log",
+        "logs/make_demo_data/{name}.log",
     benchmark:
-        "results/benchmarks/make_demo_data/{dataset}.tsv"
+        "results/benchmarks/make_demo_data/{name}.tsv"
     conda:
         "../envs/nadpipe.yaml"
     threads: 1
@@ -13,13 +15,13 @@ rule make_demo_data:
         mem_mb=1000,
         runtime=20,
     params:
-        images=lambda wildcards: demo_images(wildcards.dataset),
+        images=lambda wildcards: demo_images(wildcards.name),
         seed=config["seed"],
         code=code("make_demo_data"),
     shell:
         """
         nadpipe make-demo-data \
-            --name {wildcards.dataset} --images {params.images} --seed {params.seed} \
+            --name {wildcards.name} --images {params.images} --seed {params.seed} \
             --output-folder {output.folder:q} --output-table {output.table:q} \
             2>{log}
         """

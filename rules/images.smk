@@ -24,6 +24,32 @@ rule index_images:
         """
 
 
+rule index_classes:
+    input:
+        files=lambda wildcards: class_files(wildcards.dataset),
+    output:
+        classes="results/artifacts/{dataset}/classes.parquet",
+    log:
+        "logs/index_classes/{dataset}.log",
+    benchmark:
+        "results/benchmarks/index_classes/{dataset}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        classes=lambda wildcards: class_options(wildcards.dataset),
+        code=code("index_classes"),
+    shell:
+        """
+        nadpipe index-classes \
+            {params.classes:q} --dataset {wildcards.dataset} --output {output.classes:q} \
+            2>{log}
+        """
+
+
 rule extract_features:
     input:
         images="results/artifacts/{dataset}/images.parquet",

@@ -1,17 +1,50 @@
-rule segment_images:
+rule measure_registers:
     input:
-        images="results/artifacts/segmentation/images.parquet",
-        features="results/artifacts/segmentation/features/{shard}.zarr",
-        selection="results/artifacts/selection/classes.zarr",
-        contributions=shards("discovery", "contributions"),
+        features=shards("discovery", "features"),
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        confusion="results/artifacts/segmentation/confusion/{shard}.parquet",
-        labels=directory("results/segmentation/segmentation/labels/{shard}"),
+        table="results/registers.parquet",
+        plot="results/registers.png",
     log:
-        "logs/segment_images/{shard}.log",
+        "logs/measure_registers.log",
     benchmark:
-        "results/benchmarks/segment_images/{shard}.tsv"
+        "results/benchmarks/measure_registers.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        images=config["registers"]["images"],
+        sink_factor=config["registers"]["sink_factor"],
+        code=code("measure_registers"),
+    shell:
+        """
+        nadpipe measure-registers \
+            --features {input.features:q} --attnpool-store {input.attnpool:q} \
+            --output {output.table:q} --output-plot {output.plot:q} \
+            --images {params.images} --sink-factor {params.sink_factor} \
+            2>{log}
+        """
+
+
+rule segment_images:
+    input:
+        images="results/artifacts/{dataset}/images.parquet",
+        classes="results/artifacts/{dataset}/classes.parquet",
+        features="results/artifacts/{dataset}/features/{shard}.zarr",
+        selection="results/artifacts/selection/{dataset}.zarr",
+        contributions=shards("discovery", "contributions"),
+        registers="results/registers.parquet",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        confusion="results/artifacts/{dataset}/confusion/{shard}.parquet",
+        labels=directory("results/segmentation/{dataset}/labels/{shard}"),
+    log:
+        "logs/segment_images/{dataset}/{shard}.log",
+    benchmark:
+        "results/benchmarks/segment_images/{dataset}/{shard}.tsv"
     conda:
         "../envs/nadpipe.yaml"
     threads: 2
@@ -20,31 +53,35 @@ rule segment_images:
         runtime=120,
     params:
         methods=config["segmentation"]["methods"],
+        k=config["segmentation"]["k"],
         temperature=config["segmentation"]["temperature"],
         sink=config["segmentation"]["sink"],
-        ignore=config["segmentation"]["ignore"],
+        labelling=lambda wildcards: labelling_options(wildcards.dataset),
         code=code("segment_images"),
     shell:
         """
         nadpipe segment-images \
-            --images {input.images:q} --features {input.features:q} --selection {input.selection:q} \
-            --contributions {input.contributions:q} --attnpool-store {input.attnpool:q} \
-            --output {output.confusion:q} --output-labels {output.labels:q} --methods {params.methods} \
-            --temperature {params.temperature} --sink {params.sink} --ignore {params.ignore} \
+            --images {input.images:q} --classes {input.classes:q} --features {input.features:q} \
+            --selection {input.selection:q} --contributions {input.contributions:q} --registers {input.registers:q} \
+            --attnpool-store {input.attnpool:q} --output {output.confusion:q} --output-labels {output.labels:q} \
+            --methods {params.methods} --k {params.k} --temperature {params.temperature} --sink {params.sink} \
+            {params.labelling} \
             2>{log}
         """
 
 
 rule score_segmentation:
     input:
-        confusion=[
-            f"results/artifacts/segmentation/confusion/{shard}.parquet"
-            for shard in shard_numbers("segmentation")
-        ],
+        confusion=segmented_shards(
+            "results/artifacts/{dataset}/confusion/{shard}.parquet",
+            config["segmentation"]["datasets"],
+        ),
+        classes=of_segmentation("results/artifacts/{dataset}/classes.parquet"),
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/segmentation.csv",
         classes="results/segmentation/per_class.parquet",
+        differences="results/segmentation/differences.parquet",
     log:
         "logs/score_segmentation.log",
     benchmark:
@@ -56,30 +93,33 @@ rule score_segmentation:
         mem_mb=2000,
         runtime=30,
     params:
-        classes=config["segmentation"]["classes"],
+        resamples=config["segmentation"]["resamples"],
+        confidence=config["segmentation"]["confidence"],
+        seed=config["seed"],
         code=code("score_segmentation"),
     shell:
         """
         nadpipe score-segmentation \
-            --confusion {input.confusion:q} --attnpool-store {input.attnpool:q} \
-            --classes {params.classes:q} --output {output.table:q} --output-classes {output.classes:q} \
+            --confusion {input.confusion:q} --classes {input.classes:q} --attnpool-store {input.attnpool:q} \
+            --output {output.table:q} --output-classes {output.classes:q} --output-differences {output.differences:q} \
+            --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
             2>{log}
         """
 
 
 rule draw_overlays:
     input:
-        images="results/artifacts/segmentation/images.parquet",
-        labels=[
-            f"results/segmentation/segmentation/labels/{shard}"
-            for shard in shard_numbers("segmentation")
-        ],
+        images="results/artifacts/{dataset}/images.parquet",
+        classes="results/artifacts/{dataset}/classes.parquet",
+        labels=lambda wildcards: segmented_shards(
+            "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
+        ),
     output:
-        overlays=directory("results/segmentation/segmentation/overlays"),
+        overlays=directory("results/segmentation/{dataset}/overlays"),
     log:
-        "logs/draw_overlays.log",
+        "logs/draw_overlays/{dataset}.log",
     benchmark:
-        "results/benchmarks/draw_overlays.tsv"
+        "results/benchmarks/draw_overlays/{dataset}.tsv"
     conda:
         "../envs/nadpipe.yaml"
     threads: 1
@@ -87,15 +127,71 @@ rule draw_overlays:
         mem_mb=2000,
         runtime=30,
     params:
-        classes=config["segmentation"]["classes"],
-        methods=config["segmentation"]["methods"],
         overlays=config["segmentation"]["overlays"],
-        ignore=config["segmentation"]["ignore"],
         code=code("draw_overlays"),
     shell:
         """
         nadpipe draw-overlays \
-            --images {input.images:q} --labels {input.labels:q} --classes {params.classes:q} \
-            --output {output.overlays:q} --methods {params.methods} --count {params.overlays} --ignore {params.ignore} \
+            --images {input.images:q} --classes {input.classes:q} --labels {input.labels:q} \
+            --output {output.overlays:q} --count {params.overlays} \
+            2>{log}
+        """
+
+
+rule draw_contact_sheets:
+    input:
+        images="results/artifacts/{dataset}/images.parquet",
+        classes="results/artifacts/{dataset}/classes.parquet",
+        confusion=lambda wildcards: segmented_shards(
+            "results/artifacts/{dataset}/confusion/{shard}.parquet", [wildcards.dataset]
+        ),
+        labels=lambda wildcards: segmented_shards(
+            "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
+        ),
+    output:
+        sheets=directory("results/segmentation/{dataset}/sheets"),
+    log:
+        "logs/draw_contact_sheets/{dataset}.log",
+    benchmark:
+        "results/benchmarks/draw_contact_sheets/{dataset}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        extremes=config["segmentation"]["extremes"],
+        code=code("draw_contact_sheets"),
+    shell:
+        """
+        nadpipe draw-contact-sheets \
+            --images {input.images:q} --classes {input.classes:q} --confusion {input.confusion:q} \
+            --labels {input.labels:q} --output {output.sheets:q} --count {params.extremes} \
+            2>{log}
+        """
+
+
+rule plot_classes:
+    input:
+        classes="results/segmentation/per_class.parquet",
+    output:
+        plot="results/segmentation/{dataset}/per_class.png",
+    log:
+        "logs/plot_classes/{dataset}.log",
+    benchmark:
+        "results/benchmarks/plot_classes/{dataset}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        code=code("plot_classes"),
+    shell:
+        """
+        nadpipe plot-classes \
+            --classes {input.classes:q} --dataset {wildcards.dataset} --output {output.plot:q} \
             2>{log}
         """

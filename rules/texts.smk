@@ -51,7 +51,7 @@ rule select_pairs:
         mem_mb=4000,
         runtime=30,
     params:
-        k=lambda wildcards: selection_section(wildcards.set)["k"],
+        k=lambda wildcards: selected_k(wildcards.set),
         select_by=lambda wildcards: selection_section(wildcards.set)["select_by"],
         code=code("select_pairs"),
     shell:

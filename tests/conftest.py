@@ -79,6 +79,7 @@ SMALL = {
     "directions": {"top_images": 20, "components": 3},
     "shift": {"resamples": 200},
     "segmentation": {"overlays": 3},
+    "registers": {"images": 20},
 }
 
 
@@ -94,6 +95,7 @@ class Checkout:
         self.config = yaml.safe_load((ROOT / "config.yaml").read_text())
         for section, keys in SMALL.items():
             self.config[section].update(keys)
+        self.config["datasets"]["more"] = self.config["datasets"]["segmentation"]
         self.write_config(self.config)
 
     def write_config(self, config):

@@ -226,14 +226,16 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path, content):
 def rows(kind):
     """A table of a kind, every column filled."""
 
-    def values(column):
-        if pa.types.is_list(column.type):
-            return [np.float32([1, 2]), np.float32([3, 4])]
-        return (
-            [3, 1] if pa.types.is_integer(column.type) else [0.5, np.nan] if pa.types.is_floating(column.type) else ["b", "a"]
-        )
+    def values(numbers):
+        if pa.types.is_list(numbers):
+            return [np.array(values(numbers.value_type))] * 2
+        if pa.types.is_boolean(numbers):
+            return [True, False]
+        if pa.types.is_integer(numbers):
+            return [3, 1]
+        return [0.5, np.nan] if pa.types.is_floating(numbers) else ["b", "a"]
 
-    return pd.DataFrame({name: values(column) for name, column in PARQUET[kind].items()})
+    return pd.DataFrame({name: values(column.type) for name, column in PARQUET[kind].items()})
 
 
 @pytest.mark.parametrize("kind", PARQUET)

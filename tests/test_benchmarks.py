@@ -44,17 +44,13 @@ def test_the_published_gather_is_the_sparse_product(published, pool):
     generator = torch.Generator().manual_seed(1)
     order = torch.rand(2, pool.heads * pool.neurons, generator=generator).argsort(dim=1)[:, :5]
     chosen = texts.Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
-    query = segmentation.Query(
-        pool=pool,
-        text=texts.unit(torch.randn(2, len(pool.c_bias), generator=generator)),
-        pairs=segmentation.selection_matrix(chosen, pool.heads, pool.neurons),
-        k=5,
-        value_mean=torch.zeros(pool.heads, pool.tokens, pool.neurons // pool.heads),
-        sink=None,
-    )
-    similarity = segmentation.head_similarity(z, query, centred=False)
-    gathered = published.gathered_logits(z[0], similarity[0], chosen.head, chosen.neuron)
-    torch.testing.assert_close(gathered, segmentation.nad(z, query)[0], rtol=1e-4, atol=1e-6)
+    text = texts.unit(torch.randn(2, len(pool.c_bias), generator=generator))
+    value_mean = torch.zeros(pool.heads, pool.tokens, pool.neurons // pool.heads)
+    tokens = segmentation.Tokens(z, segmentation.Query(pool, text, value_mean, sink=None))
+    gathered = published.gathered_logits(z[0], tokens.similarity[0], chosen.head, chosen.neuron)
+    pairs = segmentation.selected_pairs(chosen, 5, pool.heads, pool.neurons)
+    expected = segmentation.nad(tokens, pairs)[0] * pairs.k / chosen.head.shape[1]  # a pool may have fewer pairs
+    torch.testing.assert_close(gathered, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_page_shows_what_the_benchmarks_wrote():

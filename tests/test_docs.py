@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 from test_workflow import CHANGES
 
 from nadpipe.artifacts import PARQUET
+from nadpipe.classes import read_class_file
 from nadpipe.config import check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "nadpipe" / "demo" / "MODEL_CARD.md"]
 BLOCK = re.compile(r"(<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = [(page.name, *match.groups()[1:]) for page in PAGES for match in BLOCK.finditer(page.read_text())]
+EXAMPLES = {page: content for page, marker, kind, content in BLOCKS if kind == "yaml"}
 README = (ROOT / "README.md").read_text()
 
 
@@ -51,8 +53,7 @@ def own_data(tmp_path_factory, tiny_clip):
     (made.folder / "words.txt").write_text("cat\ndog\n\nhouse on a hill\ntree\n", encoding="utf-8")
     save_file({name: value.contiguous() for name, value in tiny_clip.state_dict().items()}, made.folder / "tiny.safetensors")
     (made.folder / "tiny.json").write_text(json.dumps(TINY))
-    [(_, text)] = shown("yaml")
-    mine = yaml.safe_load(text)
+    mine = yaml.safe_load(EXAMPLES["README.md"])
     assert mine["model"] == {"architecture": "RN50x16-quickgelu", "pretrained": "openai"}
     mine["model"] = {"architecture": "tiny.json", "pretrained": "tiny.safetensors"}
     (made.folder / "my.yaml").write_text(yaml.safe_dump(mine))
@@ -86,14 +87,26 @@ def test_every_piece_of_python_runs(checkout, page, block):
     assert done.stdout.strip()
 
 
-def test_the_example_config_is_valid():
-    [(_, text)] = shown("yaml")
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_the_example_configs_are_valid(page):
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    for section, keys in yaml.safe_load(text).items():
+    for section, keys in yaml.safe_load(EXAMPLES[page]).items():
         for key, value in keys.items():
-            config[section][key] = {**config[section][key], **value} if isinstance(value, dict) else value
-    config["datasets"]["discovery"]["folder"] = config["text"]["dictionary"] = str(ROOT)
+            config[section][key] = {**config[section].get(key, {}), **value} if isinstance(value, dict) else value
+    for dataset in config["datasets"].values():
+        dataset["path"] = str(ROOT)
+    config["text"]["dictionary"] = str(ROOT)
     check(config)
+
+
+def test_class_files_in_the_docs_can_be_read(tmp_path):
+    first, second = (content for _, content in shown("text") if "road" in content)
+    for name, content in (("classes.txt", first), ("classes.csv", second)):
+        (tmp_path / name).write_text(content)
+    text, table = (read_class_file(tmp_path / name) for name in ("classes.txt", "classes.csv"))
+    assert text.titles == ("road", "vehicle", "sky")
+    assert table.names == text.names[:2]
+    assert table.ignored_values == (0, 255)
 
 
 def test_the_page_of_artifacts_is_made_from_the_schemas():

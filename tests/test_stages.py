@@ -26,12 +26,16 @@ from nadpipe.inputs import read_pool
 from nadpipe.stages.accumulate_pairs import accumulate_pairs
 from nadpipe.stages.assign_texts import assign_texts
 from nadpipe.stages.compute_contributions import compute_contributions
+from nadpipe.stages.draw_contact_sheets import draw_contact_sheets
 from nadpipe.stages.draw_overlays import draw_overlays
 from nadpipe.stages.embed_texts import embed_texts
 from nadpipe.stages.export_attnpool import export_attnpool
 from nadpipe.stages.extract_features import extract_features
 from nadpipe.stages.fit_directions import fit_directions
+from nadpipe.stages.index_classes import index_classes
 from nadpipe.stages.index_images import index_images
+from nadpipe.stages.measure_registers import measure_registers
+from nadpipe.stages.plot_classes import plot_classes
 from nadpipe.stages.rank_shifts import rank_shifts
 from nadpipe.stages.score_segmentation import score_segmentation
 from nadpipe.stages.score_shift import score_shift
@@ -39,7 +43,7 @@ from nadpipe.stages.segment_images import segment_images
 from nadpipe.stages.select_pairs import select_pairs
 from nadpipe.stages.tabulate_units import tabulate_units
 
-METHODS = ("nad", "nad_centred", "maskclip", "sclip", "attention")
+METHODS = ("nad", "nad_centred", "neurons", "maskclip", "sclip", "attention")
 
 
 class Run:
@@ -61,7 +65,7 @@ class Run:
         table.to_csv(self.folder / "t.csv", index=False)
         names = {"mask_column": "mask", "group_column": "group"}
         used = {key: column for key, column in names.items() if column in columns}
-        index_images(self.folder / "images.parquet", table=self.folder / "t.csv", **used)
+        index_images("table", self.folder / "t.csv", self.folder / "images.parquet", **used)
 
     def decompose(self, shards=1, views="centre", name="d", dtype="float32", **options):
         """Features and contributions of all shards."""
@@ -95,6 +99,13 @@ class Run:
         tabulate_units(unit, *paths, self.folder / f"{unit}s.parquet")
         return read_parquet(self.folder / f"{unit}s.parquet", f"{unit}s")
 
+    def classes(self, names=("a", "b", "c"), **options):
+        """The table of classes, and their names embedded."""
+        path = self.folder / "classes.parquet"
+        index_classes("table", self.folder / "t.csv", path, classes=names, **options)
+        embed_texts(output=self.folder / "classes.zarr", classes=path, device="cpu", **self.model)
+        return path
+
     def select(self, contributions, texts=("a", "b", "c"), k=9, **options):
         words = self.embed("classes", texts)
         select_pairs(words, self.fit("pair", contributions), self.pool, self.folder / "s.zarr", k=k, **options)
@@ -103,10 +114,19 @@ class Run:
     def segment(self, contributions, shard=0, **options):
         features = self.folder / f"d-features-{shard}.zarr"
         out = (self.folder / f"c-{shard}.parquet", self.folder / f"labels-{shard}")
-        images, selection = self.folder / "images.parquet", self.folder / "s.zarr"
+        images, classes, selection = self.folder / "images.parquet", self.folder / "classes.parquet", self.folder / "s.zarr"
+        registers = self.folder / "registers.parquet"
+        seen = tuple(path.with_name(path.name.replace("-", "-features-")) for path in contributions)
+        measure_registers(seen, self.pool, registers, self.folder / "registers.png", images=3)
         options = {"methods": METHODS, **options}
-        segment_images(images, features, selection, contributions, self.pool, *out, **options)
+        segment_images(images, classes, features, selection, contributions, registers, self.pool, *out, **options)
         return out
+
+    def score(self, *confusion):
+        """The table of methods."""
+        outputs = (self.folder / name for name in ("s.csv", "s.parquet", "d.parquet"))
+        score_segmentation(confusion, (self.folder / "classes.parquet",), self.pool, *outputs, resamples=100)
+        return pd.read_csv(self.folder / "s.csv")
 
 
 @pytest.fixture
@@ -141,19 +161,73 @@ def test_images_of_odd_sizes_are_segmented_at_their_own_size(run):
         Image.fromarray(np.full(shape, at % 3, np.uint8)).save(run.folder / f"m{at}.png")
     run.write_images(pixels, mask=[f"m{at}.png" for at in range(4)])
     contributions = run.decompose(views="sliding")
+    classes = run.classes()
     run.select(contributions)
-    confusion, labels = run.segment(contributions)
-    score_segmentation((confusion,), run.pool, ("a", "b", "c"), run.folder / "s.csv", run.folder / "s.parquet")
-    scores = pd.read_csv(run.folder / "s.csv")
-    assert scores["method"].tolist() == list(METHODS)
+    confusion, labels = run.segment(contributions, k=(4, 9))
+    scores = run.score(confusion)
+    assert scores["method"].tolist() == ["nad", "nad", "nad_centred", "nad_centred", "neurons", "neurons", *METHODS[3:]]
+    assert scores["k"].fillna(0).tolist() == [4, 9, 4, 9, 4, 9, 0, 0, 0]
     assert (scores["pixels"] == sum(height * width for height, width in shapes)).all()
-    assert scores.set_index("method")["k"].notna().to_dict() == {name: name.startswith("nad") for name in METHODS}
+    assert (scores["miou_low"] <= scores["miou_high"]).all()
+    differences = read_parquet(run.folder / "d.parquet", "differences")
+    assert len(differences) == 9 * 8 / 2
+    two = differences[(differences["method"] == "nad") & (differences["k"] == 9) & (differences["other_method"] == "maskclip")]
+    miou = scores.set_index(["method", "k"])["miou"].to_dict()
+    assert two["difference"].item() == pytest.approx(miou["nad", 9] - scores.set_index("method")["miou"]["maskclip"], abs=1e-6)
     for at, shape in enumerate(shapes):
-        assert Image.open(labels / "nad" / f"{at:06d}.png").size == shape[::-1]
-    draw_overlays(run.folder / "images.parquet", (labels,), ("a", "b", "c"), run.folder / "o", METHODS, count=2)
+        assert Image.open(labels / "nad-k9" / f"{at:06d}.png").size == shape[::-1]
+    images = run.folder / "images.parquet"
+    (labels / ".snakemake_timestamp").touch()
+    draw_overlays(images, classes, (labels,), run.folder / "o", count=2)
     assert [path.name for path in sorted((run.folder / "o").iterdir())] == ["000000.png", "000003.png"]
+    draw_contact_sheets(images, classes, (confusion,), (labels,), run.folder / "sheets", count=2)
+    assert {path.stem for path in (run.folder / "sheets").iterdir()} == {path.name for path in labels.glob("[a-z]*")}
+    plot_classes(run.folder / "s.parquet", run.folder / "classes.png")
+    assert Image.open(run.folder / "classes.png").width > 300
+    with pytest.raises(NadpipeError, match="no data set other"):
+        plot_classes(run.folder / "s.parquet", run.folder / "other.png", dataset="other")
     with pytest.raises(NadpipeError, match="label map is in none of the given folders"):
-        draw_overlays(run.folder / "images.parquet", (run.folder,), ("a", "b", "c"), run.folder / "p", ("x",), count=2)
+        draw_contact_sheets(images, classes, (confusion,), (run.folder / "o",), run.folder / "p", count=2)
+
+
+def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
+    Image.fromarray(np.zeros((70, 90), np.uint8)).save(run.folder / "m.png")
+    run.write_images(noise(3), mask=["m.png"] * 3)
+    own = run.decompose(views="sliding", name="own")
+    larger = run.decompose(views="sliding", scale=2.4, crop=1.5)
+    store = open_zarr(run.folder / "d-features-0.zarr", "features")
+    assert store["activation"].shape[1] == 9  # crops of 96 pixels on a grid of 3 × 3
+    assert set(store["resized_height"][:]) == {154}
+    assert float(open_zarr(larger[0], "contributions")["residual"][:].max()) < 1e-5
+    run.classes()
+    run.select(own)
+    confusion, _ = run.segment(own, sink=3)
+    assert set(read_parquet(confusion, "confusion")["sink"]) == {8}  # south-east of 2 × 2, and of 3 × 3
+    with pytest.raises(NadpipeError, match=r"segmentation.crop: crops of 64 pixels in images of short side 32"):
+        run.decompose(views="sliding", name="x", scale=0.5)
+    with pytest.raises(NadpipeError, match=r"segmentation.block: no block 1; the model's last stage has 0 to 0"):
+        run.decompose(views="sliding", name="x", block=1)
+
+
+def test_the_background_is_what_no_name_fits(run):
+    Image.fromarray(np.zeros((70, 90), np.uint8)).save(run.folder / "m.png")
+    run.write_images(noise(3), mask=["m.png"] * 3)
+    contributions = run.decompose(views="sliding")
+    path = run.classes(("background, sky", "a", "b"))
+    assert open_zarr(run.folder / "classes.zarr", "text").texts() == ["background", "sky", "a", "b"]
+    embed_texts(output=run.folder / "classes.zarr", classes=path, background_names=False, device="cpu", **run.model)
+    select_pairs(run.folder / "classes.zarr", run.fit("pair", contributions), run.pool, run.folder / "s.zarr", k=9)
+    with pytest.raises(NadpipeError, match="was made for other texts than the names of"):
+        run.segment(contributions)
+    confusion, _ = run.segment(contributions, background_names=False)
+    assert set(read_parquet(confusion, "confusion")["predicted_class"]) <= {1, 2}
+    confusion, _ = run.segment(contributions, background_names=False, background_threshold=0.9, temperature=1e-4)
+    assert set(read_parquet(confusion, "confusion")["predicted_class"]) == {0}
+    assert (run.score(confusion)["pixel_accuracy"] == 1).all()
+    run.classes(("a", "b", "c"))
+    run.select(contributions)
+    with pytest.raises(NadpipeError, match=r"datasets.segmentation.background_threshold: no class is called background"):
+        run.segment(contributions, background_threshold=0.5)
 
 
 def test_any_number_of_shards_gives_the_same_directions(run):
@@ -195,7 +269,7 @@ def test_moments_must_be_those_of_the_contributions(run, unit):
     (run.folder / "more").mkdir()
     for path in run.folder.glob("image *.png"):
         shutil.copy(path, run.folder / "more" / path.name)
-    index_images(run.folder / "images.parquet", folder=run.folder / "more")
+    index_images("tree", run.folder / "more", run.folder / "images.parquet")
     others = run.decompose(shards=2, name="other")  # as many views, of other paths
     if unit == "neuron":
         with pytest.raises(NadpipeError, match=r"other-0\.zarr: is of other images than"):
@@ -312,11 +386,13 @@ def test_segmentations_that_cannot_be_made_say_why(run):
     Image.fromarray(np.full((70, 90), 7, np.uint8)).save(run.folder / "m.png")
     run.write_images(noise(2), mask=["m.png", None])
     contributions = run.decompose()
+    run.classes()
     run.select(contributions)
-    with pytest.raises(NadpipeError, match=r"m\.png: mask holds 7; allowed are 0 to 2 and 255"):
+    with pytest.raises(NadpipeError, match=r"m\.png: mask holds 7"):
         run.segment(contributions)
+    run.classes(ignore=7)
     with pytest.raises(NadpipeError, match=r"image 1 \(.*image 1.png\) has no mask"):
-        run.segment(contributions, ignore=7)
+        run.segment(contributions)
     with pytest.raises(NadpipeError, match="no method x; there are nad, nad_centred"):
         run.segment(contributions, methods=("x",))
     with pytest.raises(NadpipeError, match=r"segmentation.sink: 4 is no spatial token; the model has 0 to 3"):
@@ -324,9 +400,9 @@ def test_segmentations_that_cannot_be_made_say_why(run):
     assert not (run.folder / "labels-0").exists()
     run.write_images(noise(1), mask=["m.png"])
     contributions = run.decompose()
-    confusion, _ = run.segment(contributions, ignore=7, sink=2)
-    with pytest.raises(NadpipeError, match="no labelled pixels in the data set"):
-        score_segmentation((confusion,), run.pool, ("a", "b", "c"), run.folder / "s.csv", run.folder / "s.parquet")
+    confusion, _ = run.segment(contributions, sink=2)
+    with pytest.raises(NadpipeError, match="data set segmentation: no labelled pixels"):
+        run.score(confusion)
 
 
 def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
@@ -374,8 +450,8 @@ def test_texts_that_cannot_be_embedded_say_why(run):
     empty.write_text("\n \n")
     broken.write_bytes(b"\xff\xfe\x00")
     for options, message in [
-        ({}, "give either --texts or --dictionary"),
-        ({"texts": ("a",), "dictionary": str(empty)}, "give either --texts or --dictionary"),
+        ({}, "give one of --texts, --dictionary and --classes"),
+        ({"texts": ("a",), "dictionary": str(empty)}, "give one of --texts, --dictionary and --classes"),
         ({"texts": ("a", "b", "a")}, "--texts: 1 texts are listed twice, first 'a'"),
         ({"dictionary": str(empty)}, r"empty\.txt: no texts"),
         ({"dictionary": str(broken)}, r"broken\.txt: not a readable UTF-8 text file"),

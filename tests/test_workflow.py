@@ -12,6 +12,7 @@ import xarray as xr
 from PIL import Image
 
 from nadpipe.artifacts import CSV, PARQUET
+from nadpipe.config import Dataset
 from nadpipe.demo.world import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,8 @@ def test_label_maps_reload_to_what_was_scored(checkout):
     scores = pd.read_csv(results / "segmentation.csv").set_index("method")
     assert scores.loc["maskclip", "pixel_accuracy"] == pytest.approx(right / total, abs=1e-5)
     assert len(list((results / "segmentation/segmentation/overlays").glob("*.png"))) == 3
+    assert len(list((results / "segmentation/segmentation/sheets").glob("*.png"))) == len(scores)
+    assert Image.open(results / "segmentation/segmentation/per_class.png").width > 300
     per_class = pd.read_parquet(results / "segmentation" / "per_class.parquet")
     assert set(per_class["class"]) == set(CLASSES)
     assert per_class.groupby("method", observed=True)["pixels"].sum().unique().tolist() == [total]
@@ -91,28 +94,48 @@ def test_a_second_run_does_nothing(checkout):
     assert "Nothing to be done" in checkout.run("all").stderr
 
 
-SEGMENTED = {"segment_images": 1, "score_segmentation": 1, "draw_overlays": 1}
+SCORED = {"score_segmentation": 1, "plot_classes": 1}
+SEGMENTED = {"segment_images": 1, **SCORED, "draw_overlays": 1, "draw_contact_sheets": 1}
 NAMED = {"assign_texts": 1, "assign_texts_to_subspaces": 2, "tabulate_units": 3, "rank_shifts": 1}
 FITTED = {"fit_directions": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
 ACCUMULATED = {"accumulate_pairs": 2, **FITTED}
 DECOMPOSED = {"compute_contributions": 3, **ACCUMULATED}
-ENCODED = {"extract_features": 4, **DECOMPOSED}
+MEASURED = {"measure_registers": 1, **SEGMENTED}
+ENCODED = {"extract_features": 4, **DECOMPOSED, **MEASURED}
 EMBEDDED = {"embed_texts": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
 LISTED = {"index_images": 3, **ENCODED}
 MODEL = {"export_attnpool": 1, **ENCODED, **EMBEDDED}
+CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
 OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
 OF_MONITORING = {"index_images": 1, "extract_features": 1, "compute_contributions": 1, "score_shift": 1, "rank_shifts": 1}
 
 CHANGES = {
-    "segmentation.k": (50, {"select_pairs": 1, **SEGMENTED}),
+    "segmentation.datasets": (
+        ["segmentation", "more"],
+        {**OF_SEGMENTATION, **CLASSED, "plot_classes": 2},
+    ),
+    "segmentation.k": ([50], {"select_pairs": 1, **SEGMENTED}),
     "segmentation.select_by": ("direction", {"select_pairs": 1, **SEGMENTED}),
     "segmentation.temperature": (10, SEGMENTED),
     "segmentation.sink": (5, SEGMENTED),
-    "segmentation.ignore": (254, SEGMENTED),
     "segmentation.methods": (["nad", "maskclip"], SEGMENTED),
     "segmentation.stride": (0.7, {"extract_features": 1, **SEGMENTED}),
+    "segmentation.scale": (1.5, {"extract_features": 1, **SEGMENTED}),
+    "segmentation.crop": (0.5, {"extract_features": 1, **SEGMENTED}),
+    "segmentation.block": (0, {"extract_features": 1, **SEGMENTED}),
     "segmentation.overlays": (2, {"draw_overlays": 1}),
-    "segmentation.classes": ([*reversed(CLASSES)], {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
+    "segmentation.extremes": (2, {"draw_contact_sheets": 1}),
+    "segmentation.resamples": (300, SCORED),
+    "segmentation.confidence": (0.9, SCORED),
+    "registers.images": (5, MEASURED),
+    "registers.sink_factor": (4, MEASURED),
+    "datasets.segmentation.classes": ([*reversed(CLASSES)], CLASSED),
+    "datasets.segmentation.reduce_zero_label": (True, CLASSED),
+    "datasets.segmentation.ignore": (254, CLASSED),
+    "datasets.segmentation.background_names": (False, {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
+    "datasets.segmentation.background_threshold": (0.2, SEGMENTED),
+    "datasets.segmentation.area_threshold": (0.01, SEGMENTED),
+    "datasets.segmentation.split": ("val", {**OF_SEGMENTATION, "index_classes": 1, "embed_texts": 1, "select_pairs": 1}),
     "directions.top_images": (10, ACCUMULATED),
     "directions.components": (2, {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2}),
     "assignments.atoms": (3, NAMED),
@@ -142,17 +165,21 @@ CHANGES = {
     "demo.segmentation_images": (4, {"make_demo_data": 1, **OF_SEGMENTATION}),
     "demo.discovery_images": (
         50,
-        {"make_demo_data": 1, "index_images": 1, "extract_features": 2, "compute_contributions": 2, **ACCUMULATED},
+        {"make_demo_data": 1, "index_images": 1, "extract_features": 2, "compute_contributions": 2, **ACCUMULATED, **MEASURED},
     ),
     "demo.monitoring_images_per_year": (5, {"make_demo_data": 1, **OF_MONITORING}),
-    "seed": (1, {"make_demo_data": 3, **LISTED}),
+    "seed": (1, {"make_demo_data": 3, **LISTED}),  # and score_segmentation, score_shift: in LISTED
     "datasets.monitoring.group_column": ("background", OF_MONITORING),
     "datasets.monitoring.label_column": (None, OF_MONITORING),
     "datasets.monitoring.mask_column": ("mask_path", OF_MONITORING),
     "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
-    "datasets.segmentation.table": ("results/demo/monitoring.csv", OF_SEGMENTATION),
+    "datasets.segmentation.path": ("results/demo/monitoring.csv", {**OF_SEGMENTATION, **CLASSED}),
+    "datasets.segmentation.layout": ("tree", {**OF_SEGMENTATION, **CLASSED}),
     "datasets.monitoring.shards": (2, {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1}),
-    "datasets.discovery.shards": (1, {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1, **FITTED}),
+    "datasets.discovery.shards": (
+        1,
+        {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1, **FITTED, **MEASURED},
+    ),
     "model.architecture": ("RN50", MODEL),
     "model.pretrained": ("openai", MODEL),
 }
@@ -167,9 +194,7 @@ def keys(section, prefix=""):
 def test_every_key_of_the_config_is_in_the_table_of_changes(checkout):
     of_datasets = {key for key in keys(checkout.config) if key.startswith("datasets.")}
     assert set(keys(checkout.config)) - of_datasets == {key for key in CHANGES if not key.startswith("datasets.")}
-    assert {key.split(".")[2] for key in of_datasets} - {"folder"} == {
-        key.split(".")[2] for key in CHANGES if "datasets." in key
-    }
+    assert set(Dataset.model_fields) == {key.split(".")[2] for key in CHANGES if key.startswith("datasets.")}
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -180,7 +205,7 @@ def test_a_changed_setting_reruns_exactly_what_reads_it(checkout, key):
     section = config
     for name in sections:
         section = section[name]
-    assert section[last] != value
+    assert section.get(last, ...) != value
     section[last] = value
     checkout.write_config(config)
     try:
@@ -193,7 +218,9 @@ EDITS = {
     "stages/make_demo_data.py": {"make_demo_data": 3, **LISTED},
     "stages/make_demo_model.py": {"make_demo_model": 1, **MODEL},
     "stages/index_images.py": LISTED,
-    "stages/export_attnpool.py": {"export_attnpool": 1, **DECOMPOSED},
+    "stages/index_classes.py": CLASSED,
+    "stages/measure_registers.py": MEASURED,
+    "stages/export_attnpool.py": {"export_attnpool": 1, **DECOMPOSED, **MEASURED},
     "stages/extract_features.py": ENCODED,
     "stages/compute_contributions.py": DECOMPOSED,
     "stages/accumulate_pairs.py": ACCUMULATED,
@@ -204,15 +231,21 @@ EDITS = {
     "stages/tabulate_units.py": {"tabulate_units": 3, "rank_shifts": 1},
     "stages/select_pairs.py": {"select_pairs": 2, **SEGMENTED, "score_shift": 1},
     "stages/segment_images.py": SEGMENTED,
-    "stages/score_segmentation.py": {"score_segmentation": 1},
+    "stages/score_segmentation.py": SCORED,
     "stages/draw_overlays.py": {"draw_overlays": 1},
+    "stages/draw_contact_sheets.py": {"draw_contact_sheets": 1},
+    "stages/plot_classes.py": {"plot_classes": 1},
     "stages/score_shift.py": {"score_shift": 1},
     "stages/rank_shifts.py": {"rank_shifts": 1},
     "stages/train_demo.py": {},
     "segmentation.py": SEGMENTED,
     "metrics.py": SEGMENTED,
+    "registers.py": MEASURED,
+    "class_tables.py": {"index_classes": 1, **EMBEDDED},
+    "layouts.py": {**CLASSED, **LISTED},
+    "plots.py": {**MEASURED},
     "shift.py": {"score_shift": 1, "rank_shifts": 1},
-    "directions.py": DECOMPOSED,
+    "directions.py": {**DECOMPOSED, **MEASURED},
     "models.py": MODEL,
     "cli.py": {},
 }
@@ -248,7 +281,7 @@ def test_a_wrong_config_stops_before_the_first_job(checkout):
     done = checkout.run("all", "--config", "segmentation={k: -3, kk: 1}", check=False)
     text = done.stdout + done.stderr
     assert done.returncode != 0
-    assert "config: segmentation.k: input should be greater than or equal to 1, not '-3'\n" in text
+    assert "config: segmentation.k.0: input should be greater than or equal to 1, not '-3'\n" in text
     assert "config: segmentation.kk: unknown key; allowed here: classes" in text
     assert "Job stats" not in text
     assert "Traceback" not in text

@@ -36,7 +36,8 @@ def compute_contributions(
     """
     pool, model = read_pool(attnpool_store)
     source = open_zarr(features, "features", model)
-    views = source["activation"].shape[0]
+    views, spatial = source["activation"].shape[:2]
+    pool = attnpool.at_grid(pool, round(spatial**0.5))
     sizes = {
         "view": views,
         "head": pool.heads,

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 
 from nadpipe.artifacts import Stamp, create_zarr, read_parquet, write_parquet
+from nadpipe.class_tables import read_classes
+from nadpipe.classes import class_texts
 from nadpipe.dictionaries import read_dictionary, read_templates
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
@@ -27,6 +29,8 @@ def embed_texts(
     pretrained: str | None = None,
     texts: tuple[str, ...] = (),
     dictionary: str | None = None,
+    classes: Path | None = None,
+    background_names: bool = True,
     templates: tuple[str, ...] = ("{}",),
     batch_size: int = 256,
     device: str = "auto",
@@ -41,17 +45,21 @@ def embed_texts(
         texts: The texts.
         dictionary: Instead of --texts: a file with one text a line (empty lines do not count), wordfreq:<count> for the most
             frequent English words, or imagenet for its class names.
+        classes: Instead of both: a data set's table of classes, whose names are the texts.
+        background_names: Whether a class called background has its names among them.
         templates: Prompts, each with {} where the text goes; or imagenet or imagenet-simple for open_clip's.
         batch_size: Prompts a step.
         device: auto, cpu, cuda, cuda:1, ….
         cache: Folder that embeddings are taken from and added to, by model, templates and code.
     """
-    if bool(texts) == (dictionary is not None):
-        raise NadpipeError("give either --texts or --dictionary")
+    if [bool(texts), dictionary is not None, classes is not None].count(True) != 1:
+        raise NadpipeError("give one of --texts, --dictionary and --classes")
     listed = list(texts) if dictionary is None else read_dictionary(dictionary)
+    if classes is not None:
+        _, listed = class_texts(read_classes(classes)[1], background_names)
     twice = sorted(text for text, count in Counter(listed).items() if count > 1)
     if twice:
-        source = dictionary or "--texts"
+        source = dictionary or classes or "--texts"
         raise NadpipeError(f"{source}: {len(twice)} texts are listed twice, first {twice[0]!r}; list each once")
     prompts = read_templates(list(templates))
     model = load_model(architecture, pretrained, device)

@@ -15,7 +15,7 @@ from nadpipe.attnpool import residual
 from nadpipe.datasets import paths_fingerprint, shard_rows
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.models import ImageTower, Model, attention_pool, image_tower, load_model
+from nadpipe.models import TOKEN, ImageTower, Model, attention_pool, image_tower, last_blocks, load_model, set_image_size
 from nadpipe.progress import track
 from nadpipe.views import Box, centre_box, crop_pixels, read_image, sliding_boxes
 
@@ -46,7 +46,10 @@ def extract_features(
     output: Path,
     pretrained: str | None = None,
     views: Literal["centre", "sliding"] = "centre",
+    scale: float = 1.0,
+    crop: float = 1.0,
     stride: float = 0.5,
+    block: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     dtype: Literal["float32", "float16"] = "float32",
     shard: int = 0,
@@ -63,7 +66,10 @@ def extract_features(
         output: Zarr store.
         pretrained: Pretrained tag or checkpoint file; none for hf-hub.
         views: centre: the crop of the model's own preprocessing. sliding: overlapping crops that cover the image.
+        scale: Short side that images are resized to for sliding crops, as a multiple of the model's native size.
+        crop: Side of sliding crops, likewise, in whole tokens; where it is not 1 the positional embedding is interpolated.
         stride: Distance of sliding crops, as a share of their side.
+        block: Block of the last stage whose activations are taken, from 0; unless given the last one, which the model uses.
         precision: Of the convolutions; bfloat16 is several times faster where the hardware has it, and its error is stated.
         dtype: Of the stored activations; float16 takes half the space, and its error is stored for each view.
         shard: Which part of the images, from 0.
@@ -75,16 +81,20 @@ def extract_features(
     manifest = read_parquet(images, "images")
     rows = manifest.iloc[shard_rows(len(manifest), shard, shards)]
     model = load_model(architecture, pretrained, device)
-    size = model.preprocessing.image_size
-    boxes = [
-        centre_box(row.height, row.width, size) if views == "centre" else sliding_boxes(row.height, row.width, size, stride)
-        for row in rows.itertuples()
-    ]
+    _check_block(block, last_blocks(model))
+    native = model.preprocessing.image_size
+    if views == "sliding":
+        short_side, side = _sliding_sizes(native, scale, crop)
+        set_image_size(model, side)
+        boxes = [sliding_boxes(row.height, row.width, short_side, side, stride) for row in rows.itertuples()]
+    else:
+        boxes = [centre_box(row.height, row.width, native) for row in rows.itertuples()]
     table = [(row.image_id, box) for row, of_image in zip(rows.itertuples(), boxes, strict=True) for box in of_image]
     pool = attention_pool(model)
     sizes = {"view": len(table), "token": pool.tokens - 1, "neuron": pool.neurons, "embed": len(pool.c_bias)}
     stamp = dataclasses.replace(model.stamp, code=code_fingerprint(__name__))
     about = {"shard": shard, "shards": shards, "images": paths_fingerprint(manifest["path"]), "precision": precision}
+    about["block"] = last_blocks(model) - 1 if block is None else block
     tower: ImageTower | None = None
     with create_zarr(output, "features", stamp, sizes, {"activation": dtype}, attributes=about) as store:
         store.write("image_id", [image_id for image_id, _ in table])
@@ -98,11 +108,24 @@ def extract_features(
                 if tower is None:
                     tower, error = _fast_tower(model, precision, normal[:_COMPARED])
                     store.describe(encode_image_error=error)
-                z = tower.activations(normal)
+                z = tower.activations(normal, block)
                 embedding = tower.pool(z)
                 stored = store.as_stored("activation", z)
                 rounding = residual(tower.pool(stored), embedding) if dtype != "float32" else torch.zeros(len(z))
             store.append(activation=stored, embedding=embedding, rounding=rounding)
+
+
+def _sliding_sizes(native: int, scale: float, crop: float) -> tuple[int, int]:
+    """Short side and side of a crop in pixels. Raises NadpipeError for crops that do not fit."""
+    short_side, side = round(native * scale), max(1, round(native * crop / TOKEN)) * TOKEN
+    if side > short_side:
+        raise NadpipeError(f"segmentation.crop: crops of {side} pixels in images of short side {short_side}; raise scale")
+    return short_side, side
+
+
+def _check_block(block: int | None, blocks: int) -> None:
+    if block is not None and block >= blocks:
+        raise NadpipeError(f"segmentation.block: no block {block}; the model's last stage has 0 to {blocks - 1}")
 
 
 def _fast_tower(model: Model, precision: str, pixels: torch.Tensor) -> tuple[ImageTower, float]:

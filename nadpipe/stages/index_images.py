@@ -2,36 +2,42 @@
 
 from pathlib import Path
 
+from nadpipe import layouts
 from nadpipe.artifacts import Stamp, write_parquet
-from nadpipe.datasets import add_sizes, read_folder, read_table
+from nadpipe.datasets import add_sizes, read_table, read_tree
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 
 
 def index_images(
+    layout: str,
+    path: Path,
     output: Path,
-    table: Path | None = None,
-    folder: Path | None = None,
+    split: str | None = None,
     path_column: str = "path",
     mask_column: str | None = None,
     group_column: str | None = None,
     label_column: str | None = None,
 ) -> None:
-    """List the images of a table or a folder with their sizes; every image must exist and have a readable header.
+    """List the images of a data set with their sizes; every image must exist and have a readable header.
 
     Args:
+        layout: table: CSV or Parquet, one row an image, paths relative to its folder. tree: images at any depth of a folder.
+            Or a layout with masks: folder, or a published one.
+        path: The table, or the folder that the layout describes.
         output: Manifest, Parquet.
-        table: CSV or Parquet table, one row an image; paths are relative to its folder.
-        folder: Folder with images, at any depth; give either this or a table.
+        split: Split of a published layout; its validation split unless given.
         path_column: Column of the table with the image's path.
         mask_column: Column with the path of the image's label map.
         group_column: Column with the image's group.
         label_column: Column with the image's class label.
     """
-    if (table is None) == (folder is None):
-        raise NadpipeError("give either --table or --folder")
-    if table is not None:
-        rows = read_table(table, path_column, mask_column, group_column, label_column)
+    if layout == "table":
+        rows = read_table(path, path_column, mask_column, group_column, label_column)
+    elif layout == "tree":
+        rows = read_tree(path)
+    elif layout in layouts.LAYOUTS:
+        rows = layouts.list_images(layout, path, split)
     else:
-        rows = read_folder(folder)
+        raise NadpipeError(f"--layout: no layout {layout}; there are table, tree, {', '.join(layouts.LAYOUTS)}")
     write_parquet(output, "images", add_sizes(rows), Stamp(code=code_fingerprint(__name__)), sources=True)
