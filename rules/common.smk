@@ -107,7 +107,9 @@ def class_files(dataset):
     given = config["datasets"][dataset]
     named = [given["classes"]] if isinstance(given["classes"], str) else []
     if given["layout"] in LAYOUTS:
-        named += [str(path) for path in class_sources(given["layout"], Path(given["path"]))]
+        named += [
+            str(path) for path in class_sources(given["layout"], Path(given["path"]))
+        ]
     return named
 
 
@@ -166,7 +168,8 @@ def view_options(dataset):
 def of_segmentation(pattern):
     """A path for every data set that is segmented."""
     return [
-        pattern.format(dataset=dataset) for dataset in config["segmentation"]["datasets"]
+        pattern.format(dataset=dataset)
+        for dataset in config["segmentation"]["datasets"]
     ]
 
 

@@ -2,12 +2,12 @@ rule make_demo_data:
     output:
         folder=directory("results/demo/{name}"),
         table="results/demo/{name}.csv",
-    wildcard_constraints:
-        name="discovery|segmentation|monitoring",
     log:
         "logs/make_demo_data/{name}.log",
     benchmark:
         "results/benchmarks/make_demo_data/{name}.tsv"
+    wildcard_constraints:
+        name="discovery|segmentation|monitoring",
     conda:
         "../envs/nadpipe.yaml"
     threads: 1

@@ -143,7 +143,8 @@ rule draw_contact_sheets:
         images="results/artifacts/{dataset}/images.parquet",
         classes="results/artifacts/{dataset}/classes.parquet",
         confusion=lambda wildcards: segmented_shards(
-            "results/artifacts/{dataset}/confusion/{shard}.parquet", [wildcards.dataset]
+            "results/artifacts/{dataset}/confusion/{shard}.parquet",
+            [wildcards.dataset],
         ),
         labels=lambda wildcards: segmented_shards(
             "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
