@@ -35,13 +35,13 @@ HEAD = f"""# Artifacts
 
 Made by `python docs/make_artifacts_page.py` from the schemas that nadpipe checks whenever it opens a file; format {FORMAT}.
 
-`<dataset>` is `discovery` (fits the directions), `monitoring` (has groups) or one of `segmentation.datasets` (they have masks);
-`<shard>` counts from 0. Zarr stores are format 3, zstd, sharded, consolidated, with named axes; they open with
-`xarray.open_zarr`. The axis `token` is 0 for the pooled token, then the spatial tokens row by row.
-Parquet tables are zstd; each column carries its comment in the schema (`pyarrow.parquet.read_schema(path).field(name).metadata`).
-Every Zarr store and Parquet table is stamped with its kind, the format, the model (a hash of weights, model config and preprocessing; empty for images.parquet, which no
-model touched), the architecture, and the fingerprint of the code that made it; a stage refuses an artifact of another model,
-kind or format. Everything is written beside its final name and renamed.
+`<dataset>` is `discovery` (fits the directions), `monitoring` (has groups) or one of `segmentation.datasets` (they have
+masks); `<shard>` counts from 0. Zarr stores are format 3, zstd, sharded, consolidated, with named axes; they open with
+`xarray.open_zarr`. The axis `token` is 0 for the pooled token, then the spatial tokens row by row. Parquet tables are zstd;
+each column carries its comment in the schema (`pyarrow.parquet.read_schema(path).field(name).metadata`). Every Zarr store
+and Parquet table is stamped with its kind, the format, the model (a hash of weights, model config and preprocessing; empty
+for images.parquet, which no model touched), the architecture, and the fingerprint of the code that made it; a stage refuses
+an artifact of another model, kind or format. Everything is written beside its final name and renamed.
 
 Beside these, in `results/segmentation/<dataset>/`: `labels/<shard>/<method>/<image_id>.png`, label maps as indexed PNG in
 the data set's palette, whose pixel values are the classes of classes.parquet (`<method>-k<k>` for methods that select
