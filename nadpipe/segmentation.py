@@ -45,6 +45,11 @@ class Query:
         return torch.einsum("hed,pe->hdp", self.pool.output(), self.text)
 
     @functools.cached_property
+    def placed(self) -> Float[Tensor, "spatial out"]:
+        """W_V pos_t: what the positional embedding adds to the spatial tokens' values."""
+        return self.pool.positional_embedding[1:] @ self.pool.v_weight.T
+
+    @functools.cached_property
     def gram(self) -> Float[Tensor, "head width width2"]:
         """W_O^h^T W_O^h: what norms of written vectors need, in the head's value space."""
         output = self.pool.output()
@@ -169,7 +174,7 @@ def neurons(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
 def maskclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """Cosine of every token's own value, projected alone, to the text: no attention, no positional embedding."""
     pool = tokens.query.pool
-    value = tokens.z @ pool.v_weight.T + pool.v_bias
+    value = tokens.values[:, :, 1:].transpose(1, 2).flatten(2) - tokens.query.placed  # W_V is linear: no second projection
     return _cosine(value @ pool.c_weight.T + pool.c_bias, tokens.query)
 
 
@@ -336,6 +341,7 @@ class Labelling:
     area: float = 0.0
 
 
+_SMALLEST = -80.0  # e to it is nothing beside 1, but not subnormal: those take many times as long
 _BLOCK = 2**19  # logits at once: a block stays in the processor's cache, whatever the size of the image
 
 
@@ -370,7 +376,8 @@ def _label(cells: Tensor, canvas: Canvas, how: Labelling, allowed: Bool[Tensor, 
     for part in _parts(*size, len(cells)):
         logits = canvas.pixels(cells, part)
         best, at = (logits if len(text) == len(logits) else logits[text]).max(0)
-        classes[part], probability[part] = how.owner[text][at], 1 / (logits - best).exp_().sum(0)
+        below = (logits - best).clamp_(min=_SMALLEST)
+        classes[part], probability[part] = how.owner[text][at], 1 / below.exp_().sum(0)
     return classes, probability
 
 
