@@ -342,7 +342,7 @@ class Labelling:
 
 
 _SMALLEST = -80.0  # e to it is nothing beside 1, but not subnormal: those take many times as long
-_BLOCK = 2**19  # logits at once: a block stays in the processor's cache, whatever the size of the image
+_BLOCK = 2**20  # logits at once: a block stays in the processor's cache, whatever the size of the image
 
 
 def label(
@@ -376,8 +376,8 @@ def _label(cells: Tensor, canvas: Canvas, how: Labelling, allowed: Bool[Tensor, 
     for part in _parts(*size, len(cells)):
         logits = canvas.pixels(cells, part)
         best, at = (logits if len(text) == len(logits) else logits[text]).max(0)
-        below = (logits - best).clamp_(min=_SMALLEST)
-        classes[part], probability[part] = how.owner[text][at], 1 / below.exp_().sum(0)
+        classes[part] = how.owner[text][at]
+        probability[part] = 1 / logits.sub_(best).clamp_(min=_SMALLEST).exp_().sum(0)
     return classes, probability
 
 
