@@ -1,9 +1,13 @@
 """Readers that turn a data set on disk into the manifest: one row an image."""
 
 import hashlib
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
@@ -62,6 +66,82 @@ def read_tree(folder: Path) -> pd.DataFrame:
         },
         dtype=object,
     )
+
+
+_CARS = (
+    "Stanford Cars lies as devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat, "
+    "cars_train/, cars_test/"
+)
+
+
+def read_cars(root: Path, split: str | None = None) -> pd.DataFrame:
+    """Manifest rows, without sizes, of Stanford Cars as published: label = class, group = the year that the class name ends in.
+
+    split: train unless given, or test. Raises NadpipeError that says which path is missing and how it should look.
+    """
+    split = split or "train"
+    if split not in ("train", "test"):
+        raise NadpipeError(f"stanford_cars: no split {split}; there are train, test")
+    choices = {
+        "train": ("devkit/cars_train_annos.mat",),
+        "test": ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat"),
+    }
+    annotations = next((root / name for name in choices[split] if (root / name).is_file()), root / choices[split][0])
+    names = _read_mat(root / "devkit/cars_meta.mat", "class_names")
+    listed = _read_mat(annotations, "annotations")
+    if "class" not in (listed.dtype.names or ()):
+        raise NadpipeError(f"{annotations}: no classes in it; {_CARS}")
+    label = [str(names[int(number) - 1]) for number in listed["class"]]
+    year = [re.search(r"\d{4}$", name) for name in label]
+    folder = root / f"cars_{split}"
+    return pd.DataFrame(
+        {
+            "path": [str(folder / str(name)) for name in listed["fname"]],
+            "mask_path": None,
+            "group": [found and found[0] for found in year],
+            "label": label,
+        },
+        dtype=object,
+    )
+
+
+def _read_mat(path: Path, name: str) -> np.ndarray:
+    """One variable of a MATLAB file."""
+    if not path.is_file():
+        raise NadpipeError(f"{path}: missing; {_CARS}")
+    try:
+        return np.atleast_1d(loadmat(path, squeeze_me=True)[name])
+    except (MatReadError, ValueError, KeyError, NotImplementedError, OSError, TypeError) as error:
+        raise NadpipeError(f"{path}: not a readable MATLAB file with {name} ({error}); {_CARS}") from None
+
+
+def add_labels(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
+    """The rows with more columns, from a CSV whose first column holds file names (with or without folders and endings).
+
+    A column of 0 and 1 stays; one of words (a colour) becomes a 0/1 column for each word. Raises NadpipeError for a table that
+    cannot be read, and for images that it does not list.
+    """
+    try:
+        own = pd.read_csv(table, converters={0: str})
+    except (OSError, ValueError) as error:
+        raise NadpipeError(f"{table}: not a readable CSV ({str(error).splitlines()[0]})") from None
+    names = pd.Series([Path(str(name)).stem for name in own.iloc[:, 0]])
+    if names.duplicated().any():
+        raise NadpipeError(f"{table}: lists {names[names.duplicated()].iloc[0]} twice; list each image once")
+    columns = {}
+    for name in own.columns[1:]:
+        if own[name].isin([0, 1]).all():
+            columns[name] = own[name].to_numpy()
+        elif own[name].dtype == object or isinstance(own[name].dtype, pd.StringDtype):
+            columns |= {word: (own[name] == word).astype(int).to_numpy() for word in sorted(own[name].dropna().unique())}
+        else:
+            raise NadpipeError(f"{table}: column {name} holds numbers other than 0 and 1; labels are 0/1 columns or words")
+    labels = pd.DataFrame(columns, index=names)
+    stems = [Path(path).stem for path in rows["path"]]
+    missing = [stem for stem in stems if stem not in labels.index]
+    if missing:
+        raise NadpipeError(f"{table}: does not list {missing[0]}, and {len(missing) - 1} more images of the data set")
+    return pd.concat([rows, labels.loc[stems].set_index(rows.index)], axis=1)
 
 
 def add_sizes(rows: pd.DataFrame) -> pd.DataFrame:

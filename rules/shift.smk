@@ -18,7 +18,7 @@ rule score_shift:
         mem_mb=4000,
         runtime=30,
     params:
-        reference=reference_options(),
+        comparison=comparison_options(),
         resamples=config["shift"]["resamples"],
         confidence=config["shift"]["confidence"],
         seed=config["seed"],
@@ -28,7 +28,7 @@ rule score_shift:
         nadpipe score-shift \
             --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
             --attnpool-store {input.attnpool:q} --output {output.table:q} --output-scores {output.scores:q} \
-            {params.reference:q} --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
+            {params.comparison:q} --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
             2>{log}
         """
 
@@ -40,7 +40,7 @@ rule rank_shifts:
         pairs="results/pairs.parquet",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/shift/pairs.parquet",
+        table="results/shift/discovered.parquet",
     log:
         "logs/rank_shifts.log",
     benchmark:
@@ -53,11 +53,51 @@ rule rank_shifts:
         runtime=30,
     params:
         reference=reference_options(),
+        examples=config["shift"]["examples"],
+        small_group=config["shift"]["small_group"],
         code=code("rank_shifts"),
     shell:
         """
         nadpipe rank-shifts \
             --images {input.images:q} --contributions {input.contributions:q} --pairs {input.pairs:q} \
             --attnpool-store {input.attnpool:q} --output {output.table:q} {params.reference:q} \
+            --examples {params.examples} --small-group {params.small_group} \
+            2>{log}
+        """
+
+
+# A batch is any further data set: its scores against those of the monitored images, which are not made again.
+rule score_batch:
+    input:
+        images="results/artifacts/{dataset}/images.parquet",
+        contributions=lambda wildcards: shards(wildcards.dataset, "contributions"),
+        selection="results/artifacts/selection/concepts.zarr",
+        scores="results/shift/scores.parquet",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/shift/batches/{dataset}.csv",
+    log:
+        "logs/score_batch/{dataset}.log",
+    benchmark:
+        "results/benchmarks/score_batch/{dataset}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        comparison=comparison_options(),
+        resamples=config["shift"]["resamples"],
+        confidence=config["shift"]["confidence"],
+        seed=config["seed"],
+        code=code("score_batch"),
+    shell:
+        """
+        nadpipe score-batch \
+            --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
+            --reference-scores {input.scores:q} --attnpool-store {input.attnpool:q} --output {output.table:q} \
+            --dataset {wildcards.dataset} {params.comparison:q} \
+            --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
             2>{log}
         """

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
-from nadpipe.datasets import add_sizes, read_table, read_tree, shard_rows
+from nadpipe.datasets import add_labels, add_sizes, read_cars, read_table, read_tree, shard_rows
 from nadpipe.errors import NadpipeError
 
 
@@ -106,3 +107,61 @@ def test_masks_are_looked_at_before_anything_is_computed(folder, name, message):
     (folder / "t.csv").write_text(f"path,mask\ntop.bmp,{name}\n")
     with pytest.raises(NadpipeError, match=f"{name}: {message}"):
         add_sizes(read_table(folder / "t.csv", "path", "mask", None, None))
+
+
+@pytest.fixture
+def cars(tmp_path):
+    """Stanford Cars in small, its .mat files as MATLAB struct arrays."""
+    names = np.array(["AM General Hummer SUV 2000", "Audi TTS Coupe 2012"], dtype=object)
+    (tmp_path / "devkit").mkdir()
+    savemat(tmp_path / "devkit/cars_meta.mat", {"class_names": names})
+    kinds = [("bbox_x1", object), ("class", object), ("fname", object)]
+    for split, name in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        rows = np.array([(1, 2, "00001.jpg"), (3, 1, "00002.jpg")], dtype=kinds)
+        savemat(tmp_path / name, {"annotations": rows})
+        (tmp_path / f"cars_{split}").mkdir()
+        for image in ("00001.jpg", "00002.jpg"):
+            Image.new("RGB", (5, 4)).save(tmp_path / f"cars_{split}" / image)
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", [None, "train", "test"])
+def test_cars_have_their_class_and_its_year(cars, split):
+    rows = add_sizes(read_cars(cars, split))
+    assert rows["path"].tolist() == [str(cars / f"cars_{split or 'train'}" / name) for name in ("00001.jpg", "00002.jpg")]
+    assert rows["label"].tolist() == ["Audi TTS Coupe 2012", "AM General Hummer SUV 2000"]
+    assert rows["group"].tolist() == ["2012", "2000"]
+
+
+@pytest.mark.parametrize("missing", ["devkit/cars_meta.mat", "devkit/cars_train_annos.mat"])
+def test_cars_that_do_not_lie_as_published_are_told(cars, missing):
+    (cars / missing).unlink()
+    with pytest.raises(NadpipeError, match=rf"{missing}: missing; Stanford Cars lies as devkit/cars_meta\.mat"):
+        read_cars(cars)
+    (cars / missing).write_bytes(b"no matlab")
+    with pytest.raises(NadpipeError, match="not a readable MATLAB file"):
+        read_cars(cars)
+    with pytest.raises(NadpipeError, match="no split val; there are train, test"):
+        read_cars(cars, "val")
+
+
+def test_labels_of_another_table_become_columns(cars):
+    (cars / "colours.csv").write_text("image,colour,convertible\ncars_train/00002.jpg,red,0\n00001,blue,1\n")
+    rows = add_labels(read_cars(cars), cars / "colours.csv")
+    assert rows[["red", "blue", "convertible"]].to_numpy().tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert add_sizes(rows)["red"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,colour\n00001,red\n", "does not list 00002, and 0 more"),
+        ("image,colour\n00001,red\n00001,red\n", "lists 00001 twice"),
+        ("image,doors\n00001,4\n00002,2\n", "column doors holds numbers other than 0 and 1"),
+        ("", "not a readable CSV"),
+    ],
+)
+def test_tables_of_labels_at_fault_are_named(cars, content, message):
+    (cars / "labels.csv").write_text(content)
+    with pytest.raises(NadpipeError, match=rf"labels\.csv: {message}"):
+        add_labels(read_cars(cars), cars / "labels.csv")

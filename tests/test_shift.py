@@ -5,6 +5,7 @@ import torch
 from conftest import activations
 from reference import dense_contributions
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from nadpipe import attnpool, shift, texts
 from nadpipe.errors import NadpipeError
@@ -31,6 +32,9 @@ def test_scores_are_norm_and_projection_of_the_selected_pairs_contributions(pool
         np.testing.assert_allclose(projection[:, concept], expected, rtol=1e-3, atol=1e-4)
 
 
+AGAINST_FIRST = {"2019": [], "2020": ["2019"], "2021": ["2019"]}
+
+
 @pytest.fixture
 def scores():
     rng = np.random.default_rng(0)
@@ -45,7 +49,7 @@ def scores():
 
 def test_a_shifted_group_is_found_and_an_unshifted_one_is_not(scores):
     table, labels, wide = scores
-    compared = shift.compare_groups(table, labels, "2019", resamples=500, confidence=0.95, seed=1)
+    compared = shift.compare_groups(table, labels, AGAINST_FIRST, resamples=500, confidence=0.95, seed=1)
     rows = compared.set_index(["concept", "group"])
     assert rows.loc[("rising", "2021"), "q"] < 1e-6
     assert rows.loc[("rising", "2021"), "effect"] > 0.6
@@ -63,9 +67,9 @@ def test_a_shifted_group_is_found_and_an_unshifted_one_is_not(scores):
 
 def test_the_same_seed_gives_the_same_table(scores):
     table, labels, _ = scores
-    first, second = (shift.compare_groups(table, labels, "2019", 200, 0.9, seed=5) for _ in range(2))
+    first, second = (shift.compare_groups(table, labels, AGAINST_FIRST, 200, 0.9, seed=5) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
-    other = shift.compare_groups(table, labels, "2019", 200, 0.9, seed=6)
+    other = shift.compare_groups(table, labels, AGAINST_FIRST, 200, 0.9, seed=6)
     assert not first["mean_low"].equals(other["mean_low"])
 
 
@@ -93,7 +97,7 @@ def test_moments_in_blocks_equal_the_tests_on_all_values():
             part = value[at][torch.tensor(group[at] == name)]
             if len(part):
                 moments.add(name, part)
-    difference, effect, p = moments.against("b", "a")
+    difference, effect, p = moments.against("b", ["a"])
     first, second = value[:20].numpy(), value[20:].numpy()
     np.testing.assert_allclose(difference, second.mean(0) - first.mean(0), atol=1e-12)
     pooled = np.sqrt((first.var(0) * 20 + second.var(0) * 30) / 48)[0]
@@ -123,7 +127,91 @@ def test_groups_that_cannot_be_compared_are_refused(group, reference, message):
 
 def test_the_first_group_is_the_reference_unless_named():
     group = pd.Series(["b", "a"])
-    assert shift.groups_of(group, None, "")[1] == "a"
-    assert shift.groups_of(group, "b", "")[1] == "b"
-    assert shift.groups_of(pd.Series(["10", "9"]), None, "")[1] == "9"
+    assert shift.groups_of(group, None, "") == {"a": [], "b": ["a"]}
+    assert shift.groups_of(group, "b", "") == {"a": ["b"], "b": []}
+    assert shift.groups_of(pd.Series(["10", "9"]), None, "") == {"9": [], "10": ["9"]}
     assert shift.in_order(["10", "9", "b"]) == ["10", "9", "b"]
+
+
+def test_a_rolling_reference_is_the_groups_before(scores):
+    table, labels, wide = scores
+    references = shift.groups_of(wide["group"], "rolling:2", "")
+    assert references == {"2019": [], "2020": ["2019"], "2021": ["2019", "2020"]}
+    compared = shift.compare_groups(table, labels, references, 100, 0.9, 0).set_index(["concept", "group"])
+    assert compared.loc[("rising", "2021"), "reference"] == "2019 to 2020"
+    late, before = (wide.loc[wide["group"].isin(years), "rising"] for years in (["2021"], ["2019", "2020"]))
+    assert compared.loc[("rising", "2021"), "p"] == pytest.approx(stats.mannwhitneyu(late, before).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("test", "function"),
+    [
+        ("mann_whitney", stats.mannwhitneyu),
+        ("welch", lambda one, other: stats.ttest_ind(one, other, equal_var=False)),
+        ("ks", stats.ks_2samp),
+    ],
+)
+def test_the_test_is_the_one_asked_for(scores, test, function):
+    table, labels, wide = scores
+    compared = shift.compare_groups(table, labels, AGAINST_FIRST, 100, 0.9, 0, test).set_index(["concept", "group"])
+    late, base = (wide.loc[wide["group"] == year, "rising"] for year in ("2021", "2019"))
+    assert compared.loc[("rising", "2021"), "p"] == pytest.approx(function(late, base).pvalue)
+    assert set(compared["test"]) == {test}
+
+
+def test_trends_are_told_for_groups_in_order_alone(scores):
+    table, labels, wide = scores
+    compared = shift.compare_groups(table, labels, AGAINST_FIRST, 100, 0.9, 0).groupby("concept").first()
+    expected = stats.kendalltau(wide["group"].astype(int), wide["rising"])
+    assert compared.loc["rising", "trend"] == pytest.approx(expected.statistic)
+    assert compared.loc["rising", "trend_p"] == pytest.approx(expected.pvalue)
+    q = shift.benjamini_hochberg(compared["trend_p"].to_numpy())
+    assert compared["trend_q"].to_numpy() == pytest.approx(q)
+    assert compared.loc["rising", "trend_q"] < 0.001 < compared.loc["steady", "trend_q"]
+    value, group = wide["rising"].to_numpy(), wide["group"].map({"2019": "x", "2020": "y", "2021": "z"}).to_numpy()
+    assert np.isnan(shift.trend(value, group, ["x", "y", "z"])["trend"])
+    assert np.isnan(shift.trend(value, wide["group"].to_numpy(), ["2019", "2020"])["trend"])
+    dated = wide["group"].map(lambda year: f"{year}-05").to_numpy()
+    names = ["2019-05", "2020-05", "2021-05"]
+    assert shift.trend(value, dated, names)["trend"] == pytest.approx(expected.statistic)
+
+
+def test_small_groups_are_marked_not_left_out(scores):
+    table, labels, _ = scores
+    few = table[(table["group"] != "2020") | (table["image_id"] < 45)]
+    compared = shift.compare_groups(few, labels, AGAINST_FIRST, 100, 0.9, 0, small=20).set_index(["concept", "group"])
+    assert compared["small"].groupby("group").all().to_dict() == {"2019": False, "2020": True, "2021": False}
+    assert compared.loc[("rising", "2020"), "n"] == 5
+    assert (shift.compare_groups(few, labels, {"2020": [], "2021": ["2020"]}, 100, 0.9, 0)["small"]).all()
+
+
+def test_auroc_is_sklearns_and_its_interval_covers_it():
+    rng = np.random.default_rng(0)
+    label = (np.arange(200) % 3 == 0).astype(int)
+    value = np.round(rng.normal(size=200) + label, 1)  # with ties
+    found = shift.trust(value, label, 500, 0.9, 0)
+    assert found["auroc"] == pytest.approx(roc_auc_score(label, value))
+    assert found["auroc_low"] < found["auroc"] < found["auroc_high"]
+    assert 0.03 < found["auroc_high"] - found["auroc_low"] < 0.2
+    assert found["correlation"] == pytest.approx(np.corrcoef(label, value)[0, 1])
+    assert found["correlation_low"] < found["correlation"] < found["correlation_high"]
+    assert np.isnan(list(shift.trust(value, np.zeros(200, int), 100, 0.9, 0).values())).all()
+
+
+def test_pooled_moments_are_those_of_all_images_together():
+    value = torch.tensor(np.random.default_rng(4).normal(size=(30, 1, 2)))
+    moments = shift.GroupMoments()
+    for name, part in zip("abc", value.split([8, 10, 12]), strict=True):
+        moments.add(name, part)
+    difference, _, p = moments.against("c", ["a", "b"])
+    np.testing.assert_allclose(difference, (value[18:].mean(0) - value[:18].mean(0)).numpy(), atol=1e-12)
+    expected = stats.ttest_ind(value[18:].numpy(), value[:18].numpy(), equal_var=False).pvalue
+    np.testing.assert_allclose(p, expected, rtol=1e-9)
+
+
+def test_examples_are_the_images_that_go_farthest():
+    value = torch.randn(23, 2, 3, generator=torch.Generator().manual_seed(0))
+    shown = shift.Examples(4)
+    for part in torch.arange(23).split(5):
+        shown.add(value[part], part + 100)
+    assert (shown.image - 100 == value.topk(4, dim=0).indices).all()

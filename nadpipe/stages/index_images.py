@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nadpipe import layouts
 from nadpipe.artifacts import Stamp, write_parquet
-from nadpipe.datasets import add_sizes, read_table, read_tree
+from nadpipe.datasets import add_labels, add_sizes, read_cars, read_table, read_tree
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 
@@ -18,12 +18,13 @@ def index_images(
     mask_column: str | None = None,
     group_column: str | None = None,
     label_column: str | None = None,
+    labels: Path | None = None,
 ) -> None:
     """List the images of a data set with their sizes; every image must exist and have a readable header.
 
     Args:
         layout: table: CSV or Parquet, one row an image, paths relative to its folder. tree: images at any depth of a folder.
-            Or a layout with masks: folder, or a published one.
+            stanford_cars. Or a layout with masks: folder, or a published one.
         path: The table, or the folder that the layout describes.
         output: Manifest, Parquet.
         split: Split of a published layout; its validation split unless given.
@@ -31,13 +32,18 @@ def index_images(
         mask_column: Column with the path of the image's label map.
         group_column: Column with the image's group.
         label_column: Column with the image's class label.
+        labels: CSV with more columns, joined by file name: 0/1 columns, or words that become such.
     """
     if layout == "table":
         rows = read_table(path, path_column, mask_column, group_column, label_column)
     elif layout == "tree":
         rows = read_tree(path)
+    elif layout == "stanford_cars":
+        rows = read_cars(path, split)
     elif layout in layouts.LAYOUTS:
         rows = layouts.list_images(layout, path, split)
     else:
-        raise NadpipeError(f"--layout: no layout {layout}; there are table, tree, {', '.join(layouts.LAYOUTS)}")
+        raise NadpipeError(f"--layout: no layout {layout}; there are table, tree, stanford_cars, {', '.join(layouts.LAYOUTS)}")
+    if labels is not None:
+        rows = add_labels(rows, labels)
     write_parquet(output, "images", add_sizes(rows), Stamp(code=code_fingerprint(__name__)), sources=True)
