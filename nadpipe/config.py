@@ -107,6 +107,12 @@ def _class_names(given: list[str]) -> list[str]:
     return given
 
 
+def _reference(group: str) -> str:
+    if group.startswith("rolling:") and not re.fullmatch(r"rolling:[1-9]\d*", group):
+        raise ValueError(f"write rolling:<n> with the number of groups, such as rolling:3, not {group!r}")
+    return group
+
+
 def _several(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
@@ -136,6 +142,7 @@ Method = Literal["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskc
 Layout = Literal[
     "table",
     "tree",
+    "stanford_cars",
     "folder",
     "voc20",
     "voc21",
@@ -146,7 +153,7 @@ Layout = Literal[
     "coco_object",
     "cityscapes",
 ]
-_RESERVED = {"dictionary", "concepts", "cache", "model", "text", "directions", "selection", "assignments"}
+_RESERVED = {"dictionary", "concepts", "labels", "cache", "model", "text", "directions", "selection", "assignments"}
 
 
 class _Section(BaseModel):
@@ -170,6 +177,7 @@ class Dataset(_Section):
     mask_column: str | None = None
     group_column: str | None = None
     label_column: str | None = None
+    labels: ExistingPath | None = None
     shards: Count = 1
     classes: Classes | None = None
     reduce_zero_label: bool = False
@@ -271,8 +279,24 @@ class Shift(_Section):
     concepts: Texts
     k: Count
     select_by: Literal["direction", "write"]
-    reference: str | None
+    reference: Annotated[str, AfterValidator(_reference)] | None
+    test: Literal["mann_whitney", "welch", "ks"]
+    small_group: Count
+    examples: Count
     resamples: Resamples
+    confidence: Confidence
+
+
+class Analyses(_Section):
+    """What the pairs carry, and whether their names are true."""
+
+    dataset: str
+    images: Count
+    shares: Annotated[list[Share], Field(min_length=1), AfterValidator(_distinct)]
+    draws: Count
+    atoms: Annotated[list[Count], Field(min_length=1), AfterValidator(_distinct)]
+    top: Annotated[Whole, Field(ge=2)]
+    sheets: Count
     confidence: Confidence
 
 
@@ -293,11 +317,12 @@ class Config(_Section):
     registers: Registers
     segmentation: Segmentation
     shift: Shift
+    analyses: Analyses
 
     @model_validator(mode="after")
     def _named_datasets(self) -> "Config":
         wanted = {"datasets": ["discovery", "monitoring"], "dense.datasets": self.dense.datasets}
-        wanted["segmentation.datasets"] = self.segmentation.datasets
+        wanted |= {"segmentation.datasets": self.segmentation.datasets, "analyses.dataset": [self.analyses.dataset]}
         for key, names in wanted.items():
             missing = [name for name in names if name not in self.datasets]
             if missing:
@@ -308,7 +333,7 @@ class Config(_Section):
                 raise ValueError(
                     f"segmentation.datasets: {name} is looked at by single crops; list its images under another name"
                 )
-            if given.layout in ("table", "tree") and given.classes is None:
+            if given.layout in ("table", "tree", "stanford_cars") and given.classes is None:
                 raise ValueError(f"datasets.{name}.classes: missing; a {given.layout} has none of its own")
         if self.segmentation.crop > self.segmentation.scale:
             raise ValueError(

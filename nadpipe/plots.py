@@ -81,6 +81,45 @@ def register_plot(attention: Float[np.ndarray, "row column"], neurons: pd.DataFr
     return figure
 
 
+def accuracy_curves(table: pd.DataFrame, over: str, by: str, label: str, log: bool = True) -> Figure:
+    """Zero-shot accuracy, with its interval, and share of variance over a column; one line for each value of another, the mean
+    over draws where there are several."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for at, (name, part) in enumerate(table.groupby(by, sort=False)):
+        mean = part.groupby(over)[["accuracy", "accuracy_low", "accuracy_high", "explained"]].mean()
+        style = {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)], "label": name}
+        panels[0].plot(mean.index, mean["accuracy"], **style)
+        panels[0].fill_between(mean.index, mean["accuracy_low"], mean["accuracy_high"], color=style["color"], alpha=0.15)
+        panels[1].plot(mean.index, mean["explained"], **style)
+    for axes, title in zip(panels, ("zero-shot accuracy", "share of the embedding's variance"), strict=True):
+        axes.set(xlabel=label, title=title)
+        if log:
+            axes.set_xscale("log")
+        _tidy(axes)
+    panels[1].set_ylim(-0.05, 1.05)
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def ablation_matrix(table: pd.DataFrame) -> Figure:
+    """Change of each concept's score (columns) without the pairs of each concept (rows), random pairs below."""
+    wide = table.pivot(index="ablated", columns="measured", values="change")
+    wide = wide.loc[list(table["ablated"].unique()), list(table["measured"].unique())]
+    figure = Figure(figsize=(2.5 + 0.6 * wide.shape[1], 1.6 + 0.4 * len(wide)), layout="constrained")
+    axes = figure.add_subplot()
+    most = max(float(np.nanmax(np.abs(wide.to_numpy()))), 1e-9)
+    picture = axes.imshow(wide, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    axes.set(xticks=range(wide.shape[1]), yticks=range(len(wide)), yticklabels=wide.index)
+    axes.set_xticks(range(wide.shape[1]), labels=wide.columns, rotation=45, ha="right")
+    axes.set(xlabel="concept measured", ylabel="pairs at their mean")
+    for row, values in enumerate(wide.to_numpy()):
+        for column, value in enumerate(values):
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8)
+    figure.colorbar(picture, ax=axes, label="change of the score, standard deviations")
+    return figure
+
+
 def _frame(column: int, row: int) -> Rectangle:
     return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLOURS[3], linewidth=2.5)
 

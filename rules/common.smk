@@ -64,6 +64,7 @@ def source_options(dataset):
         "mask_column",
         "group_column",
         "label_column",
+        "labels",
     )
     return [
         part
@@ -75,8 +76,10 @@ def source_options(dataset):
 
 def source_files(dataset):
     """The table or folder of a data set, and the folder of images that the demo draws beside its table."""
-    source = Path(config["datasets"][dataset]["path"])
-    return [str(source)] + (
+    given = config["datasets"][dataset]
+    source = Path(given["path"])
+    labels = [given["labels"]] if given["labels"] else []
+    return [str(source), *labels] + (
         [str(source.with_suffix(""))] if source.parent == MADE_HERE else []
     )
 
@@ -119,6 +122,8 @@ def text_options(name):
         return ["--dictionary", config["text"]["dictionary"]]
     if name == "concepts":
         return ["--texts", *config["shift"]["concepts"]]
+    if name == "labels":
+        return ["--labels", of_analyses("results/artifacts/{dataset}/images.parquet")]
     given = config["datasets"][name]["background_names"]
     table = f"results/artifacts/{name}/classes.parquet"
     return ["--classes", table, flag("background-names", given)]
@@ -129,6 +134,8 @@ def text_files(name):
     if name == "dictionary":
         dictionary = config["text"]["dictionary"]
         return [] if is_named(dictionary) else [dictionary]
+    if name == "labels":
+        return [of_analyses("results/artifacts/{dataset}/images.parquet")]
     return [] if name == "concepts" else [f"results/artifacts/{name}/classes.parquet"]
 
 
@@ -220,6 +227,18 @@ def reference_options():
     return [] if reference is None else ["--reference", reference]
 
 
+def comparison_options():
+    """How groups are compared."""
+    section = config["shift"]
+    return [
+        *reference_options(),
+        "--test",
+        section["test"],
+        "--small-group",
+        section["small_group"],
+    ]
+
+
 def demo_images(dataset):
     """Images that the demo draws for a data set; of each year for monitoring."""
     return config["demo"][
@@ -239,3 +258,20 @@ def assignments_of(unit):
 def reference_texts(name):
     """The texts whose mean a set is centred with: a set of classes its own, the few concepts that of the dictionary."""
     return f"results/artifacts/text/{'dictionary' if name == 'concepts' else name}.zarr"
+
+
+def correlations_of(unit):
+    """The table of a unit's texts by correlation; pairs alone have one."""
+    return (
+        ["results/artifacts/assignments/correlated.parquet"] if unit == "pair" else []
+    )
+
+
+def correlated_options(paths):
+    """The option that gives texts by correlation, if there are any."""
+    return ["--correlated", *paths] if paths else []
+
+
+def of_analyses(pattern):
+    """A path of the data set that analyses are made on."""
+    return pattern.format(dataset=config["analyses"]["dataset"])

@@ -114,10 +114,41 @@ use rule assign_texts as assign_texts_to_subspaces with:
         code=code("assign_texts"),
 
 
+rule correlate_texts:
+    input:
+        contributions=shards("discovery", "contributions"),
+        directions="results/artifacts/directions/pair.zarr",
+        dictionary="results/artifacts/text/dictionary.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        correlated="results/artifacts/assignments/correlated.parquet",
+    log:
+        "logs/correlate_texts.log",
+    benchmark:
+        "results/benchmarks/correlate_texts.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        nearest=config["assignments"]["nearest"],
+        code=code("correlate_texts"),
+    shell:
+        """
+        nadpipe correlate-texts \
+            --contributions {input.contributions:q} --directions {input.directions:q} --dictionary {input.dictionary:q} \
+            --attnpool-store {input.attnpool:q} --output {output.correlated:q} --nearest {params.nearest} \
+            2>{log}
+        """
+
+
 rule tabulate_units:
     input:
         directions="results/artifacts/directions/{unit}.zarr",
         assignments=lambda wildcards: assignments_of(wildcards.unit),
+        correlated=lambda wildcards: correlations_of(wildcards.unit),
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/{unit}s.parquet",
@@ -132,11 +163,12 @@ rule tabulate_units:
         mem_mb=2000,
         runtime=30,
     params:
+        correlated=lambda wildcards, input: correlated_options(input.correlated),
         code=code("tabulate_units"),
     shell:
         """
         nadpipe tabulate-units \
             --unit {wildcards.unit} --directions {input.directions:q} --assignments {input.assignments:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} {params.correlated:q} \
             2>{log}
         """

@@ -17,6 +17,7 @@ from nadpipe.classes import class_texts
 from nadpipe.dictionaries import read_dictionary, read_templates
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
+from nadpipe.labels import label_texts
 from nadpipe.models import embed_prompts, load_model
 from nadpipe.progress import track
 
@@ -31,6 +32,7 @@ def embed_texts(
     dictionary: str | None = None,
     classes: Path | None = None,
     background_names: bool = True,
+    labels: Path | None = None,
     templates: tuple[str, ...] = ("{}",),
     batch_size: int = 256,
     device: str = "auto",
@@ -45,18 +47,21 @@ def embed_texts(
         texts: The texts.
         dictionary: Instead of --texts: a file with one text a line (empty lines do not count), wordfreq:<count> for the most
             frequent English words, or imagenet for its class names.
-        classes: Instead of both: a data set's table of classes, whose names are the texts.
+        classes: Or a data set's table of classes, whose names are the texts.
         background_names: Whether a class called background has its names among them.
+        labels: Or a manifest, whose images' labels are the texts.
         templates: Prompts, each with {} where the text goes; or imagenet or imagenet-simple for open_clip's.
         batch_size: Prompts a step.
         device: auto, cpu, cuda, cuda:1, ….
         cache: Folder that embeddings are taken from and added to, by model, templates and code.
     """
-    if [bool(texts), dictionary is not None, classes is not None].count(True) != 1:
-        raise NadpipeError("give one of --texts, --dictionary and --classes")
+    if [bool(texts), dictionary is not None, classes is not None, labels is not None].count(True) != 1:
+        raise NadpipeError("give one of --texts, --dictionary, --classes and --labels")
     listed = list(texts) if dictionary is None else read_dictionary(dictionary)
     if classes is not None:
         _, listed = class_texts(read_classes(classes)[1], background_names)
+    if labels is not None:
+        listed = _labels(labels)
     twice = sorted(text for text, count in Counter(listed).items() if count > 1)
     if twice:
         source = dictionary or classes or "--texts"
@@ -79,6 +84,14 @@ def embed_texts(
     sizes = {"text": len(listed), "embed": width}
     with create_zarr(output, "text", stamp, sizes, texts=listed, attributes={"templates": prompts}) as store:
         store.write("embedding", np.stack([known[text] for text in listed]))
+
+
+def _labels(manifest: Path) -> list[str]:
+    """The texts of a manifest's labels, each once."""
+    found = sorted(read_parquet(manifest, "images")["label"].dropna().unique())
+    if len(found) < 2:
+        raise NadpipeError(f"{manifest}: {len(found)} different labels; zero-shot classification needs two, from label_column")
+    return list(dict.fromkeys(label_texts(found)))
 
 
 def _cache_folder(cache: Path, stamp: Stamp, templates: list[str]) -> Path:

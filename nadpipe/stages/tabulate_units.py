@@ -8,12 +8,18 @@ import numpy as np
 import pandas as pd
 
 from nadpipe.artifacts import explained_column, open_zarr, read_parquet, write_parquet
+from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.progress import track
 
 
 def tabulate_units(
-    unit: Literal["pair", "neuron", "head"], directions: Path, assignments: Path, attnpool_store: Path, output: Path
+    unit: Literal["pair", "neuron", "head"],
+    directions: Path,
+    assignments: Path,
+    attnpool_store: Path,
+    output: Path,
+    correlated: Path | None = None,
 ) -> None:
     """Write the table of all units of a kind.
 
@@ -23,7 +29,10 @@ def tabulate_units(
         assignments: Texts of the units.
         attnpool_store: Exported attention pool.
         output: Parquet table.
+        correlated: Texts of the pairs by correlation with their images; for pairs alone, and for them needed.
     """
+    if (unit == "pair") != (correlated is not None):
+        raise NadpipeError("give --correlated for pairs, and for them alone")
     model = open_zarr(attnpool_store, "attention pool").stamp
     store = open_zarr(directions, f"{unit} directions", model)
     keys = ["head", "neuron"] if unit == "pair" else [unit]
@@ -47,5 +56,8 @@ def tabulate_units(
     table = table.join(nearest[["text", "weight"]].set_axis(["nearest_text", "nearest_cosine"], axis=1), on=keys)
     table = table.join(first["text"].rename("sparse_text"), on=keys)
     table = table.join(sparse.groupby(keys)["explained"].max().rename("sparse_explained"), on=keys)
+    if correlated is not None:
+        active = read_parquet(correlated, "pair correlations", model, filters=[("rank", "==", 1)]).set_index(keys)
+        table = table.join(active[["text", "correlation"]].set_axis(["active_text", "active_correlation"], axis=1), on=keys)
     stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
     write_parquet(output, f"{unit}s", table, stamp, more)

@@ -1,0 +1,101 @@
+"""Whether the pairs that a concept names carry it: what taking them away does to that concept and to the others."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+
+from nadpipe import ablation, plots
+from nadpipe.artifacts import open_zarr, read_parquet, whole, write_csv
+from nadpipe.inputs import blocks, count_blocks, open_shards, read_pool, read_selection
+from nadpipe.progress import track
+
+_HIGHEST = 0.1  # share of the images, those with the highest score, that a change is measured on
+
+
+def measure_faithfulness(
+    images: Path,
+    contributions: tuple[Path, ...],
+    selection: Path,
+    directions: Path,
+    attnpool_store: Path,
+    output: Path,
+    output_plot: Path,
+    dataset: str = "monitoring",
+    draws: int = 5,
+    seed: int = 0,
+) -> None:
+    """Write, for every two concepts, what the second one's score loses when the first one's pairs are at their mean.
+
+    Args:
+        images: Manifest; a 0/1 column named as a concept is its label.
+        contributions: All shards of the data set's contributions.
+        selection: Selected pairs of the concepts.
+        directions: Pair directions, for the pairs' means over the discovery images.
+        attnpool_store: Exported attention pool.
+        output: CSV table, one row an ablated and a measured concept.
+        output_plot: PNG, the matrix.
+        dataset: Name of the data set in the table.
+        draws: Random choices of as many pairs, as a control.
+        seed: Of the random choices.
+    """
+    pool, model = read_pool(attnpool_store)
+    chosen = read_selection(selection, model)
+    mean = torch.from_numpy(open_zarr(directions, "pair directions", model)["coefficient_mean"][:])
+    k = chosen.pairs.head.shape[1]
+    rng = np.random.default_rng(seed)
+    sets = {name: (chosen.pairs.head[at], chosen.pairs.neuron[at]) for at, name in enumerate(chosen.texts)}
+    for draw in range(draws):
+        drawn = torch.from_numpy(rng.permutation(mean.numel())[:k])
+        sets[f"random {draw + 1}"] = (drawn // pool.neurons, drawn % pool.neurons)
+    kept = {
+        name: torch.ones(mean.shape, dtype=torch.bool).index_put_(pairs, torch.tensor(False)) for name, pairs in sets.items()
+    }
+    stores = open_shards(contributions, "contributions", model)
+    scores: dict[str, list[torch.Tensor]] = {name: [] for name in ("none", *kept)}
+    names = ("coefficient", "embedding", "image_id")
+    image_id = []
+    for coefficient, embedding, ids in track(
+        blocks(stores, *names), "ablating concepts", "block", count_blocks(stores, "coefficient")
+    ):
+        norm = embedding.norm(dim=1, keepdim=True)
+        scores["none"].append(embedding @ chosen.query.T / norm)
+        for name, mask in kept.items():
+            rebuilt = ablation.keep_pairs(coefficient.float(), mean, mask, pool)
+            scores[name].append(rebuilt @ chosen.query.T / norm)
+        image_id.append(ids)
+    manifest = read_parquet(images, "images").set_index("image_id").loc[torch.cat(image_id).numpy()]
+    found = {name: torch.cat(parts).numpy() for name, parts in scores.items()}
+    rows = []
+    for ablated in kept:
+        for at, measured in enumerate(chosen.texts):
+            before, after = found["none"][:, at], found[ablated][:, at]
+            highest = np.argsort(-before, kind="stable")[: max(1, round(_HIGHEST * len(before)))]
+            spread = before.std() or np.nan
+            label = manifest[measured].to_numpy() if measured in manifest else None
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "ablated": ablated,
+                    "measured": measured,
+                    "k": k,
+                    "change": float((after - before)[highest].mean() / spread),
+                    "spread_kept": float(after.std() / spread),
+                    "auroc": _auroc(label, before),
+                    "auroc_ablated": _auroc(label, after),
+                    "images": len(before),
+                }
+            )
+    table = pd.DataFrame(rows)
+    write_csv(output, "faithfulness", table)
+    with whole(output_plot) as partial:
+        plots.save(plots.ablation_matrix(table), partial)
+
+
+def _auroc(label: np.ndarray | None, score: np.ndarray) -> float:
+    """How well a score tells images with the label from those without; NaN where there is no label or only one value."""
+    if label is None or len(np.unique(label)) != 2:
+        return float("nan")
+    return float(roc_auc_score(label, score))

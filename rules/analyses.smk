@@ -1,0 +1,244 @@
+rule measure_sparsity:
+    input:
+        images=of_analyses("results/artifacts/{dataset}/images.parquet"),
+        contributions=shards(config["analyses"]["dataset"], "contributions"),
+        labels="results/artifacts/text/labels.zarr",
+        directions="results/artifacts/directions/pair.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/sparsity.csv",
+        plot="results/sparsity.png",
+    log:
+        "logs/measure_sparsity.log",
+    benchmark:
+        "results/benchmarks/measure_sparsity.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        dataset=config["analyses"]["dataset"],
+        most=config["analyses"]["images"],
+        confidence=config["analyses"]["confidence"],
+        shares=config["analyses"]["shares"],
+        draws=config["analyses"]["draws"],
+        seed=config["seed"],
+        code=code("measure_sparsity"),
+    shell:
+        """
+        nadpipe measure-sparsity \
+            --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} --directions {input.directions:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --dataset {params.dataset} --most {params.most} --confidence {params.confidence} \
+            --shares {params.shares} --draws {params.draws} --seed {params.seed} \
+            2>{log}
+        """
+
+
+rule measure_reconstruction:
+    input:
+        images=of_analyses("results/artifacts/{dataset}/images.parquet"),
+        contributions=shards(config["analyses"]["dataset"], "contributions"),
+        labels="results/artifacts/text/labels.zarr",
+        pairs="results/artifacts/directions/pair.zarr",
+        neurons="results/artifacts/directions/neuron.zarr",
+        heads="results/artifacts/directions/head.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/reconstruction.csv",
+        plot="results/reconstruction.png",
+    log:
+        "logs/measure_reconstruction.log",
+    benchmark:
+        "results/benchmarks/measure_reconstruction.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        dataset=config["analyses"]["dataset"],
+        most=config["analyses"]["images"],
+        confidence=config["analyses"]["confidence"],
+        code=code("measure_reconstruction"),
+    shell:
+        """
+        nadpipe measure-reconstruction \
+            --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} \
+            --pair-directions {input.pairs:q} --neuron-directions {input.neurons:q} --head-directions {input.heads:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --dataset {params.dataset} --most {params.most} --confidence {params.confidence} \
+            2>{log}
+        """
+
+
+rule measure_sparse_text:
+    input:
+        images=of_analyses("results/artifacts/{dataset}/images.parquet"),
+        contributions=shards(config["analyses"]["dataset"], "contributions"),
+        labels="results/artifacts/text/labels.zarr",
+        directions="results/artifacts/directions/pair.zarr",
+        assignments="results/assignments.parquet",
+        dictionary="results/artifacts/text/dictionary.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/sparse_text.csv",
+        plot="results/sparse_text.png",
+    log:
+        "logs/measure_sparse_text.log",
+    benchmark:
+        "results/benchmarks/measure_sparse_text.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        dataset=config["analyses"]["dataset"],
+        most=config["analyses"]["images"],
+        confidence=config["analyses"]["confidence"],
+        atoms=config["analyses"]["atoms"],
+        code=code("measure_sparse_text"),
+    shell:
+        """
+        nadpipe measure-sparse-text \
+            --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} --directions {input.directions:q} \
+            --assignments {input.assignments:q} --dictionary {input.dictionary:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --dataset {params.dataset} --most {params.most} --confidence {params.confidence} --atoms {params.atoms} \
+            2>{log}
+        """
+
+
+rule measure_polysemanticity:
+    input:
+        contributions=shards("discovery", "contributions"),
+        pair_directions="results/artifacts/directions/pair.zarr",
+        neuron_directions="results/artifacts/directions/neuron.zarr",
+        pairs="results/pairs.parquet",
+        neurons="results/neurons.parquet",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/polysemanticity.parquet",
+    log:
+        "logs/measure_polysemanticity.log",
+    benchmark:
+        "results/benchmarks/measure_polysemanticity.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        top=config["analyses"]["top"],
+        code=code("measure_polysemanticity"),
+    shell:
+        """
+        nadpipe measure-polysemanticity \
+            --contributions {input.contributions:q} --pair-directions {input.pair_directions:q} \
+            --neuron-directions {input.neuron_directions:q} --pairs {input.pairs:q} --neurons {input.neurons:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --top {params.top} \
+            2>{log}
+        """
+
+
+rule draw_retrieval:
+    input:
+        images="results/artifacts/discovery/images.parquet",
+        polysemanticity="results/polysemanticity.parquet",
+    output:
+        sheets=directory("results/retrieval"),
+    log:
+        "logs/draw_retrieval.log",
+    benchmark:
+        "results/benchmarks/draw_retrieval.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        neurons=config["analyses"]["sheets"],
+        code=code("draw_retrieval"),
+    shell:
+        """
+        nadpipe draw-retrieval \
+            --images {input.images:q} --polysemanticity {input.polysemanticity:q} \
+            --output {output.sheets:q} --neurons {params.neurons} \
+            2>{log}
+        """
+
+
+rule measure_naming:
+    input:
+        images=of_analyses("results/artifacts/{dataset}/images.parquet"),
+        contributions=shards(config["analyses"]["dataset"], "contributions"),
+        directions="results/artifacts/directions/pair.zarr",
+        assignments="results/assignments.parquet",
+        correlated="results/artifacts/assignments/correlated.parquet",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/naming.csv",
+    log:
+        "logs/measure_naming.log",
+    benchmark:
+        "results/benchmarks/measure_naming.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        dataset=config["analyses"]["dataset"],
+        code=code("measure_naming"),
+    shell:
+        """
+        nadpipe measure-naming \
+            --images {input.images:q} --contributions {input.contributions:q} --directions {input.directions:q} \
+            --assignments {input.assignments:q} --correlated {input.correlated:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --dataset {params.dataset} \
+            2>{log}
+        """
+
+
+rule measure_faithfulness:
+    input:
+        images=of_analyses("results/artifacts/{dataset}/images.parquet"),
+        contributions=shards(config["analyses"]["dataset"], "contributions"),
+        selection="results/artifacts/selection/concepts.zarr",
+        directions="results/artifacts/directions/pair.zarr",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        table="results/faithfulness.csv",
+        plot="results/faithfulness.png",
+    log:
+        "logs/measure_faithfulness.log",
+    benchmark:
+        "results/benchmarks/measure_faithfulness.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        dataset=config["analyses"]["dataset"],
+        draws=config["analyses"]["draws"],
+        seed=config["seed"],
+        code=code("measure_faithfulness"),
+    shell:
+        """
+        nadpipe measure-faithfulness \
+            --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
+            --directions {input.directions:q} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --dataset {params.dataset} --draws {params.draws} --seed {params.seed} \
+            2>{log}
+        """

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from conftest import activations
+from scipy.stats import binomtest
+
+from nadpipe import ablation, attnpool
+from nadpipe.texts import unit
+
+
+@pytest.fixture
+def coefficient(pool):
+    x = attnpool.tokens(activations(pool, 7), pool)
+    return attnpool.coefficients(attnpool.attention(x, pool), x)
+
+
+def test_all_pairs_kept_are_the_embedding_and_none_its_mean(pool, coefficient):
+    mean = coefficient.mean(0)
+    everything = torch.ones(mean.shape, dtype=torch.bool)
+    whole = attnpool.sum_pairs(coefficient, pool)
+    torch.testing.assert_close(ablation.keep_pairs(coefficient, mean, everything, pool), whole)
+    none = ablation.keep_pairs(coefficient, mean, ~everything, pool)
+    torch.testing.assert_close(none, whole.mean(0).expand_as(none), rtol=1e-4, atol=1e-5)
+
+
+def test_what_pairs_add_is_additive(pool, coefficient):
+    """Two disjoint sets of pairs add what both together add."""
+    mean = coefficient.mean(0)
+    first = torch.rand(mean.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    base = ablation.keep_pairs(coefficient, mean, torch.zeros_like(first), pool)
+    parts = [ablation.keep_pairs(coefficient, mean, kept, pool) - base for kept in (first, ~first)]
+    torch.testing.assert_close(base + sum(parts), attnpool.sum_pairs(coefficient, pool), rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_pairs_are_the_largest():
+    norm = np.array([[1.0, 3.0, 0.0], [2.0, 3.0, 0.5]])
+    order = ablation.rank_pairs(norm)
+    assert order.tolist() == [1, 4, 3, 0, 5, 2]
+    assert ablation.chosen_pairs(order, 3, norm.shape).tolist() == [[False, True, False], [True, True, False]]
+    assert ablation.chosen_pairs(order[::-1], 2, norm.shape).tolist() == [[False, False, True], [False, False, True]]
+
+
+def rebuilt_from(coefficient, pool, directions):
+    """Mean plus what each neuron writes along directions (neuron, component, embed)."""
+    mean = coefficient.mean(0)
+    coordinate = sum(
+        ablation.coordinates(coefficient[:, head] - mean[head], attnpool.write_vectors(pool, head), directions)
+        for head in range(pool.heads)
+    )
+    return attnpool.sum_pairs(mean[None], pool) + ablation.decode(coordinate, directions)
+
+
+def test_neurons_on_a_whole_basis_are_rebuilt_and_on_less_are_projected(pool, coefficient):
+    write = torch.stack([attnpool.write_vectors(pool, head) for head in range(pool.heads)], dim=1)
+    basis = torch.linalg.qr(write.transpose(1, 2))[0].transpose(1, 2).contiguous()
+    whole = attnpool.sum_pairs(coefficient, pool)
+    rebuilt = rebuilt_from(coefficient, pool, basis)
+    torch.testing.assert_close(rebuilt[-1], whole, rtol=1e-3, atol=1e-4)
+    centred = coefficient - coefficient.mean(0)
+    dense = torch.einsum("vhn,nho->vno", centred, write)  # centred contribution of each neuron
+    projected = torch.einsum("vno,no,np->vp", dense, basis[:, 0], basis[:, 0])
+    torch.testing.assert_close(rebuilt[0] - whole.mean(0), projected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_direction_in_the_span_of_its_texts_is_kept_and_fewer_texts_are_least_squares():
+    generator = torch.Generator().manual_seed(0)
+    atom = unit(torch.randn(5, 4, 9, generator=generator))
+    atom[1, 2:] = 0  # a code that ended early
+    weight = torch.randn(5, 4, generator=generator)
+    direction = torch.einsum("ur,ure->ue", weight, atom)
+    two, four = ablation.recode(direction, atom, [2, 4])
+    torch.testing.assert_close(four, direction, rtol=1e-4, atol=1e-5)
+    for row in range(5):
+        best = torch.linalg.lstsq(atom[row, :2].T, direction[row][:, None]).solution
+        torch.testing.assert_close(two[row], (atom[row, :2].T @ best)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_fidelity_by_hand():
+    text = torch.eye(2)
+    embedding = torch.tensor([[2.0, 0.1], [0.1, 3.0], [1.0, 0.9], [0.2, 1.0]])
+    label = torch.tensor([0, 1, 1, 1])
+    same = ablation.fidelity(embedding, embedding, text, label, 0.95)
+    assert (same.accuracy, same.relative_error, same.explained) == (0.75, 0, 1)
+    interval = binomtest(3, 4).proportion_ci(0.95, "wilson")
+    assert (same.accuracy_low, same.accuracy_high) == pytest.approx((interval.low, interval.high))
+    mean = ablation.fidelity(embedding.mean(0).expand(4, 2), embedding, text, label, 0.95)
+    assert mean.explained == pytest.approx(0, abs=1e-6)
+    assert mean.accuracy == 0.75  # the mean lies nearer to the second text
+    assert ablation.fidelity(embedding * 2, embedding, text, label, 0.95).relative_error == pytest.approx(1)
