@@ -10,13 +10,16 @@ include: "rules/common.smk"
 
 
 config.update(checked_config())
+ANALYSES = ("reconstruction", "sparsity", "sparse_text", "naming", "faithfulness")
 shell.prefix(command_prefix())
 
 
 wildcard_constraints:
     dataset="|".join(config["datasets"]),
     unit="pair|neuron|head",
-    set="|".join(["dictionary", "concepts", *config["segmentation"]["datasets"]]),
+    set="|".join(
+        ["dictionary", "concepts", "labels", *config["segmentation"]["datasets"]]
+    ),
     shard=r"\d+",
 
 
@@ -35,11 +38,14 @@ rule all:
             for made in ("overlays", "sheets", "per_class.png")
         ],
         "results/shift.csv",
-        "results/shift/pairs.parquet",
+        "results/shift/discovered.parquet",
         "results/pairs.parquet",
         "results/neurons.parquet",
         "results/heads.parquet",
         "results/assignments.parquet",
+        [f"results/{name}.csv" for name in ANALYSES],
+        "results/polysemanticity.parquet",
+        "results/retrieval",
         [
             store
             for dataset in config["dense"]["datasets"]
@@ -54,3 +60,4 @@ include: "rules/directions.smk"
 include: "rules/texts.smk"
 include: "rules/segmentation.smk"
 include: "rules/shift.smk"
+include: "rules/analyses.smk"

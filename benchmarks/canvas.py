@@ -2,9 +2,9 @@
 
     python benchmarks/canvas.py
 
-Memory is measured in processes of their own, time in one. The usual side makes every crop's logits as large as the crop, adds them up over the
-image, divides, resizes to the mask and takes the softmax (mmsegmentation's slide_inference, SCLIP's forward_slide); it is left
-out where its one map of logits would not fit the memory.
+Memory is measured in processes of their own, time in one. The usual side makes every crop's logits as large as the crop,
+adds them up over the image, divides, resizes to the mask and takes the softmax (mmsegmentation's slide_inference, SCLIP's
+forward_slide); it is left out where its one map of logits would not fit the memory.
 """
 
 import argparse

@@ -27,9 +27,16 @@ WHERE = {
     "differences": "results/segmentation/differences.parquet",
     "registers": "results/registers.parquet",
     "shift_scores": "results/shift/scores.parquet",
-    "shift_pairs": "results/shift/pairs.parquet",
+    "discovered": "results/shift/discovered.parquet",
     "segmentation": "results/segmentation.csv",
-    "shift": "results/shift.csv",
+    "pair correlations": "results/artifacts/assignments/correlated.parquet",
+    "polysemanticity": "results/polysemanticity.parquet",
+    "reconstruction": "results/reconstruction.csv",
+    "sparsity": "results/sparsity.csv",
+    "sparse_text": "results/sparse_text.csv",
+    "naming": "results/naming.csv",
+    "faithfulness": "results/faithfulness.csv",
+    "shift": "results/shift.csv, and results/shift/batches/&lt;dataset&gt;.csv",
 }
 HEAD = f"""# Artifacts
 

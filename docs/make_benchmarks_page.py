@@ -4,7 +4,21 @@ import json
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-ORDER = ("contributions", "directions", "segmentation", "sparse_text", "texts", "features", "storage", "memory", "end_to_end")
+ORDER = (
+    "contributions",
+    "directions",
+    "segmentation_stage",
+    "segmentation_methods",
+    "segmentation",
+    "canvas",
+    "sparse_text",
+    "texts",
+    "features",
+    "storage",
+    "memory",
+    "end_to_end",
+    "drift_detection",
+)
 TOLD = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")  # vector units that decide what is fast
 HEAD = """# Benchmarks
 

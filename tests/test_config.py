@@ -57,7 +57,7 @@ def test_the_shipped_config_is_complete():
             {"layout": "tree", "path": "docs"},
             "datasets.text: small letters, digits and _, and none of assignments",
         ),
-        ("datasets.discovery.layout", "voc", "datasets.discovery.layout: input should be 'table', 'tree', 'folder', 'voc20'"),
+        ("datasets.discovery.layout", "voc", "datasets.discovery.layout: input should be 'table', 'tree', 'stanford_cars'"),
         ("datasets.monitoring", ..., "datasets: no data set monitoring; datasets has discovery, segmentation"),
         ("datasets.segmentation.classes", None, "datasets.segmentation.classes: missing; a table has none of its own"),
         ("datasets.segmentation.classes", "no.csv", "datasets.segmentation.classes: no such file or folder: no.csv"),
@@ -159,7 +159,7 @@ def test_dictionaries_may_be_named_and_the_cache_left_out():
 
 
 def test_every_layout_and_class_file_may_be_asked_for():
-    assert set(get_args(Layout)) == {"table", "tree", *LAYOUTS}
+    assert set(get_args(Layout)) == {"table", "tree", "stanford_cars", *LAYOUTS}
     given = {"layout": "voc21", "path": "docs", "classes": "README.md"}
     config = changed("datasets.voc", given)
     config["segmentation"]["datasets"] = ["voc"]

@@ -26,17 +26,26 @@ from nadpipe.inputs import read_pool
 from nadpipe.stages.accumulate_pairs import accumulate_pairs
 from nadpipe.stages.assign_texts import assign_texts
 from nadpipe.stages.compute_contributions import compute_contributions
+from nadpipe.stages.correlate_texts import correlate_texts
 from nadpipe.stages.draw_contact_sheets import draw_contact_sheets
 from nadpipe.stages.draw_overlays import draw_overlays
+from nadpipe.stages.draw_retrieval import draw_retrieval
 from nadpipe.stages.embed_texts import embed_texts
 from nadpipe.stages.export_attnpool import export_attnpool
 from nadpipe.stages.extract_features import extract_features
 from nadpipe.stages.fit_directions import fit_directions
 from nadpipe.stages.index_classes import index_classes
 from nadpipe.stages.index_images import index_images
+from nadpipe.stages.measure_faithfulness import measure_faithfulness
+from nadpipe.stages.measure_naming import measure_naming
+from nadpipe.stages.measure_polysemanticity import measure_polysemanticity
+from nadpipe.stages.measure_reconstruction import measure_reconstruction
 from nadpipe.stages.measure_registers import measure_registers
+from nadpipe.stages.measure_sparse_text import measure_sparse_text
+from nadpipe.stages.measure_sparsity import measure_sparsity
 from nadpipe.stages.plot_classes import plot_classes
 from nadpipe.stages.rank_shifts import rank_shifts
+from nadpipe.stages.score_batch import score_batch
 from nadpipe.stages.score_segmentation import score_segmentation
 from nadpipe.stages.score_shift import score_shift
 from nadpipe.stages.segment_images import segment_images
@@ -96,7 +105,10 @@ class Run:
         words = self.embed("words", ("a", "b", "c d"))
         assign_texts(unit, self.fit(unit, contributions), words, self.pool, self.folder / f"{unit}-texts.parquet", atoms=2)
         paths = (self.folder / f"{unit}.zarr", self.folder / f"{unit}-texts.parquet", self.pool)
-        tabulate_units(unit, *paths, self.folder / f"{unit}s.parquet")
+        correlated = self.folder / "correlated.parquet" if unit == "pair" else None
+        if correlated:
+            correlate_texts(contributions, self.folder / "pair.zarr", words, self.pool, correlated)
+        tabulate_units(unit, *paths, self.folder / f"{unit}s.parquet", correlated)
         return read_parquet(self.folder / f"{unit}s.parquet", f"{unit}s")
 
     def classes(self, names=("a", "b", "c"), **options):
@@ -417,13 +429,135 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
     run.write_images(noise(6), group=[9, 9, 9, 10, 10, 10], value=[0, 1, 0, 1, 1, 0])
     score_shift(*paths, run.folder / "shift.csv", run.folder / "scores.parquet", resamples=100)
     table = pd.read_csv(run.folder / "shift.csv")
-    assert table["reference"].unique().tolist() == [9]
+    assert table["reference"].dropna().unique().tolist() == [9]
     assert set(table["concept"]) == set(texts)
     assert table.set_index("concept")["label_rate"].notna().to_dict() == {"value": True, "score": False, "a": False}
     ranked = run.folder / "ranked.parquet"
     rank_shifts(run.folder / "images.parquet", contributions, run.folder / "pairs.parquet", run.pool, ranked)
-    effect = read_parquet(ranked, "shift_pairs")["effect"].abs().dropna()
-    assert effect.is_monotonic_decreasing
+    found = read_parquet(ranked, "discovered")
+    assert found["effect"].abs().dropna().is_monotonic_decreasing
+    assert found[["n", "n_reference", "small"]].drop_duplicates().to_numpy().tolist() == [[3, 3, True]]
+    first = found.iloc[0]
+    of_pair = np.concatenate(
+        [open_zarr(path, "contributions")["coefficient"][:, first["head"], first["neuron"]] for path in contributions]
+    )
+    toward = np.sign(of_pair[3:].mean() - of_pair[:3].mean()) * of_pair[3:]
+    assert first["images"].tolist() == (3 + np.argsort(-toward)).tolist()
+
+
+def test_a_batch_is_compared_with_stored_scores_as_a_group_of_the_same_images_is(run):
+    run.write_images(noise(8), group=[1] * 4 + [2] * 4, a=[0, 1] * 4)
+    contributions = run.decompose(name="all")
+    run.tabulate("pair", contributions)
+    run.select(contributions, ("a", "b"))
+    everything = (run.folder / "images.parquet", contributions, run.folder / "s.zarr", run.pool)
+    score_shift(*everything, run.folder / "shift.csv", run.folder / "scores.parquet", resamples=100)
+    run.write_images(noise(8)[4:], a=[0, 1] * 2)
+    batch = run.decompose(name="batch")
+    paths = (run.folder / "images.parquet", batch, run.folder / "s.zarr", run.folder / "scores.parquet", run.pool)
+    score_batch(*paths, run.folder / "batch.csv", "april", resamples=100)
+    whole, new = pd.read_csv(run.folder / "shift.csv").query("group == 2"), pd.read_csv(run.folder / "batch.csv")
+    same = ["concept", "score", "n", "mean", "mean_low", "mean_high", "effect", "p", "label_rate"]
+    pd.testing.assert_frame_equal(new[same], whole[same].reset_index(drop=True), rtol=1e-4)
+    assert new["reference"].tolist() == [1] * 4
+    assert new["group"].unique().tolist() == ["april (batch)"]
+    score_batch(*paths, run.folder / "rolling.csv", "april", reference="rolling:2", resamples=100)
+    assert pd.read_csv(run.folder / "rolling.csv")["reference"].tolist() == ["1 to 2"] * 4
+    run.select(contributions, ("a", "c"))
+    with pytest.raises(NadpipeError, match=r"scores\.parquet: has no scores of c; run score-shift with these concepts"):
+        score_batch(*paths, run.folder / "batch.csv", "april")
+
+
+def test_analyses_start_at_the_mean_and_end_at_the_model(run):
+    """With all pairs, all directions and all of a code, embeddings are the model's own; with none, their mean."""
+    labels = ["cat", "dog", None, "dog", "cat"] * 2
+    run.write_images(noise(10), group=labels)
+    index_images("table", run.folder / "t.csv", run.folder / "images.parquet", label_column="group")
+    contributions = run.decompose(shards=2)
+    run.tabulate("pair", contributions)
+    for unit in ("neuron", "head"):
+        run.fit(unit, contributions)
+    embed_texts(output=run.folder / "labels.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
+    assert open_zarr(run.folder / "labels.zarr", "text").texts() == ["cat", "dog"]
+    seen = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr")
+    units = [run.folder / f"{unit}.zarr" for unit in ("pair", "neuron", "head")]
+
+    def outputs(name):
+        return run.folder / f"{name}.csv", run.folder / f"{name}.png"
+
+    measure_sparsity(*seen, units[0], run.pool, *outputs("sparsity"), shares=(0.1, 1.0), draws=2)
+    sparsity = pd.read_csv(run.folder / "sparsity.csv").set_index(["kept", "draw", "share"])
+    assert sparsity.xs(1.0, level="share")["relative_error"].max() < 1e-5
+    assert set(sparsity["images"]) == {8}
+    assert sparsity["energy"]["top", 0, 0.1] > sparsity["energy"]["random", 1, 0.1] > sparsity["energy"]["bottom", 0, 0.1]
+    measure_reconstruction(*seen, *units, run.pool, *outputs("reconstruction"))
+    table = pd.read_csv(run.folder / "reconstruction.csv").set_index(["unit", "components"])
+    assert table.index.tolist() == [(u, c) for u, n in (("pair", 1), ("neuron", 2), ("head", 2)) for c in range(n + 1)]
+    assert table.loc[("pair", 1), "relative_error"] < 1e-5
+    assert table.xs(0, level="components")["relative_error"].nunique() == 1
+    for unit in ("neuron", "head"):
+        assert table.loc[unit]["explained"].is_monotonic_increasing
+    texts = (run.folder / "pair-texts.parquet", run.folder / "words.zarr")
+    measure_sparse_text(*seen, units[0], *texts, run.pool, *outputs("sparse_text"), atoms=(1, 2, 99))
+    coded = pd.read_csv(run.folder / "sparse_text.csv")
+    assert coded["atoms"].tolist() == [0, 1, 2]
+    assert coded["explained"].is_monotonic_increasing
+    assert (coded["coded"] == 1).all()
+    for name in ("sparsity", "reconstruction", "sparse_text"):
+        assert Image.open(run.folder / f"{name}.png").width > 500
+    with pytest.raises(NadpipeError, match="0 different labels; zero-shot"):
+        index_images("table", run.folder / "t.csv", run.folder / "images.parquet")
+        embed_texts(output=run.folder / "x.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
+    with pytest.raises(NadpipeError, match="no image has a label"):
+        measure_sparsity(*seen, units[0], run.pool, *outputs("sparsity"))
+
+
+def test_top_images_of_pairs_and_neurons(run):
+    run.write_images(noise(12))
+    contributions = run.decompose(shards=2)
+    for unit in ("pair", "neuron"):
+        run.tabulate(unit, contributions)
+    inputs = [run.folder / name for name in ("pair.zarr", "neuron.zarr", "pairs.parquet", "neurons.parquet")]
+    measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "p.parquet", top=3)
+    table = read_parquet(run.folder / "p.parquet", "polysemanticity")
+    assert table["unit"].value_counts().to_dict() == {"pair": 512, "neuron": 128}
+    pairs = table[table["unit"] == "pair"].dropna(subset="spread")
+    assert pairs["spread"].between(-1e-5, 1.5 + 1e-5).all()
+    row = pairs.astype({"head": int}).iloc[0]
+    stores = [open_zarr(path, "contributions") for path in contributions]
+    own = np.concatenate([store["coefficient"][:, row["head"], row["neuron"]] for store in stores])
+    sign = open_zarr(run.folder / "pair.zarr", "pair directions")["sign"][row["head"], row["neuron"]]
+    assert row["images"].tolist() == np.argsort(-own * sign, kind="stable")[:3].tolist()
+    neuron = table[(table["unit"] == "neuron") & (table["neuron"] == row["neuron"])].iloc[0]
+    assert row["parent_spread"] == neuron["spread"]
+    assert row["overlap"] == pytest.approx(len(set(row["images"]) & set(neuron["images"])) / 3)
+    draw_retrieval(run.folder / "images.parquet", run.folder / "p.parquet", run.folder / "sheets", neurons=2)
+    assert len(list((run.folder / "sheets").glob("neuron-*.png"))) == 2
+    with pytest.raises(NadpipeError, match=r"analyses.top: 7 top images of 12"):
+        measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "q.parquet", top=7)
+
+
+def test_names_and_ablations_are_held_against_labels(run):
+    run.write_images(noise(12), a=[0, 1] * 6, b=[1, 1, 0] * 4, other=range(12))
+    contributions = run.decompose()
+    run.tabulate("pair", contributions)
+    run.select(contributions, ("a", "b"), k=400)
+    images = run.folder / "images.parquet"
+    names = (run.folder / "pair.zarr", run.folder / "pair-texts.parquet", run.folder / "correlated.parquet")
+    measure_naming(images, contributions, *names, run.pool, run.folder / "n.csv")
+    table = pd.read_csv(run.folder / "n.csv")
+    assert table["rule"].unique().tolist() == ["nearest", "sparse", "correlated"]
+    assert (table["attributes"] == 2).all()
+    assert table["agreement"].between(0, 1).all()
+    paths = (images, contributions, run.folder / "s.zarr", run.folder / "pair.zarr", run.pool)
+    measure_faithfulness(*paths, run.folder / "f.csv", run.folder / "f.png", draws=2)
+    matrix = pd.read_csv(run.folder / "f.csv")
+    assert matrix["ablated"].unique().tolist() == ["a", "b", "random 1", "random 2"]
+    assert matrix.groupby("measured")["auroc"].nunique().tolist() == [1, 1]
+    assert (matrix["spread_kept"] < 1).any()
+    run.write_images(noise(12))
+    with pytest.raises(NadpipeError, match="no 0/1 column at all; naming needs labels of the images"):
+        measure_naming(images, contributions, *names, run.pool, run.folder / "n.csv")
 
 
 def test_artifacts_of_another_model_are_refused_by_the_next_stage(run, tiny_clip):

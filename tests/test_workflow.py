@@ -24,6 +24,9 @@ def test_every_target_is_made_from_files_on_disk(checkout):
         table = pd.read_csv(results / f"{name}.csv")
         assert list(table.columns) == list(columns)
         assert len(table)
+    for name in ("sparsity", "reconstruction", "sparse_text", "faithfulness", "registers"):
+        assert Image.open(results / f"{name}.png").width > 300
+    assert len(list((results / "retrieval").glob("neuron-*.png"))) == 12
     for name in ("pairs", "neurons", "heads"):
         assert list(pd.read_parquet(results / f"{name}.parquet").columns)[: len(PARQUET[name])] == list(PARQUET[name])
     heads, neurons = 12, 768
@@ -60,8 +63,10 @@ def test_the_demos_truth_is_found(checkout):
     assert drifting["effect"].abs().min() > steady["effect"].abs().max()
     assert drifting["q"].min() < 0.05
     assert steady["q"].min() > 0.5
-    texts = pd.read_parquet(results / "shift" / "pairs.parquet").query("group == '2025'").head(10)["nearest_text"]
-    assert texts.str.contains("fish|snail|sky|sand").mean() > 0.5
+    found = pd.read_parquet(results / "shift" / "discovered.parquet").query("group == '2025' and q < 0.05")
+    words = found.head(50)["active_text"].astype(str).str.split().explode()
+    assert len(found) > 20
+    assert words.isin(["fish", "snail", "sky", "sand", "on"]).mean() > 0.8
 
 
 def test_label_maps_reload_to_what_was_scored(checkout):
@@ -96,18 +101,25 @@ def test_a_second_run_does_nothing(checkout):
 
 SCORED = {"score_segmentation": 1, "plot_classes": 1}
 SEGMENTED = {"segment_images": 1, **SCORED, "draw_overlays": 1, "draw_contact_sheets": 1}
-NAMED = {"assign_texts": 1, "assign_texts_to_subspaces": 2, "tabulate_units": 3, "rank_shifts": 1}
-FITTED = {"fit_directions": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
+CONCEPTS = {"score_shift": 1, "measure_faithfulness": 1}
+RANKED = {"measure_polysemanticity": 1, "draw_retrieval": 1}
+TABULATED = {"tabulate_units": 3, "rank_shifts": 1, **RANKED}
+ASSIGNED = {"assign_texts": 1, "assign_texts_to_subspaces": 2, **TABULATED, "measure_sparse_text": 1, "measure_naming": 1}
+NAMED = {"correlate_texts": 1, **ASSIGNED}
+REBUILT = {"measure_sparsity": 1, "measure_reconstruction": 1, "measure_sparse_text": 1}
+ANALYSED = {**REBUILT, "measure_naming": 1, "measure_faithfulness": 1}
+FITTED = {"fit_directions": 3, **NAMED, **ANALYSED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
 ACCUMULATED = {"accumulate_pairs": 2, **FITTED}
 DECOMPOSED = {"compute_contributions": 3, **ACCUMULATED}
 MEASURED = {"measure_registers": 1, **SEGMENTED}
 ENCODED = {"extract_features": 4, **DECOMPOSED, **MEASURED}
-EMBEDDED = {"embed_texts": 3, **NAMED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
-LISTED = {"index_images": 3, **ENCODED}
+EMBEDDED = {"embed_texts": 4, **NAMED, **REBUILT, "select_pairs": 2, **SEGMENTED, **CONCEPTS}
+LISTED = {"index_images": 3, "embed_texts": 1, **ENCODED}
 MODEL = {"export_attnpool": 1, **ENCODED, **EMBEDDED}
 CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
 OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
-OF_MONITORING = {"index_images": 1, "extract_features": 1, "compute_contributions": 1, "score_shift": 1, "rank_shifts": 1}
+OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
+OF_MONITORING |= {"index_images": 1, "embed_texts": 1, "extract_features": 1}
 
 CHANGES = {
     "segmentation.datasets": (
@@ -137,21 +149,35 @@ CHANGES = {
     "datasets.segmentation.area_threshold": (0.01, SEGMENTED),
     "datasets.segmentation.split": ("val", {**OF_SEGMENTATION, "index_classes": 1, "embed_texts": 1, "select_pairs": 1}),
     "directions.top_images": (10, ACCUMULATED),
-    "directions.components": (2, {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2}),
-    "assignments.atoms": (3, NAMED),
+    "directions.components": (
+        2,
+        {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2, "measure_reconstruction": 1, **RANKED},
+    ),
+    "assignments.atoms": (3, ASSIGNED),
     "assignments.nearest": (2, NAMED),
-    "assignments.sparse_share": (0.5, NAMED),
+    "assignments.sparse_share": (0.5, ASSIGNED),
     "assignments.device": ("auto", {}),
     "dense.datasets": (["discovery", "monitoring"], {"export_dense": 3}),
     "dense.dtype": ("float16", {}),
     "contributions.dtype": ("float16", DECOMPOSED),
     "features.precision": ("bfloat16", ENCODED),
     "features.dtype": ("float16", ENCODED),
-    "text.dictionary": ("README.md", {"embed_texts": 1, **NAMED, "select_pairs": 1, "score_shift": 1}),
+    "text.dictionary": ("README.md", {"embed_texts": 1, **NAMED, "select_pairs": 1, **CONCEPTS}),
     "text.templates": (["{}"], EMBEDDED),
-    "shift.concepts": (["fish", "red"], {"embed_texts": 1, "select_pairs": 1, "score_shift": 1}),
-    "shift.k": (20, {"select_pairs": 1, "score_shift": 1}),
-    "shift.select_by": ("direction", {"select_pairs": 1, "score_shift": 1}),
+    "shift.concepts": (["fish", "red"], {"embed_texts": 1, "select_pairs": 1, **CONCEPTS}),
+    "shift.k": (20, {"select_pairs": 1, **CONCEPTS}),
+    "shift.select_by": ("direction", {"select_pairs": 1, **CONCEPTS}),
+    "shift.test": ("ks", {"score_shift": 1}),
+    "shift.small_group": (5, {"score_shift": 1, "rank_shifts": 1}),
+    "shift.examples": (2, {"rank_shifts": 1}),
+    "analyses.dataset": ("discovery", {"embed_texts": 1, **ANALYSED}),
+    "analyses.images": (50, REBUILT),
+    "analyses.confidence": (0.9, REBUILT),
+    "analyses.shares": ([0.5], {"measure_sparsity": 1}),
+    "analyses.draws": (2, {"measure_sparsity": 1, "measure_faithfulness": 1}),
+    "analyses.atoms": ([3], {"measure_sparse_text": 1}),
+    "analyses.top": (5, RANKED),
+    "analyses.sheets": (3, {"draw_retrieval": 1}),
     "shift.reference": ("2020", {"score_shift": 1, "rank_shifts": 1}),
     "shift.resamples": (300, {"score_shift": 1}),
     "shift.confidence": (0.9, {"score_shift": 1}),
@@ -175,7 +201,11 @@ CHANGES = {
     "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
     "datasets.segmentation.path": ("results/demo/monitoring.csv", {**OF_SEGMENTATION, **CLASSED}),
     "datasets.segmentation.layout": ("tree", {**OF_SEGMENTATION, **CLASSED}),
-    "datasets.monitoring.shards": (2, {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1}),
+    "datasets.monitoring.shards": (
+        2,
+        {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1, **ANALYSED},
+    ),
+    "datasets.monitoring.labels": ("README.md", OF_MONITORING),
     "datasets.discovery.shards": (
         1,
         {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1, **FITTED, **MEASURED},
@@ -227,9 +257,18 @@ EDITS = {
     "stages/export_dense.py": {},
     "stages/fit_directions.py": FITTED,
     "stages/embed_texts.py": EMBEDDED,
-    "stages/assign_texts.py": NAMED,
-    "stages/tabulate_units.py": {"tabulate_units": 3, "rank_shifts": 1},
-    "stages/select_pairs.py": {"select_pairs": 2, **SEGMENTED, "score_shift": 1},
+    "stages/assign_texts.py": ASSIGNED,
+    "stages/correlate_texts.py": {"correlate_texts": 1, **TABULATED, "tabulate_units": 1, "measure_naming": 1},
+    "stages/tabulate_units.py": TABULATED,
+    "stages/select_pairs.py": {"select_pairs": 2, **SEGMENTED, **CONCEPTS},
+    "stages/measure_sparsity.py": {"measure_sparsity": 1},
+    "stages/measure_reconstruction.py": {"measure_reconstruction": 1},
+    "stages/measure_sparse_text.py": {"measure_sparse_text": 1},
+    "stages/measure_polysemanticity.py": RANKED,
+    "stages/draw_retrieval.py": {"draw_retrieval": 1},
+    "stages/measure_naming.py": {"measure_naming": 1},
+    "stages/measure_faithfulness.py": {"measure_faithfulness": 1},
+    "stages/score_batch.py": {},
     "stages/segment_images.py": SEGMENTED,
     "stages/score_segmentation.py": SCORED,
     "stages/draw_overlays.py": {"draw_overlays": 1},
@@ -243,7 +282,10 @@ EDITS = {
     "registers.py": MEASURED,
     "class_tables.py": {"index_classes": 1, **EMBEDDED},
     "layouts.py": {**CLASSED, **LISTED},
-    "plots.py": {**MEASURED},
+    "plots.py": {**MEASURED, **REBUILT, "measure_faithfulness": 1},
+    "ablation.py": {**REBUILT, "measure_faithfulness": 1},
+    "labelled.py": REBUILT,
+    "labels.py": EMBEDDED,
     "shift.py": {"score_shift": 1, "rank_shifts": 1},
     "directions.py": {**DECOMPOSED, **MEASURED},
     "models.py": MODEL,
@@ -282,7 +324,7 @@ def test_a_wrong_config_stops_before_the_first_job(checkout):
     text = done.stdout + done.stderr
     assert done.returncode != 0
     assert "config: segmentation.k.0: input should be greater than or equal to 1, not '-3'\n" in text
-    assert "config: segmentation.kk: unknown key; allowed here: classes" in text
+    assert "config: segmentation.kk: unknown key; allowed here: datasets, methods, k" in text
     assert "Job stats" not in text
     assert "Traceback" not in text
 
