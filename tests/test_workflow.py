@@ -63,10 +63,14 @@ def test_the_demos_truth_is_found(checkout):
     assert drifting["effect"].abs().min() > steady["effect"].abs().max()
     assert drifting["q"].min() < 0.05
     assert steady["q"].min() > 0.5
-    found = pd.read_parquet(results / "shift" / "discovered.parquet").query("group == '2025' and q < 0.05")
-    words = found.head(50)["active_text"].astype(str).str.split().explode()
-    assert len(found) > 20
-    assert words.isin(["fish", "snail", "sky", "sand", "on"]).mean() > 0.8
+    found = pd.read_parquet(results / "shift" / "discovered.parquet").query("group == '2025'")
+    words = found.head(50)["active_text"].astype(str).str.replace(" on ", " ").str.split().explode()
+    assert words.isin(["fish", "snail", "sky", "sand"]).mean() > 0.6  # four of 25 words drift
+    naming = pd.read_csv(results / "naming.csv").set_index(["rule", "share"])["agreement"]
+    assert naming["correlated", 1.0] > naming["nearest", 1.0] + 0.1
+    own = pd.read_csv(results / "faithfulness.csv").query("ablated == measured")["change"]
+    others = pd.read_csv(results / "faithfulness.csv").query("ablated != measured")["change"]
+    assert own.max() < -0.5 < others.min()
 
 
 def test_label_maps_reload_to_what_was_scored(checkout):
