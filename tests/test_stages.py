@@ -584,8 +584,8 @@ def test_texts_that_cannot_be_embedded_say_why(run):
     empty.write_text("\n \n")
     broken.write_bytes(b"\xff\xfe\x00")
     for options, message in [
-        ({}, "give one of --texts, --dictionary and --classes"),
-        ({"texts": ("a",), "dictionary": str(empty)}, "give one of --texts, --dictionary and --classes"),
+        ({}, "give one of --texts, --dictionary, --classes and --labels"),
+        ({"texts": ("a",), "dictionary": str(empty)}, "give one of --texts, --dictionary, --classes and --labels"),
         ({"texts": ("a", "b", "a")}, "--texts: 1 texts are listed twice, first 'a'"),
         ({"dictionary": str(empty)}, r"empty\.txt: no texts"),
         ({"dictionary": str(broken)}, r"broken\.txt: not a readable UTF-8 text file"),
