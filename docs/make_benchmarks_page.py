@@ -18,6 +18,7 @@ ORDER = (
     "memory",
     "end_to_end",
     "drift_detection",
+    "naming",
 )
 TOLD = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")  # vector units that decide what is fast
 HEAD = """# Benchmarks

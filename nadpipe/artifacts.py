@@ -228,6 +228,7 @@ PARQUET: dict[str, dict[str, Column]] = {
         "overlap": Column(pa.float32(), "pairs: share of its top images that are top images of its neuron"),
         "contribution_rank": Column(pa.int32(), "1 for the unit of its kind with the largest std_norm"),
         "nearest_text": Column(_TEXT, "text of the dictionary nearest to the direction"),
+        "active_text": Column(_TEXT, "pairs: text whose similarity to the images goes most with the coefficient"),
         "images": Column(pa.list_(pa.int64()), "image_id of the top images, farthest along the direction first"),
     },
     "neurons": {"neuron": _NEURON, **_UNIT_TABLE},

@@ -102,6 +102,51 @@ def accuracy_curves(table: pd.DataFrame, over: str, by: str, label: str, log: bo
     return figure
 
 
+def agreement_bars(table: pd.DataFrame) -> Figure:
+    """Share of right names by way of naming and share of the pairs, and what chance gives."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    rules = list(table["rule"].unique())
+    shares = sorted(table["share"].unique())
+    thickness = 0.8 / len(shares)
+    for at, share in enumerate(shares):
+        part = table[table["share"] == share].set_index("rule").loc[rules]
+        place = np.arange(len(rules)) + thickness * (at - (len(shares) - 1) / 2)
+        axes.bar(place, part["agreement"], thickness, color=COLOURS[at], label=f"largest {share:.0%} of the pairs")
+        axes.hlines(part["chance"], place - thickness / 2, place + thickness / 2, color="black")
+    axes.set(ylim=(0, 1), ylabel="share of right names (line: chance)")
+    axes.set_xticks(range(len(rules)), labels=rules)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def spread_plot(table: pd.DataFrame) -> Figure:
+    """Spread of top images: of pairs and neurons as distributions, and of each pair against its neuron."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    pairs = table[table["unit"] == "pair"].dropna(subset="spread")
+    bins = np.linspace(0, max(1.0, float(table["spread"].max())) + 1e-6, 41)
+    for at, unit in enumerate(("neuron", "pair")):
+        left.hist(
+            table.loc[table["unit"] == unit, "spread"].dropna(),
+            bins,
+            density=True,
+            histtype="step",
+            color=COLOURS[at],
+            label=unit,
+        )
+    left.set(xlabel="spread of the top images", ylabel="density")
+    left.legend(frameon=False)
+    counts = right.hist2d(pairs["parent_spread"], pairs["spread"], bins=[bins, bins], cmap="Blues", norm="log")[3]
+    right.plot(bins[[0, -1]], bins[[0, -1]], color="0.5", linewidth=0.8)
+    right.set(xlabel="of the neuron", ylabel="of the pair")
+    figure.colorbar(counts, ax=right, label="pairs")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def ablation_matrix(table: pd.DataFrame) -> Figure:
     """Change of each concept's score (columns) without the pairs of each concept (rows), random pairs below."""
     wide = table.pivot(index="ablated", columns="measured", values="change")

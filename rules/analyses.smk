@@ -124,6 +124,7 @@ rule measure_polysemanticity:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/polysemanticity.parquet",
+        plot="results/polysemanticity.png",
     log:
         "logs/measure_polysemanticity.log",
     benchmark:
@@ -142,7 +143,7 @@ rule measure_polysemanticity:
         nadpipe measure-polysemanticity \
             --contributions {input.contributions:q} --pair-directions {input.pair_directions:q} \
             --neuron-directions {input.neuron_directions:q} --pairs {input.pairs:q} --neurons {input.neurons:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --top {params.top} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} --top {params.top} \
             2>{log}
         """
 
@@ -185,6 +186,7 @@ rule measure_naming:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/naming.csv",
+        plot="results/naming.png",
     log:
         "logs/measure_naming.log",
     benchmark:
@@ -203,7 +205,7 @@ rule measure_naming:
         nadpipe measure-naming \
             --images {input.images:q} --contributions {input.contributions:q} --directions {input.directions:q} \
             --assignments {input.assignments:q} --correlated {input.correlated:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --dataset {params.dataset} \
+            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} --dataset {params.dataset} \
             2>{log}
         """
 

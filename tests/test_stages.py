@@ -518,7 +518,7 @@ def test_top_images_of_pairs_and_neurons(run):
     for unit in ("pair", "neuron"):
         run.tabulate(unit, contributions)
     inputs = [run.folder / name for name in ("pair.zarr", "neuron.zarr", "pairs.parquet", "neurons.parquet")]
-    measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "p.parquet", top=3)
+    measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "p.parquet", run.folder / "p.png", top=3)
     table = read_parquet(run.folder / "p.parquet", "polysemanticity")
     assert table["unit"].value_counts().to_dict() == {"pair": 512, "neuron": 128}
     pairs = table[table["unit"] == "pair"].dropna(subset="spread")
@@ -534,7 +534,7 @@ def test_top_images_of_pairs_and_neurons(run):
     draw_retrieval(run.folder / "images.parquet", run.folder / "p.parquet", run.folder / "sheets", neurons=2)
     assert len(list((run.folder / "sheets").glob("neuron-*.png"))) == 2
     with pytest.raises(NadpipeError, match=r"analyses.top: 7 top images of 12"):
-        measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "q.parquet", top=7)
+        measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "q.parquet", run.folder / "q.png", top=7)
 
 
 def test_names_and_ablations_are_held_against_labels(run):
@@ -544,7 +544,7 @@ def test_names_and_ablations_are_held_against_labels(run):
     run.select(contributions, ("a", "b"), k=400)
     images = run.folder / "images.parquet"
     names = (run.folder / "pair.zarr", run.folder / "pair-texts.parquet", run.folder / "correlated.parquet")
-    measure_naming(images, contributions, *names, run.pool, run.folder / "n.csv")
+    measure_naming(images, contributions, *names, run.pool, run.folder / "n.csv", run.folder / "n.png")
     table = pd.read_csv(run.folder / "n.csv")
     assert table["rule"].unique().tolist() == ["nearest", "sparse", "correlated"]
     assert (table["attributes"] == 2).all()
@@ -557,7 +557,7 @@ def test_names_and_ablations_are_held_against_labels(run):
     assert (matrix["spread_kept"] < 1).any()
     run.write_images(noise(12))
     with pytest.raises(NadpipeError, match="no 0/1 column at all; naming needs labels of the images"):
-        measure_naming(images, contributions, *names, run.pool, run.folder / "n.csv")
+        measure_naming(images, contributions, *names, run.pool, run.folder / "n.csv", run.folder / "n.png")
 
 
 def test_artifacts_of_another_model_are_refused_by_the_next_stage(run, tiny_clip):

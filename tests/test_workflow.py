@@ -24,7 +24,7 @@ def test_every_target_is_made_from_files_on_disk(checkout):
         table = pd.read_csv(results / f"{name}.csv")
         assert list(table.columns) == list(columns)
         assert len(table)
-    for name in ("sparsity", "reconstruction", "sparse_text", "faithfulness", "registers"):
+    for name in ("sparsity", "reconstruction", "sparse_text", "naming", "faithfulness", "polysemanticity", "registers"):
         assert Image.open(results / f"{name}.png").width > 300
     assert len(list((results / "retrieval").glob("neuron-*.png"))) == 12
     for name in ("pairs", "neurons", "heads"):
@@ -286,7 +286,7 @@ EDITS = {
     "registers.py": MEASURED,
     "class_tables.py": {"index_classes": 1, **EMBEDDED},
     "layouts.py": {**CLASSED, **LISTED},
-    "plots.py": {**MEASURED, **REBUILT, "measure_faithfulness": 1},
+    "plots.py": {**MEASURED, **REBUILT, **RANKED, "measure_naming": 1, "measure_faithfulness": 1},
     "ablation.py": {**REBUILT, "measure_faithfulness": 1},
     "labelled.py": REBUILT,
     "labels.py": EMBEDDED,

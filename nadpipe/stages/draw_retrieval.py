@@ -40,8 +40,9 @@ def draw_retrieval(
 
 
 def _about(row: tuple) -> str:
-    """A unit's text and how far its top images are apart."""
-    return f"{row.nearest_text}, spread {row.spread:.2f}"
+    """A unit's texts (by direction, and of pairs by their images) and how far its top images are apart."""
+    texts = dict.fromkeys(text for text in (row.nearest_text, row.active_text) if isinstance(text, str))
+    return f"{'; '.join(texts)}, spread {row.spread:.2f}"
 
 
 def _entry(row: tuple, paths: pd.Series, shown: int) -> tuple[str, list]:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nadpipe import faithfulness
-from nadpipe.artifacts import open_zarr, read_parquet, write_csv
+from nadpipe import faithfulness, plots
+from nadpipe.artifacts import Stamp, open_zarr, read_parquet, whole, write_csv
 from nadpipe.errors import NadpipeError
 from nadpipe.inputs import open_shards, read_pool
 from nadpipe.progress import track
@@ -23,6 +23,7 @@ def measure_naming(
     correlated: Path,
     attnpool_store: Path,
     output: Path,
+    output_plot: Path,
     dataset: str = "monitoring",
     attributes: tuple[str, ...] = (),
 ) -> None:
@@ -36,6 +37,7 @@ def measure_naming(
         correlated: Texts of the pairs by correlation.
         attnpool_store: Exported attention pool.
         output: CSV table, one row a way of naming and share of the pairs.
+        output_plot: PNG.
         dataset: Name of the data set in the table.
         attributes: The columns; all 0/1 columns of the manifest unless given.
     """
@@ -64,10 +66,13 @@ def measure_naming(
             found, chance = faithfulness.agreement(selected.ravel()[some], named[some])
             about = {"dataset": dataset, "rule": rule, "share": share, "pairs": len(some), "attributes": len(words)}
             rows.append(about | {"agreement": found, "chance": chance})
-    write_csv(output, "naming", pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    write_csv(output, "naming", table)
+    with whole(output_plot) as partial:
+        plots.save(plots.agreement_bars(table), partial)
 
 
-def _texts(assignments: Path, correlated: Path, model, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+def _texts(assignments: Path, correlated: Path, model: Stamp, shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """Each pair's text by each rule."""
     first = read_parquet(assignments, "pair assignments", model, filters=[("rank", "==", 1)])
     tables = {rule: first[first["kind"] == rule] for rule in ("nearest", "sparse")}

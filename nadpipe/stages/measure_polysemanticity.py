@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nadpipe import attnpool
+from nadpipe import attnpool, plots
 from nadpipe.artifacts import open_zarr, read_parquet, write_parquet
 from nadpipe.errors import NadpipeError
 from nadpipe.faithfulness import spread
@@ -27,6 +27,7 @@ def measure_polysemanticity(
     neurons: Path,
     attnpool_store: Path,
     output: Path,
+    output_plot: Path,
     top: int = 20,
 ) -> None:
     """Write the top images of every pair and neuron, how far apart they are, and a pair's share in its neuron's.
@@ -39,6 +40,7 @@ def measure_polysemanticity(
         neurons: Table of the neurons.
         attnpool_store: Exported attention pool.
         output: Parquet table, one row a pair or neuron.
+        output_plot: PNG.
         top: Images that go farthest along the unit's (first) direction.
     """
     pool, model = read_pool(attnpool_store)
@@ -60,13 +62,15 @@ def measure_polysemanticity(
         kept.append(best)
         parts.append(_table(best, centred, image_id).assign(unit="pair", head=head))
     best = _top(along, top)
-    whole = _table(best, centred, image_id).assign(unit="neuron", head=None)
+    neuron_table = _table(best, centred, image_id).assign(unit="neuron", head=None)
     for part, own in zip(parts, kept, strict=True):
-        part["parent_spread"] = whole["spread"]
+        part["parent_spread"] = neuron_table["spread"]
         part["overlap"] = (own[:, :, None] == best[:, None]).any(2).float().mean(1).numpy()
-    table = pd.concat([whole, *parts], ignore_index=True).astype({"head": "Int32"})
+    table = pd.concat([neuron_table, *parts], ignore_index=True).astype({"head": "Int32"})
     table = _named(table, read_parquet(pairs, "pairs", model), read_parquet(neurons, "neurons", model))
     write_parquet(output, "polysemanticity", table, dataclasses.replace(model, code=code_fingerprint(__name__)))
+    with whole(output_plot) as partial:
+        plots.save(plots.spread_plot(table), partial)
 
 
 def _top(value: torch.Tensor, top: int) -> torch.Tensor:
@@ -84,8 +88,9 @@ def _table(best: torch.Tensor, centred: torch.Tensor, image_id: np.ndarray) -> p
 def _named(table: pd.DataFrame, pairs: pd.DataFrame, neurons: pd.DataFrame) -> pd.DataFrame:
     """The table with each unit's rank and text; units that do not vary have no top images."""
     wanted = ["contribution_rank", "std_norm", "nearest_text"]
-    about = pd.concat([pairs[["head", "neuron", *wanted]], neurons[["neuron", *wanted]]]).astype({"head": "Int32"})
-    about["nearest_text"] = about["nearest_text"].astype(object)
+    of_pairs = pairs[["head", "neuron", *wanted, "active_text"]]
+    about = pd.concat([of_pairs, neurons[["neuron", *wanted]]]).astype({"head": "Int32"})
+    about = about.astype({"nearest_text": object, "active_text": object})
     table = table.merge(about, on=["head", "neuron"], how="left")
     still = table["std_norm"] == 0
     table.loc[still, ["spread", "parent_spread", "overlap"]] = np.nan
