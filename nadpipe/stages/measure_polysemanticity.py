@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from nadpipe import attnpool, plots
-from nadpipe.artifacts import open_zarr, read_parquet, write_parquet
+from nadpipe.artifacts import open_zarr, read_parquet, whole, write_parquet
 from nadpipe.errors import NadpipeError
 from nadpipe.faithfulness import spread
 from nadpipe.fingerprint import code_fingerprint
