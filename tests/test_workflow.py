@@ -364,3 +364,14 @@ def test_a_changed_temperature_changes_the_confidence_and_nothing_else(checkout)
     assert (colder["miou"] == scores["miou"]).all()
     checkout.run("all")
     assert files() == before
+
+
+def test_a_new_batch_is_scored_without_scoring_the_reference_again(checkout):
+    done = checkout.run("results/shift/batches/more.csv")
+    ran = set(re.findall(r"^(?:local)?rule (\w+):", done.stderr, re.MULTILINE))
+    assert ran == {"index_images", "extract_features", "compute_contributions", "score_batch"}
+    batch = pd.read_csv(checkout.folder / "results" / "shift" / "batches" / "more.csv")
+    assert list(batch.columns) == list(CSV["shift"])
+    assert batch["group"].unique().tolist() == ["more (batch)"]
+    assert (batch["reference"] == 2018).all()
+    assert batch["small"].all()  # eight images
