@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from nadpipe import ablation, plots
 from nadpipe.artifacts import open_zarr, read_parquet, whole, write_csv
-from nadpipe.inputs import blocks, count_blocks, open_shards, read_pool, read_selection
+from nadpipe.inputs import Chosen, blocks, count_blocks, open_shards, read_pool, read_selection
 from nadpipe.progress import track
 
 _HIGHEST = 0.1  # share of the images, those with the highest score, that a change is measured on
@@ -44,58 +44,64 @@ def measure_faithfulness(
     pool, model = read_pool(attnpool_store)
     chosen = read_selection(selection, model)
     mean = torch.from_numpy(open_zarr(directions, "pair directions", model)["coefficient_mean"][:])
-    k = chosen.pairs.head.shape[1]
-    rng = np.random.default_rng(seed)
-    sets = {name: (chosen.pairs.head[at], chosen.pairs.neuron[at]) for at, name in enumerate(chosen.texts)}
-    for draw in range(draws):
-        drawn = torch.from_numpy(rng.permutation(mean.numel())[:k])
-        sets[f"random {draw + 1}"] = (drawn // pool.neurons, drawn % pool.neurons)
-    kept = {
-        name: torch.ones(mean.shape, dtype=torch.bool).index_put_(pairs, torch.tensor(False)) for name, pairs in sets.items()
-    }
+    kept = _without(chosen, draws, seed, mean.shape)
     stores = open_shards(contributions, "contributions", model)
-    scores: dict[str, list[torch.Tensor]] = {name: [] for name in ("none", *kept)}
-    names = ("coefficient", "embedding", "image_id")
+    scores: dict[str, list[torch.Tensor]] = {name: [] for name in kept}
     image_id = []
+    names = ("coefficient", "embedding", "image_id")
     for coefficient, embedding, ids in track(
         blocks(stores, *names), "ablating concepts", "block", count_blocks(stores, "coefficient")
     ):
-        norm = embedding.norm(dim=1, keepdim=True)
-        scores["none"].append(embedding @ chosen.query.T / norm)
         for name, mask in kept.items():
             rebuilt = ablation.keep_pairs(coefficient.float(), mean, mask, pool)
-            scores[name].append(rebuilt @ chosen.query.T / norm)
+            scores[name].append(rebuilt @ chosen.query.T / embedding.norm(dim=1, keepdim=True))
         image_id.append(ids)
     manifest = read_parquet(images, "images").set_index("image_id").loc[torch.cat(image_id).numpy()]
     found = {name: torch.cat(parts).numpy() for name, parts in scores.items()}
-    rows = []
-    for ablated in kept:
-        for at, measured in enumerate(chosen.texts):
-            before, after = found["none"][:, at], found[ablated][:, at]
-            highest = np.argsort(-before, kind="stable")[: max(1, round(_HIGHEST * len(before)))]
-            spread = before.std() or np.nan
-            label = manifest[measured].to_numpy() if measured in manifest else None
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "ablated": ablated,
-                    "measured": measured,
-                    "k": k,
-                    "change": float((after - before)[highest].mean() / spread),
-                    "spread_kept": float(after.std() / spread),
-                    "auroc": _auroc(label, before),
-                    "auroc_ablated": _auroc(label, after),
-                    "images": len(before),
-                }
-            )
+    rows = [
+        {"dataset": dataset, "ablated": ablated, "measured": measured, "k": chosen.pairs.head.shape[1]}
+        | _effect(found[_NONE][:, at], found[ablated][:, at], manifest.get(measured))
+        for ablated in kept
+        if ablated != _NONE
+        for at, measured in enumerate(chosen.texts)
+    ]
     table = pd.DataFrame(rows)
     write_csv(output, "faithfulness", table)
     with whole(output_plot) as partial:
         plots.save(plots.ablation_matrix(table), partial)
 
 
-def _auroc(label: np.ndarray | None, score: np.ndarray) -> float:
+_NONE = ""  # nothing is taken away
+
+
+def _without(chosen: Chosen, draws: int, seed: int, shape: torch.Size) -> dict[str, torch.Tensor]:
+    """Masks of the pairs that stay: all of them, without each concept's, without as many random ones."""
+    heads, neurons = shape
+    rng = np.random.default_rng(seed)
+    gone = dict(zip(chosen.texts, chosen.pairs.head * neurons + chosen.pairs.neuron, strict=True))
+    count = chosen.pairs.head.shape[1]
+    gone |= {f"random {draw}": torch.from_numpy(rng.permutation(heads * neurons)[:count]) for draw in range(1, draws + 1)}
+    kept = {_NONE: torch.ones(shape, dtype=torch.bool)}
+    for name, pairs in gone.items():
+        kept[name] = torch.ones(heads * neurons, dtype=torch.bool).index_fill_(0, pairs, False).reshape(shape)
+    return kept
+
+
+def _effect(before: np.ndarray, after: np.ndarray, label: pd.Series | None) -> dict[str, float]:
+    """What a concept's score loses over its own images, and how well it still tells them apart."""
+    own = np.argsort(-before, kind="stable")[: max(1, round(_HIGHEST * len(before)))]
+    spread = before.std() or np.nan
+    return {
+        "change": float((after - before)[own].mean() / spread),
+        "spread_kept": float(after.std() / spread),
+        "auroc": _auroc(label, before),
+        "auroc_ablated": _auroc(label, after),
+        "images": len(before),
+    }
+
+
+def _auroc(label: pd.Series | None, score: np.ndarray) -> float:
     """How well a score tells images with the label from those without; NaN where there is no label or only one value."""
-    if label is None or len(np.unique(label)) != 2:
+    if label is None or label.nunique() != 2:
         return float("nan")
     return float(roc_auc_score(label, score))
