@@ -16,7 +16,7 @@ rule measure_sparsity:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         dataset=config["analyses"]["dataset"],
@@ -57,7 +57,7 @@ rule measure_reconstruction:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         dataset=config["analyses"]["dataset"],
@@ -95,7 +95,7 @@ rule measure_sparse_text:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         dataset=config["analyses"]["dataset"],
@@ -133,7 +133,7 @@ rule measure_polysemanticity:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         top=config["analyses"]["top"],
@@ -162,7 +162,7 @@ rule draw_retrieval:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=60,
     params:
         neurons=config["analyses"]["sheets"],
@@ -195,7 +195,7 @@ rule measure_naming:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         dataset=config["analyses"]["dataset"],
@@ -228,7 +228,7 @@ rule measure_faithfulness:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         dataset=config["analyses"]["dataset"],

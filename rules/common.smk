@@ -33,6 +33,11 @@ def command_prefix():
     )
 
 
+def memory(megabytes):
+    """Memory of a job: as much again at every retry."""
+    return lambda wildcards, attempt: megabytes * attempt
+
+
 def code(stage):
     """Fingerprint of the code that a stage runs, as a param: Snakemake does not see edits in imported modules."""
     return code_fingerprint(f"nadpipe.stages.{stage}")

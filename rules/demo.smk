@@ -12,7 +12,7 @@ rule make_demo_data:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=20,
     params:
         images=lambda wildcards: demo_images(wildcards.name),
@@ -42,7 +42,7 @@ rule make_demo_model:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         code=code("make_demo_model"),

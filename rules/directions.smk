@@ -12,7 +12,7 @@ rule accumulate_pairs:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         top_images=config["directions"]["top_images"],
@@ -41,7 +41,7 @@ rule fit_directions:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         contributions=lambda wildcards, input: contributions_options(
@@ -74,7 +74,7 @@ rule assign_texts:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=120,
         gpu=1 if config["assignments"]["device"] != "cpu" else 0,
         device=config["assignments"]["device"],
@@ -130,7 +130,7 @@ rule correlate_texts:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         nearest=config["assignments"]["nearest"],
@@ -160,7 +160,7 @@ rule tabulate_units:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         correlated=lambda wildcards, input: correlated_options(input.correlated),

@@ -11,7 +11,7 @@ rule index_images:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         source=lambda wildcards: source_options(wildcards.dataset),
@@ -37,7 +37,7 @@ rule index_classes:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         classes=lambda wildcards: class_options(wildcards.dataset),
@@ -64,7 +64,7 @@ rule extract_features:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=8000,
+        mem_mb=memory(8000),
         runtime=240,
         gpu=1 if config["device"] != "cpu" else 0,
         device=config["device"],
@@ -104,7 +104,7 @@ rule compute_contributions:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
         batch_size=config["contributions"]["batch_size"],
     params:
@@ -136,7 +136,7 @@ rule export_dense:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=480,
     params:
         dtype=config["dense"]["dtype"],

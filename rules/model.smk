@@ -11,7 +11,7 @@ rule export_attnpool:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=8000,
+        mem_mb=memory(8000),
         runtime=20,
     params:
         model=model_options(),

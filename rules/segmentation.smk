@@ -13,7 +13,7 @@ rule measure_registers:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         images=config["registers"]["images"],
@@ -49,7 +49,7 @@ rule segment_images:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=120,
     params:
         methods=config["segmentation"]["methods"],
@@ -90,7 +90,7 @@ rule score_segmentation:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         resamples=config["segmentation"]["resamples"],
@@ -124,7 +124,7 @@ rule draw_overlays:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         overlays=config["segmentation"]["overlays"],
@@ -159,7 +159,7 @@ rule draw_contact_sheets:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         extremes=config["segmentation"]["extremes"],
@@ -186,7 +186,7 @@ rule plot_classes:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         code=code("plot_classes"),

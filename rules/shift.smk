@@ -15,7 +15,7 @@ rule score_shift:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=30,
     params:
         comparison=comparison_options(),
@@ -49,7 +49,7 @@ rule rank_shifts:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=30,
     params:
         reference=reference_options(),
@@ -84,7 +84,7 @@ rule score_batch:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=30,
     params:
         comparison=comparison_options(),

@@ -11,7 +11,7 @@ rule embed_texts:
         "../envs/nadpipe.yaml"
     threads: lambda wildcards: 2 if wildcards.set == "dictionary" else 1
     resources:
-        mem_mb=8000,
+        mem_mb=memory(8000),
         runtime=60,
         gpu=1 if config["device"] != "cpu" else 0,
         device=config["device"],
@@ -48,7 +48,7 @@ rule select_pairs:
         "../envs/nadpipe.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=30,
     params:
         k=lambda wildcards: selected_k(wildcards.set),

@@ -101,12 +101,12 @@ class Checkout:
     def write_config(self, config):
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
-    def run(self, *arguments, check=True):
+    def run(self, *arguments, check=True, timeout=None):
         """Run snakemake as the README does, on this copy's code."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PATH": path}
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0 or not check, done.stdout[-3000:] + done.stderr[-6000:]
         return done
 
