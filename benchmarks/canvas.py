@@ -3,7 +3,7 @@
     python benchmarks/canvas.py
 
 Memory is measured in processes of their own, time in one. The usual side makes every crop's logits as large as the crop,
-adds them up over the image, divides, resizes to the mask and takes the softmax (mmsegmentation's slide_inference, SCLIP's
+adds them up over the image, divides, resizes to the mask and takes the largest (mmsegmentation's slide_inference, SCLIP's
 forward_slide); it is left out where its one map of logits would not fit the memory.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
                     "same labels": "" if side == "usual" else compared(size, given.classes) if "usual" in sides else "",
                 }
             )
-    report("canvas", f"Label map and probabilities of one image from its tokens' logits, {given.classes} classes", rows)
+    report("canvas", f"Label map of one image from its tokens' logits, {given.classes} classes", rows)
 
 
 def inputs(size: tuple[int, int], classes: int) -> tuple:
@@ -66,11 +66,11 @@ def inputs(size: tuple[int, int], classes: int) -> tuple:
 def compared(size: tuple[int, int], classes: int) -> str:
     """The share of pixels that both sides label alike."""
     boxes, logits = inputs(size, classes)
-    same = usual(boxes, logits, size)[0] == blocks(boxes, logits, size)[0]
+    same = usual(boxes, logits, size) == blocks(boxes, logits, size)
     return f"{float(same.float().mean()):.4%}"
 
 
-def usual(boxes: list, logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def usual(boxes: list, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Every step on maps of all classes."""
     rows, columns = boxes[0].resized_height, boxes[0].resized_width
     total, count = torch.zeros(logits.shape[1], rows, columns), torch.zeros(rows, columns)
@@ -79,12 +79,10 @@ def usual(boxes: list, logits: torch.Tensor, size: tuple[int, int]) -> tuple[tor
         part = slice(box.crop_top, box.crop_top + CROP), slice(box.crop_left, box.crop_left + CROP)
         total[:, *part] += pixels
         count[part] += 1
-    whole = F.interpolate((total / count)[None], size=size, mode="bilinear")[0]
-    probability, classes = torch.softmax(whole * 40, dim=0).max(0)
-    return classes, probability
+    return F.interpolate((total / count)[None], size=size, mode="bilinear")[0].argmax(0)
 
 
-def blocks(boxes: list, logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def blocks(boxes: list, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """nadpipe's own."""
     top, left = [box.crop_top for box in boxes], [box.crop_left for box in boxes]
     canvas = make_canvas(top, left, CROP, GRID, (boxes[0].resized_height, boxes[0].resized_width), size)

@@ -82,7 +82,11 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict]:
         out = (folder / "registers.parquet", pool, folder / "confusion.parquet", folder / "labels")
         segment_images(folder / f"{name}.parquet", classes, *stores, *out, methods=methods, sink=143)
 
-    sets = {method: (method,) for method in given.methods} | {"all of these": tuple(given.methods)}
+    sets = {method: (method,) for method in given.methods} | {
+        "nad and its ablations": ("nad", "heads", "neurons"),
+        "all but sclip": tuple(method for method in given.methods if method != "sclip"),
+        "all of these": tuple(given.methods),
+    }
     took: dict[str, list[float]] = {}
     for _ in range(given.turns):
         for name in ("few", "all"):

@@ -257,7 +257,6 @@ PARQUET: dict[str, dict[str, Column]] = {
         "true_class": Column(pa.int32(), "class by the mask"),
         "predicted_class": Column(pa.int32(), "class by the method"),
         "pixels": Column(pa.int64(), "number of pixels"),
-        "confidence": Column(pa.float32(), "mean softmax probability of the predicted class over these pixels"),
         "k": _K,
         "temperature": Column(pa.float32(), "factor on the logits before the softmax"),
         "sink": Column(pa.int32(), "spatial token replaced as attention sink, -1 for none"),
@@ -396,7 +395,6 @@ CSV: dict[str, dict[str, str]] = {
         "pixels": "labelled pixels",
         "classes": "classes on either side, those that the mean is over",
         "temperature": "factor on the logits before the softmax",
-        "confidence": "mean softmax probability of the predicted class",
         "sink": "spatial token replaced in the maps as attention sink, empty for none",
     },
     "shift": {

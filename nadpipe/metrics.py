@@ -5,7 +5,6 @@ rounded per cent: pixels that do not count are left out on both sides, and means
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,36 +19,20 @@ def confusion(
     truth: Integer[np.ndarray, "height width"], predicted: Integer[np.ndarray, "height width"], classes: int
 ) -> Integer[np.ndarray, "classes classes"]:
     """Pixels by true class (rows) and predicted class (columns); pixels whose truth is IGNORED do not count."""
-    return np.bincount(_cells(truth, predicted, classes), minlength=classes * classes).reshape(classes, classes)
+    counted = truth != IGNORED
+    cell = (truth.astype(np.int64) * classes + predicted)[counted]
+    return np.bincount(cell, minlength=classes * classes).reshape(classes, classes)
 
 
 def confused(
-    truth: Integer[np.ndarray, "height width"],
-    predicted: Integer[np.ndarray, "height width"],
-    probability: Float[np.ndarray, "height width"],
-    classes: int,
-) -> list[dict[str, Any]]:
-    """The cells of one image's confusion matrix that are not zero, with the mean probability of the predicted class."""
-    index = _cells(truth, predicted, classes)
-    pixels = np.bincount(index, minlength=classes * classes)
-    summed = np.bincount(index, weights=probability[truth != IGNORED], minlength=classes * classes)
+    truth: Integer[np.ndarray, "height width"], predicted: Integer[np.ndarray, "height width"], classes: int
+) -> list[dict[str, int]]:
+    """The cells of one image's confusion matrix that are not zero."""
+    matrix = confusion(truth, predicted, classes)
     return [
-        {
-            "true_class": cell // classes,
-            "predicted_class": cell % classes,
-            "pixels": pixels[cell],
-            "confidence": summed[cell] / pixels[cell],
-        }
-        for cell in np.flatnonzero(pixels).tolist()
+        {"true_class": true, "predicted_class": guess, "pixels": int(matrix[true, guess])}
+        for true, guess in np.argwhere(matrix).tolist()
     ]
-
-
-def _cells(
-    truth: Integer[np.ndarray, "..."], predicted: Integer[np.ndarray, "..."], classes: int
-) -> Integer[np.ndarray, " pixel"]:
-    """Of each pixel that counts: its cell in the confusion matrix, row by row."""
-    counted = truth != IGNORED
-    return truth[counted].astype(np.int64) * classes + predicted[counted]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ def selected_pairs(selection: Selection, k: int, heads: int, neurons: int) -> Pa
         return torch.zeros(texts, size, device=head.device).index_put_((text.flatten(), index.flatten()), ones, accumulate=True)
 
     index = torch.stack([(text * heads + head).flatten(), neuron.flatten()])
-    matrix = torch.sparse_coo_tensor(index, ones, (texts * heads, neurons), check_invariants=False).coalesce()
+    matrix = torch.sparse_coo_tensor(index, ones, (texts * heads, neurons), check_invariants=True).coalesce()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return Pairs(matrix.to_sparse_csr(), k, counts(head, heads), counts(neuron, neurons))
@@ -189,12 +189,16 @@ def sclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spati
 
 
 def attention(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
-    """sum_h ⟨m[h, t], q⟩ · T / ‖y‖: each token's share of the pooled embedding, as its own attention weighs it."""
+    """sum_h ⟨m[h, t], q⟩ · T / ‖y‖: each token's share of the pooled embedding, as its own attention weighs it.
+
+    Texts are pulled into the heads' value space, so that one vector a view is projected, not one a token.
+    """
     query, pool = tokens.query, tokens.query.pool
     weighed = tokens.attention[..., None] * tokens.values
-    written = weighed.transpose(1, 2).flatten(2) @ pool.c_weight.T + pool.c_bias / pool.tokens
-    scale = pool.tokens / written.sum(1).norm(dim=1)
-    return mend(torch.einsum("vte,pe,v->vpt", written[:, 1:], query.text, scale), query)
+    pooled = weighed.sum(2).flatten(1) @ pool.c_weight.T + pool.c_bias
+    inner = torch.einsum("vhtd,hdp->vpt", weighed[:, :, 1:], query.pulled)
+    inner = inner + (query.text @ pool.c_bias / pool.tokens)[:, None]
+    return mend(inner * (pool.tokens / pooled.norm(dim=1))[:, None, None], query)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,44 +345,45 @@ class Labelling:
     area: float = 0.0
 
 
-_SMALLEST = -80.0  # e to it is nothing beside 1, but not subnormal: those take many times as long
 _BLOCK = 2**20  # logits at once: a block stays in the processor's cache, whatever the size of the image
 
 
-def label(
-    cells: Float[Tensor, "text cell_row cell_column"], canvas: Canvas, how: Labelling
-) -> tuple[Int[Tensor, "height width"], Float[Tensor, "height width"]]:
-    """Class of each pixel, and its probability: the softmax over all texts, of the class's best one.
+def label(cells: Float[Tensor, "text cell_row cell_column"], canvas: Canvas, how: Labelling) -> Int[Tensor, "height width"]:
+    """Class of each pixel: the one with the best text; background where that text's share of the softmax over all texts is
+    below the threshold.
 
-    Pixels are made a few rows at a time, so that memory does not grow with the image beyond the result.
+    Pixels are made a few rows at a time, so that memory does not grow with the image beyond the result. Without a threshold
+    the softmax has no say and is not computed.
     """
     present = torch.zeros(how.classes, dtype=torch.bool)
     present[how.owner] = True
-    classes, probability = _label(cells, canvas, how, present)
+    classes, sure = _label(cells, canvas, how, present)
     if how.area > 0:
         share = torch.bincount(classes.flatten(), minlength=how.classes) / classes.numel()
         kept = share >= min(how.area, float(share.max()))  # the largest stays whatever its size
         if how.background is not None:
             kept[how.background] = True
         if (share[~kept] > 0).any():
-            classes, probability = _label(cells, canvas, how, present & kept)
-    if how.background is not None and how.threshold > 0:
-        classes[probability < how.threshold] = how.background
-    return classes, probability
+            classes, sure = _label(cells, canvas, how, present & kept)
+    if how.background is not None and sure is not None:
+        classes[~sure] = how.background
+    return classes
 
 
-def _label(cells: Tensor, canvas: Canvas, how: Labelling, allowed: Bool[Tensor, " class"]) -> tuple[Tensor, Tensor]:
-    """One pass over the pixels, with the classes that are allowed."""
+def _label(cells: Tensor, canvas: Canvas, how: Labelling, allowed: Bool[Tensor, " class"]) -> tuple[Tensor, Tensor | None]:
+    """One pass over the pixels: the best of the classes that are allowed, and where there is a threshold, who reaches it."""
     size = len(canvas.rows), len(canvas.columns)
-    classes, probability = torch.empty(size, dtype=torch.long), torch.empty(size)
+    classes = torch.empty(size, dtype=torch.long)
+    sure = torch.empty(size, dtype=torch.bool) if how.threshold > 0 else None
     text = allowed[how.owner].nonzero()[:, 0]
     cells = cells * how.temperature
     for part in _parts(*size, len(cells)):
         logits = canvas.pixels(cells, part)
         best, at = (logits if len(text) == len(logits) else logits[text]).max(0)
         classes[part] = how.owner[text][at]
-        probability[part] = 1 / logits.sub_(best).clamp_(min=_SMALLEST).exp_().sum(0)
-    return classes, probability
+        if sure is not None:
+            sure[part] = (best - logits.logsumexp(0)).exp() >= how.threshold
+    return classes, sure
 
 
 def _parts(height: int, width: int, texts: int) -> Iterator[slice]:

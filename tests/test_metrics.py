@@ -71,18 +71,15 @@ def test_confusions_of_parts_add_up():
     assert (parts == confusion(truth, predicted, 4)).all()
 
 
-def test_cells_hold_the_mean_probability_of_what_was_predicted():
+def test_cells_are_those_of_the_confusion_that_are_not_zero():
     rng = np.random.default_rng(1)
-    truth, predicted, probability = rng.integers(-1, 3, (6, 8)), rng.integers(0, 3, (6, 8)), rng.random((6, 8))
-    cells = confused(truth, predicted, probability, 3)
+    truth, predicted = rng.integers(-1, 3, (6, 8)), rng.integers(0, 3, (6, 8))
+    cells = confused(truth, predicted, 3)
     matrix = confusion(truth, predicted, 3)
     assert {(cell["true_class"], cell["predicted_class"]): cell["pixels"] for cell in cells} == {
         (true, guess): matrix[true, guess] for true, guess in np.argwhere(matrix).tolist()
     }
-    for cell in cells:
-        inside = (truth == cell["true_class"]) & (predicted == cell["predicted_class"])
-        assert cell["confidence"] == pytest.approx(probability[inside].mean())
-    assert confused(np.full((2, 2), IGNORED), predicted[:2, :2], probability[:2, :2], 3) == []
+    assert confused(np.full((2, 2), IGNORED), predicted[:2, :2], 3) == []
 
 
 def drawn_cells(images, classes, seed, right=0.5):
@@ -92,7 +89,7 @@ def drawn_cells(images, classes, seed, right=0.5):
     for image in range(images):
         truth = rng.integers(0, classes, (1, 40))
         guess = np.where(rng.random(truth.shape) < right + rng.uniform(-0.3, 0.3), truth, rng.integers(0, classes, truth.shape))
-        rows += [{"image_id": image * 3, **cell} for cell in confused(truth, guess, np.ones(truth.shape), classes)]
+        rows += [{"image_id": image * 3, **cell} for cell in confused(truth, guess, classes)]
     return pd.DataFrame(rows)
 
 

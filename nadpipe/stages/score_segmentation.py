@@ -89,6 +89,5 @@ def _row(scores: metrics.Metrics, cells: pd.DataFrame, sample: np.ndarray, confi
         "pixels": cells["pixels"].sum(),
         "classes": scores.present.sum(),
         "temperature": cells["temperature"].iloc[0],
-        "confidence": np.average(cells["confidence"], weights=cells["pixels"]),
         "sink": sink if sink >= 0 else None,
     }

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from nadpipe import metrics, segmentation
 from nadpipe.artifacts import PARQUET, VIEW_TABLE, Stamp, ZarrStore, create_parquet, open_zarr, read_parquet, whole
@@ -97,9 +97,9 @@ def segment_images(
             size = (int(image["height"]), int(image["width"]))
             truth = read_mask(image["mask_path"], image["path"], size, known)
             rows: list[dict] = []
-            for variant, labels, probability in _segment(store, of_image, size, query, selected, variants, how):
+            for variant, labels in _segment(store, of_image, size, query, selected, variants, how):
                 indexed_image(labels, known.colours).save(folder / variant.name / f"{image_id:06d}.png")
-                cells = metrics.confused(truth, labels, probability, how.classes)
+                cells = metrics.confused(truth, labels, how.classes)
                 rows += [{"image_id": image_id, "method": variant.method, "k": variant.k, **cell} for cell in cells]
             add(pd.DataFrame(rows, columns=columns).assign(**about))
 
@@ -112,8 +112,8 @@ def _segment(
     selected: Mapping[int, Pairs],
     variants: Sequence[Variant],
     how: Labelling,
-) -> Iterator[tuple[Variant, Int[np.ndarray, "height width"], Float[np.ndarray, "height width"]]]:
-    """Labels of one image and their probabilities, by every method."""
+) -> Iterator[tuple[Variant, Int[np.ndarray, "height width"]]]:
+    """Labels of one image by every method."""
     logits: dict[Variant, list[torch.Tensor]] = {variant: [] for variant in variants}
     for start in range(views.index[0], views.index[-1] + 1, _VIEWS):
         part = slice(start, min(start + _VIEWS, views.index[-1] + 1))
@@ -126,7 +126,7 @@ def _segment(
     canvas = segmentation.make_canvas(*corners, crop, query.pool.grid, tuple(resized), size)
     for variant in variants:
         cells = segmentation.arrange(torch.cat(logits[variant]), *corners, query.pool.grid)
-        yield variant, *(part.numpy() for part in segmentation.label(cells, canvas, how))
+        yield variant, segmentation.label(cells, canvas, how).numpy()
 
 
 def _sink(sink: int | str, registers: Path, model: Stamp, spatial: int) -> int | None:
