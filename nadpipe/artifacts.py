@@ -187,13 +187,15 @@ _UNIT_TABLE = {
 
 PARQUET: dict[str, dict[str, Column]] = {
     "images": {
-        "image_id": Column(pa.int64(), "row number, from 0"),
+        "image_id": Column(pa.int64(), "row number, from 0; -1 for an image that is skipped, and these come last"),
         "path": Column(pa.string(), "image file, relative to the working directory unless absolute"),
         "width": Column(pa.int32(), "pixels, upright"),
         "height": Column(pa.int32(), "pixels, upright"),
+        "sha256": Column(pa.string(), "checksum of the image file"),
         "label": Column(_TEXT, "class label; may be null"),
         "group": Column(_TEXT, "year, batch or source that the image belongs to; may be null"),
         "mask_path": Column(pa.string(), "label map of the image; may be null"),
+        "problem": Column(pa.string(), "why the image is skipped; null for one that is used"),
     },
     "pairs": {
         "head": _HEAD,
@@ -752,6 +754,11 @@ def read_parquet(
             values = frame[name].astype(object)
             frame[name] = values.where(values.notna(), None)
     return frame
+
+
+def read_images(path: Path) -> pd.DataFrame:
+    """The images of a manifest that are used: rows 0, 1, … in order of image_id."""
+    return read_parquet(path, "images", filters=[("image_id", ">=", 0)])
 
 
 def write_csv(path: Path, kind: str, table: pd.DataFrame) -> None:

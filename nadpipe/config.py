@@ -178,6 +178,7 @@ class Dataset(_Section):
     group_column: str | None = None
     label_column: str | None = None
     labels: ExistingPath | None = None
+    bad_images: Literal["fail", "skip"] = "fail"
     shards: Count = 1
     classes: Classes | None = None
     reduce_zero_label: bool = False

@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,10 +13,10 @@ from scipy.io.matlab import MatReadError
 
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
-from nadpipe.views import image_size
+from nadpipe.views import Examined, examine_image, image_size, shown
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-_OWN = ("image_id", "width", "height", "group", "label", "path", "mask_path")
+_OWN = ("image_id", "width", "height", "sha256", "group", "label", "path", "mask_path", "problem")
 
 
 def read_table(
@@ -144,38 +146,60 @@ def add_labels(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
     return pd.concat([rows, labels.loc[stems].set_index(rows.index)], axis=1)
 
 
-def add_sizes(rows: pd.DataFrame) -> pd.DataFrame:
-    """The manifest: image_id, path, width, height, label, group, mask_path, then the source's own columns.
+def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1) -> pd.DataFrame:
+    """The manifest: image_id, path, width, height, sha256, label, group, mask_path, problem, then the source's own columns.
 
-    Raises NadpipeError for an image without a readable header, and for a mask of another size than its image.
+    Every image is read to its end, once. Those that cannot be used, have a mask that cannot, or are listed before, come last,
+    with image_id -1 and the problem, where bad is skip. Raises NadpipeError that tells all of them, one a line, where bad is
+    fail, and when no image is left.
     """
-    files = track(list(zip(rows["path"], rows["mask_path"], strict=True)), "reading image headers", "image", len(rows))
-    sizes = [_size(path, mask) for path, mask in files]
+    paths, masks = rows["path"].tolist(), rows["mask_path"].tolist()
+    again = rows["path"].duplicated().tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(_examine, paths, masks, again)
+        seen = list(track(found, "reading images", "image", len(rows)))
+    problems = [str(one) if isinstance(one, NadpipeError) else None for one in seen]
+    told = [problem for problem in problems if problem is not None]
+    if told and (bad == "fail" or len(told) == len(rows)):
+        rest = "or set bad_images: skip" if bad == "fail" else "none is left"
+        summary = [f"{len(told)} of {len(rows)} images cannot be used; mend them, {rest}"] if len(told) > 1 else []
+        raise NadpipeError("\n".join(summary + told))
+    good = [one if isinstance(one, Examined) else Examined(0, 0, "") for one in seen]
     first = pd.DataFrame(
         {
-            "image_id": range(len(rows)),
-            "path": rows["path"].to_numpy(),
-            "width": [width for _, width in sizes],
-            "height": [height for height, _ in sizes],
+            "path": paths,
+            "width": [one.width for one in good],
+            "height": [one.height for one in good],
+            "sha256": [one.sha256 or None for one in good],
             **{name: pd.Series(rows[name].to_list(), dtype=object) for name in ("label", "group", "mask_path")},
+            "problem": pd.Series(problems, dtype=object),
         }
     )
-    own = rows.drop(columns=["path", "mask_path", "group", "label"])
-    return pd.concat([first, own.reset_index(drop=True)], axis=1)
+    own = rows.drop(columns=["path", "mask_path", "group", "label"]).reset_index(drop=True)
+    manifest = pd.concat([first, own], axis=1)
+    manifest = manifest.loc[manifest["problem"].notna().sort_values(kind="stable").index].reset_index(drop=True)
+    manifest.insert(0, "image_id", manifest.index.where(manifest["problem"].isna(), -1))
+    return manifest
 
 
-def _size(path: str, mask: str | None) -> tuple[int, int]:
-    """Height and width of an upright image, whose mask may be as the image is stored."""
-    size = image_size(path)
-    if mask is not None and image_size(mask) not in (size, size[::-1]):
-        height, width = image_size(mask)
-        raise NadpipeError(f"{mask}: mask is {width} × {height}, its image {size[1]} × {size[0]} pixels")
-    return size
+def _examine(path: str, mask: str | None, again: bool) -> Examined | NadpipeError:
+    """Size and checksum of an image, whose mask may be as the image is stored; or what is wrong with it."""
+    try:
+        if again:
+            raise NadpipeError(f"{shown(path)}: listed more than once; list each image once")
+        image = examine_image(path)
+        size = image.height, image.width
+        if mask is not None and image_size(mask) not in (size, size[::-1]):
+            height, width = image_size(mask)
+            raise NadpipeError(f"{shown(mask)}: mask is {width} × {height}, its image {size[1]} × {size[0]} pixels")
+    except NadpipeError as error:
+        return error
+    return image
 
 
-def paths_fingerprint(paths: pd.Series) -> str:
-    """Tells data sets apart: a hash of the images' paths in order."""
-    return hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]
+def content_fingerprint(manifest: pd.DataFrame) -> str:
+    """Tells data sets apart: a hash of the images' paths and contents in order."""
+    return hashlib.sha256("\n".join(manifest["path"] + " " + manifest["sha256"]).encode()).hexdigest()[:16]
 
 
 def shard_rows(images: int, shard: int, shards: int) -> range:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nadpipe.artifacts import Stamp, ZarrStore, open_zarr, read_parquet
+from nadpipe.artifacts import Stamp, ZarrStore, open_zarr, read_images
 from nadpipe.errors import NadpipeError
 from nadpipe.inputs import open_shards
 from nadpipe.labels import label_texts
@@ -43,7 +43,7 @@ class Labelled:
 def read_labelled(images: Path, contributions: Sequence[Path], labels: Path, model: Stamp, most: int) -> Labelled:
     """The data set's labelled images, at most so many, evenly spread. Raises NadpipeError when there are none."""
     words = open_zarr(labels, "text", model)
-    manifest = read_parquet(images, "images").set_index("image_id")["label"]
+    manifest = read_images(images).set_index("image_id")["label"]
     stores = open_shards(contributions, "contributions", model)
     own = [manifest.loc[store["image_id"][:]] for store in stores]
     with_label = [(at, row) for at, of_store in enumerate(own) for row in np.flatnonzero(of_store.notna())]

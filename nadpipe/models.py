@@ -63,7 +63,7 @@ class Model:
     """A loaded CLIP-ResNet on a device, in evaluation mode, float32."""
 
     clip: torch.nn.Module
-    tokenize: Callable[[list[str]], Tensor]
+    tokenize: Callable[..., Tensor]  # texts, and the context length where it is not the model's
     preprocessing: Preprocessing
     stamp: Stamp
     config: dict[str, Any]
@@ -79,8 +79,12 @@ class Model:
             return self.clip.encode_image(pixels)
 
     def embed_texts(self, texts: list[str], batch_size: int | None = None) -> Float[Tensor, "text embed"]:
-        """Text embeddings, not normalised, `batch_size` texts a step (None: all at once), those of like length together."""
+        """Text embeddings, not normalised, `batch_size` texts a step (None: all at once), those of like length together.
+
+        Raises NadpipeError for a text that is longer than the model's context, which the tokenizer would cut silently.
+        """
         tokens = self.tokenize(texts)
+        _check_length(texts, tokens, self.tokenize)
         end = _end_token(self.clip, tokens)
         order = torch.arange(len(texts)) if end is None else end.argsort(stable=True)
         parts = []
@@ -221,6 +225,18 @@ def embed_prompts(
 def _text_tower(clip: torch.nn.Module) -> torch.nn.Module:
     """Where the text tower's layers are: a CLIP holds them itself."""
     return clip if isinstance(clip, open_clip.CLIP) else clip.text
+
+
+def _check_length(texts: list[str], tokens: Int[Tensor, "text token"], tokenize: Callable[..., Tensor]) -> None:
+    """Raises NadpipeError for texts that were cut: with room for one more token they begin differently."""
+    length = tokens.shape[1]
+    full = (tokens[:, -1] != 0).nonzero()[:, 0].tolist()
+    if not full:
+        return
+    longer = tokenize([texts[at] for at in full], context_length=length + 1)
+    for at, cut in zip(full, (longer[:, :length] != tokens[full]).any(1).tolist(), strict=True):
+        if cut:
+            raise NadpipeError(f"text {texts[at][:40]!r}… is longer than the model's {length} tokens; shorten it")
 
 
 def _end_token(clip: torch.nn.Module, tokens: Int[Tensor, "text token"]) -> Int[Tensor, " text"] | None:

@@ -70,6 +70,7 @@ def source_options(dataset):
         "group_column",
         "label_column",
         "labels",
+        "bad_images",
     )
     return [
         part

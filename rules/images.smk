@@ -9,17 +9,17 @@ rule index_images:
         "results/benchmarks/index_images/{dataset}.tsv"
     conda:
         "../envs/nadpipe.yaml"
-    threads: 1
+    threads: 2
     resources:
         mem_mb=memory(2000),
-        runtime=30,
+        runtime=60,
     params:
         source=lambda wildcards: source_options(wildcards.dataset),
         code=code("index_images"),
     shell:
         """
         nadpipe index-images \
-            {params.source:q} --output {output.images:q} \
+            {params.source:q} --output {output.images:q} --threads {threads} \
             2>{log}
         """
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from nadpipe.datasets import add_labels, add_sizes, read_cars, read_table, read_tree, shard_rows
+from nadpipe.datasets import add_labels, examine, read_cars, read_table, read_tree, shard_rows
 from nadpipe.errors import NadpipeError
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_gives_groups_and_labels_by_its_folders(folder):
-    rows = add_sizes(read_tree(folder))
+    rows = examine(read_tree(folder))
     assert rows["path"].tolist() == [
         str(folder / name) for name in ("2019/cat/a b.jpg", "2019/dog/ü.PNG", "2020/cat/c.webp", "top.bmp")
     ]
@@ -50,7 +50,7 @@ def test_a_table_keeps_its_own_columns_and_its_paths_are_relative_to_it(folder, 
     Image.new("L", (4, 4)).save(folder / "m.png")
     path = folder / f"t.{form}"
     table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path)
-    rows = add_sizes(read_table(path, "file", "mask", "year", None))
+    rows = examine(read_table(path, "file", "mask", "year", None))
     assert rows["path"].tolist() == [str(folder / "top.bmp"), str(folder / "2020/cat/c.webp")]
     assert rows["mask_path"].tolist() == [str(folder / "m.png"), None]
     assert rows["group"].tolist() == ["2019", None]
@@ -84,7 +84,7 @@ def test_missing_tables_images_and_empty_folders_are_named(tmp_path):
     with pytest.raises(NadpipeError, match="no images"):
         read_tree(tmp_path)
     with pytest.raises(NadpipeError, match=r"gone\.jpg: no such image"):
-        add_sizes(pd.DataFrame({"path": ["gone.jpg"], "mask_path": None, "group": None, "label": None}))
+        examine(pd.DataFrame({"path": ["gone.jpg"], "mask_path": None, "group": None, "label": None}))
 
 
 @pytest.mark.parametrize(("images", "shards"), [(1, 1), (10, 3), (7, 7), (1000, 16)])
@@ -106,7 +106,7 @@ def test_masks_are_looked_at_before_anything_is_computed(folder, name, message):
     Image.new("L", (2, 3)).save(folder / "small.png")
     (folder / "t.csv").write_text(f"path,mask\ntop.bmp,{name}\n")
     with pytest.raises(NadpipeError, match=f"{name}: {message}"):
-        add_sizes(read_table(folder / "t.csv", "path", "mask", None, None))
+        examine(read_table(folder / "t.csv", "path", "mask", None, None))
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def cars(tmp_path):
 
 @pytest.mark.parametrize("split", [None, "train", "test"])
 def test_cars_have_their_class_and_its_year(cars, split):
-    rows = add_sizes(read_cars(cars, split))
+    rows = examine(read_cars(cars, split))
     assert rows["path"].tolist() == [str(cars / f"cars_{split or 'train'}" / name) for name in ("00001.jpg", "00002.jpg")]
     assert rows["label"].tolist() == ["Audi TTS Coupe 2012", "AM General Hummer SUV 2000"]
     assert rows["group"].tolist() == ["2012", "2000"]
@@ -149,7 +149,7 @@ def test_labels_of_another_table_become_columns(cars):
     (cars / "colours.csv").write_text("image,colour,convertible\ncars_train/00002.jpg,red,0\n00001,blue,1\n")
     rows = add_labels(read_cars(cars), cars / "colours.csv")
     assert rows[["red", "blue", "convertible"]].to_numpy().tolist() == [[0, 1, 1], [1, 0, 0]]
-    assert add_sizes(rows)["red"].tolist() == [0, 1]
+    assert examine(rows)["red"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

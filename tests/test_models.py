@@ -200,7 +200,7 @@ TOWERS = {  # config, and whether tokens after the end token may be cut
 PROMPTS = [
     "fish",
     "",
-    "a photo of a very long list of things that does not fit into the context of sixteen tokens at all",
+    "a photo of a very long list of things that just fits into sixteen",
     "the end<end_of_text>and more",
     "a {b}",
     "an extraordinarily antidisestablishmentarian fish",
@@ -236,6 +236,12 @@ def test_texts_cut_behind_their_end_embed_as_open_clip_has_them(tmp_path, monkey
     ends = [2, 3, 3, 4, 6, 12, 16]  # of the prompts, shortest first
     step = batch_size or len(ends)
     assert lengths == ([max(ends[at : at + step]) for at in range(0, 7, step)] if cut else [full] * -(-7 // step))
+
+
+def test_a_text_that_just_fits_the_context_is_embedded(tiny):
+    assert tiny.embed_texts(["a " * 14]).shape == (1, 12)  # and a start and an end
+    with pytest.raises(NadpipeError, match="longer than the model's 16 tokens"):
+        tiny.embed_texts(["fish", "a " * 15])
 
 
 def test_prompts_embed_alike_in_steps_of_any_size(tiny):

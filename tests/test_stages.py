@@ -593,6 +593,8 @@ def test_texts_that_cannot_be_embedded_say_why(run):
         ({"dictionary": "wordfreq:many"}, "wordfreq:many: write wordfreq:<count>"),
         ({"texts": ("a",), "templates": ("{}", "imagenet")}, "each template holds {} once"),
         ({"texts": ("a",), "cache": empty}, r"empty\.txt: no folder for a cache"),
+        ({"texts": ("a", "very " * 10_000 + "long")}, r"text 'very .*'… is longer than the model's 16 tokens; shorten it"),
+        ({"texts": ("a " * 15,)}, r"longer than the model's 16 tokens"),
     ]:
         with pytest.raises(NadpipeError, match=message) as error:
             embed_texts(output=run.folder / "t.zarr", device="cpu", **run.model, **options)

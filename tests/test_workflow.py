@@ -211,6 +211,7 @@ CHANGES = {
         2,
         {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1, **ANALYSED},
     ),
+    "datasets.monitoring.bad_images": ("skip", OF_MONITORING),
     "datasets.monitoring.labels": ("README.md", OF_MONITORING),
     "datasets.discovery.shards": (
         1,

@@ -8,7 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from nadpipe import metrics
-from nadpipe.artifacts import read_parquet, whole
+from nadpipe.artifacts import read_images, read_parquet, whole
 from nadpipe.class_tables import read_classes
 from nadpipe.classes import Classes, read_mask
 from nadpipe.inputs import read_label_map
@@ -32,7 +32,7 @@ def draw_contact_sheets(
         output: Folder of the sheets, <method>.png.
         count: Best, and worst, images on a sheet.
     """
-    manifest = {row.image_id: row for row in read_parquet(images, "images").itertuples()}
+    manifest = {row.image_id: row for row in read_images(images).itertuples()}
     _, known = read_classes(classes)
     cells = pd.concat([read_parquet(path, "confusion") for path in confusion], ignore_index=True)
     with whole(output) as folder:

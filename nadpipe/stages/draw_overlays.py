@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nadpipe.artifacts import read_parquet, whole
+from nadpipe.artifacts import read_images, whole
 from nadpipe.class_tables import read_classes
 from nadpipe.classes import read_mask
 from nadpipe.inputs import read_label_map
@@ -23,7 +23,7 @@ def draw_overlays(images: Path, classes: Path, labels: tuple[Path, ...], output:
         output: Folder of the pictures.
         count: Images to draw, evenly spread over the data set.
     """
-    manifest = read_parquet(images, "images")
+    manifest = read_images(images)
     _, known = read_classes(classes)
     names = sorted({folder.name for shard in labels for folder in shard.iterdir() if not folder.name.startswith(".")})
     chosen = manifest.iloc[np.unique(np.linspace(0, len(manifest) - 1, min(count, len(manifest))).round().astype(int))]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nadpipe.artifacts import read_parquet, whole
+from nadpipe.artifacts import read_images, read_parquet, whole
 from nadpipe.pictures import contact_sheet, shrink
 from nadpipe.progress import track
 from nadpipe.views import read_image
@@ -25,7 +25,7 @@ def draw_retrieval(
         pairs: Pairs on a sheet, largest contribution first.
         shown: Images of a unit.
     """
-    paths = read_parquet(images, "images").set_index("image_id")["path"]
+    paths = read_images(images).set_index("image_id")["path"]
     table = read_parquet(polysemanticity, "polysemanticity").dropna(subset="spread").sort_values("contribution_rank")
     chosen = table[table["unit"] == "neuron"].head(neurons)
     with whole(output) as folder:

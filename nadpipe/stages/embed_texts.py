@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from nadpipe.artifacts import Stamp, create_zarr, read_parquet, write_parquet
+from nadpipe.artifacts import Stamp, create_zarr, read_images, read_parquet, write_parquet
 from nadpipe.class_tables import read_classes
 from nadpipe.classes import class_texts
 from nadpipe.dictionaries import read_dictionary, read_templates
@@ -88,7 +88,7 @@ def embed_texts(
 
 def _labels(manifest: Path) -> list[str]:
     """The texts of a manifest's labels, each once."""
-    found = sorted(read_parquet(manifest, "images")["label"].dropna().unique())
+    found = sorted(read_images(manifest)["label"].dropna().unique())
     if len(found) < 2:
         raise NadpipeError(f"{manifest}: {len(found)} different labels; zero-shot classification needs two, from label_column")
     return list(dict.fromkeys(label_texts(found)))

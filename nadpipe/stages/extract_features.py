@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nadpipe.artifacts import VIEW_TABLE, create_zarr, read_parquet
+from nadpipe.artifacts import VIEW_TABLE, create_zarr, read_images
 from nadpipe.attnpool import residual
-from nadpipe.datasets import paths_fingerprint, shard_rows
+from nadpipe.datasets import content_fingerprint, shard_rows
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.models import TOKEN, ImageTower, Model, attention_pool, image_tower, last_blocks, load_model, set_image_size
@@ -78,7 +78,7 @@ def extract_features(
         workers: Processes that decode images ahead of the model; 0 decodes in the main one.
         device: auto, cpu, cuda, cuda:1, ….
     """
-    manifest = read_parquet(images, "images")
+    manifest = read_images(images)
     rows = manifest.iloc[shard_rows(len(manifest), shard, shards)]
     model = load_model(architecture, pretrained, device)
     _check_block(block, last_blocks(model))
@@ -93,7 +93,7 @@ def extract_features(
     pool = attention_pool(model)
     sizes = {"view": len(table), "token": pool.tokens - 1, "neuron": pool.neurons, "embed": len(pool.c_bias)}
     stamp = dataclasses.replace(model.stamp, code=code_fingerprint(__name__))
-    about = {"shard": shard, "shards": shards, "images": paths_fingerprint(manifest["path"]), "precision": precision}
+    about = {"shard": shard, "shards": shards, "images": content_fingerprint(manifest), "precision": precision}
     about["block"] = last_blocks(model) - 1 if block is None else block
     tower: ImageTower | None = None
     with create_zarr(output, "features", stamp, sizes, {"activation": dtype}, attributes=about) as store:

@@ -1,10 +1,12 @@
 """Turn a data set on disk into the manifest: one row an image."""
 
+import sys
 from pathlib import Path
+from typing import Literal
 
 from nadpipe import layouts
 from nadpipe.artifacts import Stamp, write_parquet
-from nadpipe.datasets import add_labels, add_sizes, read_cars, read_table, read_tree
+from nadpipe.datasets import add_labels, examine, read_cars, read_table, read_tree
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 
@@ -19,8 +21,10 @@ def index_images(
     group_column: str | None = None,
     label_column: str | None = None,
     labels: Path | None = None,
+    bad_images: Literal["fail", "skip"] = "fail",
+    threads: int = 1,
 ) -> None:
-    """List the images of a data set with their sizes; every image must exist and have a readable header.
+    """List the images of a data set with their sizes and checksums; every image is read to its end.
 
     Args:
         layout: table: CSV or Parquet, one row an image, paths relative to its folder. tree: images at any depth of a folder.
@@ -33,6 +37,9 @@ def index_images(
         group_column: Column with the image's group.
         label_column: Column with the image's class label.
         labels: CSV with more columns, joined by file name: 0/1 columns, or words that become such.
+        bad_images: fail: images that cannot be used are an error that tells all of them. skip: they are listed with the reason
+            and not used.
+        threads: Images read at once.
     """
     if layout == "table":
         rows = read_table(path, path_column, mask_column, group_column, label_column)
@@ -46,4 +53,8 @@ def index_images(
         raise NadpipeError(f"--layout: no layout {layout}; there are table, tree, stanford_cars, {', '.join(layouts.LAYOUTS)}")
     if labels is not None:
         rows = add_labels(rows, labels)
-    write_parquet(output, "images", add_sizes(rows), Stamp(code=code_fingerprint(__name__)), sources=True)
+    manifest = examine(rows, bad_images, threads)
+    skipped = int((manifest["image_id"] < 0).sum())
+    if skipped:
+        print(f"{skipped} of {len(manifest)} images are skipped; the reasons are in column problem", file=sys.stderr)
+    write_parquet(output, "images", manifest, Stamp(code=code_fingerprint(__name__)), sources=True)

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from nadpipe import ablation, plots
-from nadpipe.artifacts import open_zarr, read_parquet, whole, write_csv
+from nadpipe.artifacts import open_zarr, read_images, whole, write_csv
 from nadpipe.inputs import Chosen, blocks, count_blocks, open_shards, read_pool, read_selection
 from nadpipe.progress import track
 
@@ -56,7 +56,7 @@ def measure_faithfulness(
             rebuilt = ablation.keep_pairs(coefficient.float(), mean, mask, pool)
             scores[name].append(rebuilt @ chosen.query.T / embedding.norm(dim=1, keepdim=True))
         image_id.append(ids)
-    manifest = read_parquet(images, "images").set_index("image_id").loc[torch.cat(image_id).numpy()]
+    manifest = read_images(images).set_index("image_id").loc[torch.cat(image_id).numpy()]
     found = {name: torch.cat(parts).numpy() for name, parts in scores.items()}
     rows = [
         {"dataset": dataset, "ablated": ablated, "measured": measured, "k": chosen.pairs.head.shape[1]}

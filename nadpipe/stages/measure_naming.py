@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from nadpipe import faithfulness, plots
-from nadpipe.artifacts import Stamp, open_zarr, read_parquet, whole, write_csv
+from nadpipe.artifacts import Stamp, open_zarr, read_images, read_parquet, whole, write_csv
 from nadpipe.errors import NadpipeError
 from nadpipe.inputs import open_shards, read_pool
 from nadpipe.progress import track
@@ -42,7 +42,7 @@ def measure_naming(
         attributes: The columns; all 0/1 columns of the manifest unless given.
     """
     pool, model = read_pool(attnpool_store)
-    manifest = read_parquet(images, "images").set_index("image_id")
+    manifest = read_images(images).set_index("image_id")
     words = list(attributes) or [name for name in manifest.columns if manifest[name].isin([0, 1]).all()]
     missing = [name for name in words if name not in manifest]
     if missing or not words:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nadpipe.artifacts import ZarrStore, open_zarr, read_parquet, write_parquet
+from nadpipe.artifacts import ZarrStore, open_zarr, read_images, read_parquet, write_parquet
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.inputs import blocks, count_blocks, open_shards
 from nadpipe.progress import track
@@ -39,7 +39,7 @@ def rank_shifts(
         small_group: Groups of fewer images, and comparisons with fewer, are marked.
     """
     model = open_zarr(attnpool_store, "attention pool").stamp
-    group = read_parquet(images, "images").set_index("image_id")["group"]
+    group = read_images(images).set_index("image_id")["group"]
     references = {name: base for name, base in groups_of(group, reference, str(images)).items() if base}
     stores = open_shards(contributions, "contributions", model)
     moments = GroupMoments()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nadpipe.artifacts import read_parquet, write_csv
+from nadpipe.artifacts import read_images, read_parquet, write_csv
 from nadpipe.errors import NadpipeError
 from nadpipe.inputs import open_shards, read_pool, read_selection
 from nadpipe.shift import Test, compare_groups, groups_of
@@ -59,7 +59,7 @@ def score_batch(
         base = next([name] for name, compared in stored_groups.items() if not compared)
     own = image_scores(open_shards(contributions, "contributions", model), chosen, pool).assign(group=batch)
     before = stored[stored["group"].isin(base)].assign(image_id=lambda rows: -1 - rows["image_id"])  # ids of another data set
-    labels = label_columns(read_parquet(images, "images").set_index("image_id"), chosen.texts, images)
+    labels = label_columns(read_images(images).set_index("image_id"), chosen.texts, images)
     table = pd.concat([own, before.astype({"group": object, "concept": object, "score": object})], ignore_index=True)
     compared = compare_groups(table, labels.iloc[:, :0], {batch: base}, resamples, confidence, seed, test, small_group)
     rates = compared["concept"].map(labels.mean())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nadpipe.artifacts import ZarrStore, read_parquet, write_csv, write_parquet
+from nadpipe.artifacts import ZarrStore, read_images, write_csv, write_parquet
 from nadpipe.attnpool import AttentionPool
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
@@ -49,7 +49,7 @@ def score_shift(
         small_group: Groups of fewer images, and comparisons with fewer, are marked.
     """
     pool, model = read_pool(attnpool_store)
-    manifest = read_parquet(images, "images").set_index("image_id")
+    manifest = read_images(images).set_index("image_id")
     references = groups_of(manifest["group"], reference, str(images))
     chosen = read_selection(selection, model)
     table = image_scores(open_shards(contributions, "contributions", model), chosen, pool)

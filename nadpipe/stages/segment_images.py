@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 
 from nadpipe import metrics, segmentation
-from nadpipe.artifacts import PARQUET, VIEW_TABLE, Stamp, ZarrStore, create_parquet, open_zarr, read_parquet, whole
+from nadpipe.artifacts import PARQUET, VIEW_TABLE, Stamp, ZarrStore, create_parquet, open_zarr, read_images, read_parquet, whole
 from nadpipe.class_tables import read_classes
 from nadpipe.classes import class_texts, find_background, read_mask
 from nadpipe.errors import NadpipeError
@@ -64,7 +64,7 @@ def segment_images(
         area_threshold: Share of an image that a class must cover to be kept, background excepted.
     """
     pool, model = read_pool(attnpool_store)
-    manifest = read_parquet(images, "images").set_index("image_id")
+    manifest = read_images(images).set_index("image_id")
     dataset, known = read_classes(classes)
     store = open_zarr(features, "features", model)
     chosen = read_selection(selection, model)
