@@ -243,14 +243,43 @@ def test_the_background_is_what_no_name_fits(run):
 
 
 def test_any_number_of_shards_gives_the_same_directions(run):
-    run.write_images(noise(7))
-    one = xr.open_zarr(run.fit("neuron", run.decompose(shards=1))).load()
-    three = xr.open_zarr(run.fit("neuron", run.decompose(shards=3, name="e"))).load()
-    for name in ("mean_norm", "std_norm", "top_norm", "explained"):
-        np.testing.assert_allclose(three[name], one[name], rtol=1e-3, atol=1e-4)
-    first, second = (np.asarray(store["direction"])[:, 0] for store in (one, three))
-    np.testing.assert_allclose((first * second).sum(1), np.linalg.norm(first, axis=1), atol=1e-4)
-    assert (np.linalg.norm(first, axis=1) > 0.9).mean() > 0.3
+    run.write_images(noise(17))
+    one, *others = (xr.open_zarr(run.fit("neuron", run.decompose(shards, name=f"s{shards}"))).load() for shards in (1, 3, 16))
+    for other in others:
+        for name in ("mean_norm", "std_norm", "top_norm", "explained"):
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-3, atol=1e-4)
+        first, second = (np.asarray(store["direction"])[:, 0] for store in (one, other))
+        np.testing.assert_allclose((first * second).sum(1), np.linalg.norm(first, axis=1), atol=1e-4)
+        assert (np.linalg.norm(first, axis=1) > 0.9).mean() > 0.3
+
+
+def test_any_number_of_shards_segments_and_scores_alike(run):
+    """Images one by one are the same bytes in any shard; sums over images are within rounding."""
+    pixels = noise(17)
+    masks = [f"m{at}.png" for at in range(17)]
+    for at, name in enumerate(masks):
+        values = np.random.default_rng(at).integers(0, 3, (70, 90), dtype=np.uint8)
+        Image.fromarray(values).save(run.folder / name)
+    run.write_images(pixels, mask=masks)
+    run.classes()
+    found = {}
+    for shards in (1, 3, 16):
+        contributions = run.decompose(shards, views="sliding", batch_size=1)
+        features = [open_zarr(run.folder / f"d-features-{shard}.zarr", "features") for shard in range(shards)]
+        whole = {name: np.concatenate([store[name][:] for store in features]) for name in features[0].group.array_keys()}
+        coefficients = np.concatenate([open_zarr(path, "contributions")["coefficient"][:] for path in contributions])
+        run.select(contributions)
+        made = [run.segment(contributions, shard) for shard in range(shards)]
+        labels = {path.relative_to(folder): path.read_bytes() for _, folder in made for path in folder.rglob("*.png")}
+        found[shards] = whole, coefficients, labels, run.score(*(confusion for confusion, _ in made))
+    for shards in (3, 16):
+        for name in ("activation", "embedding", "image_id", "crop_top", "crop_left"):
+            np.testing.assert_array_equal(found[shards][0][name], found[1][0][name])
+        np.testing.assert_allclose(found[shards][1], found[1][1], rtol=1e-4, atol=1e-5)
+        assert found[shards][2].keys() == found[1][2].keys()
+        same = [found[shards][2][name] == content for name, content in found[1][2].items()]
+        assert np.mean(same) > 0.95
+        pd.testing.assert_frame_equal(found[shards][3], found[1][3], rtol=1e-3)
 
 
 def test_shards_must_be_whole_and_of_one_data_set(run):

@@ -375,7 +375,7 @@ def test_a_changed_temperature_moves_no_label_and_touches_nothing_else(checkout)
         "results/segmentation.csv",
         "results/artifacts/segmentation/confusion/0.parquet",
     }
-    pd.testing.assert_frame_equal(colder, scores.assign(temperature=2.0))
+    pd.testing.assert_frame_equal(colder, scores.assign(temperature=2))
     checkout.run("all")
     assert files() == before
 
