@@ -11,6 +11,21 @@ include: "rules/common.smk"
 
 config.update(checked_config())
 ANALYSES = ("reconstruction", "sparsity", "sparse_text", "naming", "faithfulness")
+FINAL_TABLES = [
+    "results/segmentation.csv",
+    "results/segmentation/per_class.parquet",
+    "results/segmentation/differences.parquet",
+    "results/registers.parquet",
+    "results/shift.csv",
+    "results/shift/scores.parquet",
+    "results/shift/discovered.parquet",
+    "results/pairs.parquet",
+    "results/neurons.parquet",
+    "results/heads.parquet",
+    "results/assignments.parquet",
+    *(f"results/{name}.csv" for name in ANALYSES),
+    "results/polysemanticity.parquet",
+]
 shell.prefix(command_prefix())
 
 
@@ -30,21 +45,13 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/segmentation.csv",
-        "results/registers.parquet",
+        FINAL_TABLES,
+        "results/provenance.json",
         [
             f"results/segmentation/{dataset}/{made}"
             for dataset in config["segmentation"]["datasets"]
             for made in ("overlays", "sheets", "per_class.png")
         ],
-        "results/shift.csv",
-        "results/shift/discovered.parquet",
-        "results/pairs.parquet",
-        "results/neurons.parquet",
-        "results/heads.parquet",
-        "results/assignments.parquet",
-        [f"results/{name}.csv" for name in ANALYSES],
-        "results/polysemanticity.parquet",
         "results/retrieval",
         [
             store
@@ -61,3 +68,4 @@ include: "rules/texts.smk"
 include: "rules/segmentation.smk"
 include: "rules/shift.smk"
 include: "rules/analyses.smk"
+include: "rules/summary.smk"

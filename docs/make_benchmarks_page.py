@@ -16,6 +16,7 @@ ORDER = (
     "features",
     "storage",
     "memory",
+    "sharding",
     "end_to_end",
     "drift_detection",
     "naming",

@@ -12,11 +12,13 @@ import json
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -797,21 +799,39 @@ def _check_stamp(path: Path, attributes: Mapping[str, Any], kind: str, model: St
 def whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; renamed to `path` when the block ends well, removed when it does not.
 
-    What an earlier writer of the same path left when it was killed is cleared away first.
+    One process at a time writes a path: a job that outlived its killed Snakemake is waited for, so that it cannot replace what
+    its successor made, or have its own files cleared away while it writes. What a killed writer left is cleared away first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_partials(path)
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    with _only_writer(path):
+        clear_partials(path)
+        partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+        try:
+            yield partial
+            if partial.is_file():
+                partial.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
+            if path.is_dir():
+                _remove(path)  # a folder cannot be replaced by a rename
+            partial.replace(path)
+        finally:
+            _remove(partial)
+
+
+@contextlib.contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Holds the lock of a path; the kernel lets go of it when the process dies, however it does."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        yield partial
-        if partial.is_file():
-            partial.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner may read
-        if path.is_dir():
-            _remove(path)  # a folder cannot be replaced by a rename
-        partial.replace(path)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"{path}: another process is writing it; waiting for that to end", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
     finally:
-        _remove(partial)
+        Path(lock.lock_file).unlink(missing_ok=True)  # those who wait for it notice and make their own
+        lock.release()
 
 
 def clear_partials(path: Path) -> None:

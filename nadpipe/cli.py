@@ -1,6 +1,7 @@
 """The console command: `nadpipe <stage> --option …`, one command a stage; the rules call exactly these."""
 
 import ast
+import errno
 import importlib
 import pkgutil
 import sys
@@ -10,6 +11,7 @@ from nadpipe import __version__
 from nadpipe.errors import NadpipeError
 
 _STAGES = Path(__file__).parent / "stages"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # of the user's disk, not of the code
 
 
 def commands() -> dict[str, str]:
@@ -43,6 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
         tyro.cli(stage, prog=f"nadpipe {command}", args=options)
     except NadpipeError as error:
         print(f"nadpipe {command}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        told = f"{error.filename or 'results'}: {error.strerror}; make room or allow writing"
+        print(f"nadpipe {command}: {told}", file=sys.stderr)
         return 1
     return 0
 

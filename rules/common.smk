@@ -2,6 +2,8 @@
 #
 # In the rules, what a stage computes is a param: a change reruns it. How it runs (batch size, worker processes, device)
 # is a resource: a change reruns nothing, so that a run that ended for want of memory goes on where it stopped.
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -281,3 +283,19 @@ def correlated_options(paths):
 def of_analyses(pattern):
     """A path of the data set that analyses are made on."""
     return pattern.format(dataset=config["analyses"]["dataset"])
+
+
+def used_datasets():
+    """The data sets that a run looks at."""
+    return ["discovery", "monitoring", *config["segmentation"]["datasets"]]
+
+
+def settings_of_results():
+    """The config without what says only how stages run, and without the dense export, which no table is made from."""
+    how = ("batch_size", "workers", "cache", "device")
+    sections = {
+        name: {key: value for key, value in section.items() if key not in how}
+        for name, section in config.items()
+        if isinstance(section, dict) and name != "dense"
+    }
+    return {"seed": config["seed"], **sections}

@@ -1,3 +1,5 @@
+# The one rule that --cache may share between workflows: it reads nothing but its inputs. Images are no inputs, only their
+# manifest is; texts have a cache of their own (text.cache). A rule that is shared has no benchmark.
 rule export_attnpool:
     input:
         files=model_files(),
@@ -5,8 +7,7 @@ rule export_attnpool:
         attnpool=directory("results/artifacts/model/attnpool.zarr"),
     log:
         "logs/export_attnpool.log",
-    benchmark:
-        "results/benchmarks/export_attnpool.tsv"
+    cache: True
     conda:
         "../envs/nadpipe.yaml"
     threads: 1

@@ -98,14 +98,32 @@ class Checkout:
         self.config["datasets"]["more"] = self.config["datasets"]["segmentation"]
         self.write_config(self.config)
 
+    @classmethod
+    def at(cls, folder):
+        """A copy that exists."""
+        made = cls.__new__(cls)
+        made.folder = folder
+        return made
+
     def write_config(self, config):
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
-    def run(self, *arguments, check=True, timeout=None):
-        """Run snakemake as the README does, on this copy's code."""
+    def _command(self, *arguments):
+        """Snakemake as the README runs it, on this copy's code: the command and its environment."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PATH": path}
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments], environment
+
+    def start(self, *arguments):
+        """Begin a run."""
+        command, environment = self._command(*arguments)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, **quiet)
+
+    def run(self, *arguments, check=True, timeout=None, **variables):
+        """Run to the end, with more variables in the environment."""
+        command, environment = self._command(*arguments)
+        environment |= variables
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0 or not check, done.stdout[-3000:] + done.stderr[-6000:]
         return done

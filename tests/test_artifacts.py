@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import duckdb
 import numpy as np
 import pandas as pd
@@ -8,7 +11,7 @@ import xarray as xr
 import zarr
 
 from nadpipe import artifacts
-from nadpipe.artifacts import CSV, PARQUET, ZARR, Stamp, create_zarr, open_zarr, read_parquet, write_csv, write_parquet
+from nadpipe.artifacts import CSV, PARQUET, ZARR, Stamp, create_zarr, open_zarr, read_parquet, whole, write_csv, write_parquet
 from nadpipe.errors import NadpipeError
 
 MODEL = Stamp(model="a" * 64, architecture="RN50", code="123")
@@ -163,6 +166,49 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     (tmp_path / ".other.zarr.999.partial").mkdir()
     fill("text", tmp_path / "t.zarr")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.zarr.999.partial", "t.zarr"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from nadpipe.artifacts import whole
+
+with whole(Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    (partial / "first").write_text(sys.argv[2])
+    print("begun", flush=True)
+    sys.stdin.readline()
+    (partial / "last").write_text(sys.argv[2])
+"""
+
+
+def start_writer(path, name):
+    command = [sys.executable, "-c", WRITER, str(path), name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_job_that_outlived_its_run_is_waited_for(tmp_path):
+    path = tmp_path / "store"
+    orphan = start_writer(path, "orphan")
+    assert orphan.stdout.readline() == "begun\n"
+    successor = start_writer(path, "successor")
+    assert "another process is writing it" in successor.stderr.readline()
+    assert len(list(tmp_path.glob(".store.*.partial"))) == 1
+    orphan.communicate("\n", timeout=60)
+    successor.communicate("\n", timeout=60)
+    assert [orphan.returncode, successor.returncode] == [0, 0]
+    assert [name.read_text() for name in path.iterdir()] == ["successor"] * 2
+    assert [name.name for name in tmp_path.iterdir()] == ["store"]
+
+
+def test_the_lock_of_a_killed_writer_is_let_go(tmp_path):
+    killed = start_writer(tmp_path / "store", "killed")
+    assert killed.stdout.readline() == "begun\n"
+    killed.kill()
+    killed.communicate(timeout=60)
+    with whole(tmp_path / "store") as partial:
+        partial.mkdir()
+    assert [name.name for name in tmp_path.iterdir()] == ["store"]
 
 
 def test_an_interrupted_writer_leaves_the_old_artifact_and_no_half_one(tmp_path):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from changes import CHANGES
 from conftest import TINY, Checkout
 from PIL import Image
 from safetensors.torch import save_file
-from test_workflow import CHANGES
 
 from nadpipe.artifacts import PARQUET
 from nadpipe.classes import read_class_file
@@ -112,6 +112,11 @@ def test_class_files_in_the_docs_can_be_read(tmp_path):
 def test_the_page_of_artifacts_is_made_from_the_schemas():
     made = subprocess.run([sys.executable, "docs/make_artifacts_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
     assert made.decode() == (ROOT / "docs" / "artifacts.md").read_text()
+
+
+def test_the_page_of_changes_is_what_the_tests_plan():
+    made = subprocess.run([sys.executable, "tests/changes.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert made.decode() == (ROOT / "docs" / "changes.md").read_text()
 
 
 def test_every_column_of_pairs_is_explained_in_the_readme():

@@ -282,6 +282,23 @@ def test_any_number_of_shards_segments_and_scores_alike(run):
         pd.testing.assert_frame_equal(found[shards][3], found[1][3], rtol=1e-3)
 
 
+def test_any_number_of_threads_gives_the_same_within_rounding(run):
+    run.write_images(noise(6))
+    before, made = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            [contributions] = run.decompose(name=f"t{threads}")
+            store = open_zarr(contributions, "contributions")
+            made[threads] = store["coefficient"][:], store["embedding"][:], run.tabulate("pair", (contributions,))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(made[1][:2], made[2][:2], strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 * np.abs(one).max())
+    numbers = ["write_norm", "coefficient_mean", "coefficient_std", "std_norm", "top_norm"]
+    np.testing.assert_allclose(made[1][2][numbers], made[2][2][numbers], rtol=1e-4, atol=1e-6)
+
+
 def test_shards_must_be_whole_and_of_one_data_set(run):
     run.write_images(noise(4))
     first = run.decompose(shards=2)

@@ -1,7 +1,10 @@
 """The real DAG on a small demo: it runs, a second run does nothing, and a change reruns exactly what it touches."""
 
+import hashlib
+import json
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 import yaml
+from changes import CHANGES, EDITS, SEGMENTED, completed
+from conftest import Checkout
 from PIL import Image
 
 from nadpipe.artifacts import CSV, PARQUET
@@ -18,6 +23,7 @@ from nadpipe.config import Dataset
 from nadpipe.demo.world import CLASSES
 
 ROOT = Path(__file__).parents[1]
+POOL = "results/artifacts/model/attnpool.zarr"
 
 
 def test_every_target_is_made_from_files_on_disk(checkout):
@@ -100,126 +106,33 @@ def test_logs_have_plain_lines_with_a_rate(checkout):
     assert "\r" not in log
 
 
+def test_the_run_tells_what_its_tables_were_made_with(checkout):
+    told = json.loads((checkout.folder / "results" / "provenance.json").read_text())
+    assert len(told["tables"]) == 16
+    for path, about in told["tables"].items():
+        assert about["sha256"] == hashlib.sha256((checkout.folder / path).read_bytes()).hexdigest()
+    assert {name: part["images"] for name, part in told["datasets"].items()} == {
+        "discovery": 60,
+        "monitoring": 240,
+        "segmentation": 8,
+    }
+    assert told["model"]["heads"] == 12
+    assert told["config"]["segmentation"]["k"] == [1250]
+    assert "batch_size" not in told["config"]["features"]
+    assert told["code"].keys() == {path.stem for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py")}
+
+
+def test_the_exported_attention_pool_may_be_shared_between_workflows(tmp_path_factory, tmp_path):
+    for name in ("one", "two"):
+        made = Checkout(tmp_path_factory.mktemp(name))
+        shared = made.run("--cache", "export_attnpool", "--", POOL, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path))
+        assert ("to cache" in shared.stderr) == (name == "one")
+        assert xr.open_zarr(made.folder / POOL)["v_weight"].shape == (768, 768)
+
+
 def test_a_second_run_does_nothing(checkout):
     assert checkout.plan() == {}
     assert "Nothing to be done" in checkout.run("all").stderr
-
-
-SCORED = {"score_segmentation": 1, "plot_classes": 1}
-SEGMENTED = {"segment_images": 1, **SCORED, "draw_overlays": 1, "draw_contact_sheets": 1}
-CONCEPTS = {"score_shift": 1, "measure_faithfulness": 1}
-RANKED = {"measure_polysemanticity": 1, "draw_retrieval": 1}
-TABULATED = {"tabulate_units": 3, "rank_shifts": 1, **RANKED}
-ASSIGNED = {"assign_texts": 1, "assign_texts_to_subspaces": 2, **TABULATED, "measure_sparse_text": 1, "measure_naming": 1}
-NAMED = {"correlate_texts": 1, **ASSIGNED}
-REBUILT = {"measure_sparsity": 1, "measure_reconstruction": 1, "measure_sparse_text": 1}
-ANALYSED = {**REBUILT, "measure_naming": 1, "measure_faithfulness": 1}
-FITTED = {"fit_directions": 3, **NAMED, **ANALYSED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
-ACCUMULATED = {"accumulate_pairs": 2, **FITTED}
-DECOMPOSED = {"compute_contributions": 3, **ACCUMULATED}
-MEASURED = {"measure_registers": 1, **SEGMENTED}
-ENCODED = {"extract_features": 4, **DECOMPOSED, **MEASURED}
-EMBEDDED = {"embed_texts": 4, **NAMED, **REBUILT, "select_pairs": 2, **SEGMENTED, **CONCEPTS}
-LISTED = {"index_images": 3, "embed_texts": 1, **ENCODED}
-MODEL = {"export_attnpool": 1, **ENCODED, **EMBEDDED}
-CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
-OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
-OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
-OF_MONITORING |= {"index_images": 1, "embed_texts": 1, "extract_features": 1}
-
-CHANGES = {
-    "segmentation.datasets": (
-        ["segmentation", "more"],
-        {**OF_SEGMENTATION, **CLASSED, "plot_classes": 2},
-    ),
-    "segmentation.k": ([50], {"select_pairs": 1, **SEGMENTED}),
-    "segmentation.select_by": ("direction", {"select_pairs": 1, **SEGMENTED}),
-    "segmentation.temperature": (10, SEGMENTED),
-    "segmentation.sink": (5, SEGMENTED),
-    "segmentation.methods": (["nad", "maskclip"], SEGMENTED),
-    "segmentation.stride": (0.7, {"extract_features": 1, **SEGMENTED}),
-    "segmentation.scale": (1.5, {"extract_features": 1, **SEGMENTED}),
-    "segmentation.crop": (0.5, {"extract_features": 1, **SEGMENTED}),
-    "segmentation.block": (0, {"extract_features": 1, **SEGMENTED}),
-    "segmentation.overlays": (2, {"draw_overlays": 1}),
-    "segmentation.extremes": (2, {"draw_contact_sheets": 1}),
-    "segmentation.resamples": (300, SCORED),
-    "segmentation.confidence": (0.9, SCORED),
-    "registers.images": (5, MEASURED),
-    "registers.sink_factor": (4, MEASURED),
-    "datasets.segmentation.classes": ([*reversed(CLASSES)], CLASSED),
-    "datasets.segmentation.reduce_zero_label": (True, CLASSED),
-    "datasets.segmentation.ignore": (254, CLASSED),
-    "datasets.segmentation.background_names": (False, {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
-    "datasets.segmentation.background_threshold": (0.2, SEGMENTED),
-    "datasets.segmentation.area_threshold": (0.01, SEGMENTED),
-    "datasets.segmentation.split": ("val", {**OF_SEGMENTATION, "index_classes": 1, "embed_texts": 1, "select_pairs": 1}),
-    "directions.top_images": (10, ACCUMULATED),
-    "directions.components": (
-        2,
-        {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2, "measure_reconstruction": 1, **RANKED},
-    ),
-    "assignments.atoms": (3, ASSIGNED),
-    "assignments.nearest": (2, NAMED),
-    "assignments.sparse_share": (0.5, ASSIGNED),
-    "assignments.device": ("auto", {}),
-    "dense.datasets": (["discovery", "monitoring"], {"export_dense": 3}),
-    "dense.dtype": ("float16", {}),
-    "contributions.dtype": ("float16", DECOMPOSED),
-    "features.precision": ("bfloat16", ENCODED),
-    "features.dtype": ("float16", ENCODED),
-    "text.dictionary": ("README.md", {"embed_texts": 1, **NAMED, "select_pairs": 1, **CONCEPTS}),
-    "text.templates": (["{}"], EMBEDDED),
-    "shift.concepts": (["fish", "red"], {"embed_texts": 1, "select_pairs": 1, **CONCEPTS}),
-    "shift.k": (20, {"select_pairs": 1, **CONCEPTS}),
-    "shift.select_by": ("direction", {"select_pairs": 1, **CONCEPTS}),
-    "shift.test": ("ks", {"score_shift": 1}),
-    "shift.small_group": (5, {"score_shift": 1, "rank_shifts": 1}),
-    "shift.examples": (2, {"rank_shifts": 1}),
-    "analyses.dataset": ("discovery", {"embed_texts": 1, **ANALYSED}),
-    "analyses.images": (50, REBUILT),
-    "analyses.confidence": (0.9, REBUILT),
-    "analyses.shares": ([0.5], {"measure_sparsity": 1}),
-    "analyses.draws": (2, {"measure_sparsity": 1, "measure_faithfulness": 1}),
-    "analyses.atoms": ([3], {"measure_sparse_text": 1}),
-    "analyses.top": (5, RANKED),
-    "analyses.sheets": (3, {"draw_retrieval": 1}),
-    "shift.reference": ("2020", {"score_shift": 1, "rank_shifts": 1}),
-    "shift.resamples": (300, {"score_shift": 1}),
-    "shift.confidence": (0.9, {"score_shift": 1}),
-    "contributions.tolerance": (1e-4, DECOMPOSED),
-    "contributions.batch_size": (7, {}),
-    "features.batch_size": (7, {}),
-    "features.workers": (1, {}),
-    "text.batch_size": (7, {}),
-    "text.cache": (None, {}),
-    "device": ("cpu", {}),
-    "demo.segmentation_images": (4, {"make_demo_data": 1, **OF_SEGMENTATION}),
-    "demo.discovery_images": (
-        50,
-        {"make_demo_data": 1, "index_images": 1, "extract_features": 2, "compute_contributions": 2, **ACCUMULATED, **MEASURED},
-    ),
-    "demo.monitoring_images_per_year": (5, {"make_demo_data": 1, **OF_MONITORING}),
-    "seed": (1, {"make_demo_data": 3, **LISTED}),  # and score_segmentation, score_shift: in LISTED
-    "datasets.monitoring.group_column": ("background", OF_MONITORING),
-    "datasets.monitoring.label_column": (None, OF_MONITORING),
-    "datasets.monitoring.mask_column": ("mask_path", OF_MONITORING),
-    "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
-    "datasets.segmentation.path": ("results/demo/monitoring.csv", {**OF_SEGMENTATION, **CLASSED}),
-    "datasets.segmentation.layout": ("tree", {**OF_SEGMENTATION, **CLASSED}),
-    "datasets.monitoring.shards": (
-        2,
-        {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1, **ANALYSED},
-    ),
-    "datasets.monitoring.bad_images": ("skip", OF_MONITORING),
-    "datasets.monitoring.labels": ("README.md", OF_MONITORING),
-    "datasets.discovery.shards": (
-        1,
-        {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1, **FITTED, **MEASURED},
-    ),
-    "model.architecture": ("RN50", MODEL),
-    "model.pretrained": ("openai", MODEL),
-}
 
 
 def keys(section, prefix=""):
@@ -260,56 +173,7 @@ def test_a_changed_setting_reruns_exactly_what_reads_it(checkout, changed_plans,
     for name in sections:
         section = section[name]
     assert section.get(last, ...) != value
-    assert changed_plans[key].result() == expected
-
-
-EDITS = {
-    "stages/make_demo_data.py": {"make_demo_data": 3, **LISTED},
-    "stages/make_demo_model.py": {"make_demo_model": 1, **MODEL},
-    "stages/index_images.py": LISTED,
-    "stages/index_classes.py": CLASSED,
-    "stages/measure_registers.py": MEASURED,
-    "stages/export_attnpool.py": {"export_attnpool": 1, **DECOMPOSED, **MEASURED},
-    "stages/extract_features.py": ENCODED,
-    "stages/compute_contributions.py": DECOMPOSED,
-    "stages/accumulate_pairs.py": ACCUMULATED,
-    "stages/export_dense.py": {},
-    "stages/fit_directions.py": FITTED,
-    "stages/embed_texts.py": EMBEDDED,
-    "stages/assign_texts.py": ASSIGNED,
-    "stages/correlate_texts.py": {"correlate_texts": 1, **TABULATED, "tabulate_units": 1, "measure_naming": 1},
-    "stages/tabulate_units.py": TABULATED,
-    "stages/select_pairs.py": {"select_pairs": 2, **SEGMENTED, **CONCEPTS},
-    "stages/measure_sparsity.py": {"measure_sparsity": 1},
-    "stages/measure_reconstruction.py": {"measure_reconstruction": 1},
-    "stages/measure_sparse_text.py": {"measure_sparse_text": 1},
-    "stages/measure_polysemanticity.py": RANKED,
-    "stages/draw_retrieval.py": {"draw_retrieval": 1},
-    "stages/measure_naming.py": {"measure_naming": 1},
-    "stages/measure_faithfulness.py": {"measure_faithfulness": 1},
-    "stages/score_batch.py": {},
-    "stages/segment_images.py": SEGMENTED,
-    "stages/score_segmentation.py": SCORED,
-    "stages/draw_overlays.py": {"draw_overlays": 1},
-    "stages/draw_contact_sheets.py": {"draw_contact_sheets": 1},
-    "stages/plot_classes.py": {"plot_classes": 1},
-    "stages/score_shift.py": {"score_shift": 1},
-    "stages/rank_shifts.py": {"rank_shifts": 1},
-    "stages/train_demo.py": {},
-    "segmentation.py": SEGMENTED,
-    "metrics.py": SEGMENTED,
-    "registers.py": MEASURED,
-    "class_tables.py": {"index_classes": 1, **EMBEDDED},
-    "layouts.py": {**CLASSED, **LISTED, "embed_texts": 2},  # of classes, and of labels
-    "plots.py": {**MEASURED, **REBUILT, **RANKED, "measure_naming": 1, "measure_faithfulness": 1},
-    "ablation.py": {**REBUILT, "measure_faithfulness": 1},
-    "labelled.py": REBUILT,
-    "labels.py": EMBEDDED,
-    "shift.py": {"score_shift": 1, "rank_shifts": 1},
-    "directions.py": {**DECOMPOSED, **MEASURED},
-    "models.py": MODEL,
-    "cli.py": {},
-}
+    assert changed_plans[key].result() == completed(expected, key)
 
 
 def test_every_stage_is_in_the_table_of_edits():
@@ -317,15 +181,31 @@ def test_every_stage_is_in_the_table_of_edits():
     assert stages == {name for name in EDITS if name.startswith("stages/")}
 
 
+@pytest.fixture(scope="module")
+def edited_plans(checkout, tmp_path_factory):
+    """What would rerun after each edit, in copies of the code that share the results; side by side like changed settings."""
+
+    def plan(module):
+        folder = tmp_path_factory.mktemp("edited")
+        for made in checkout.folder.iterdir():
+            if made.name in ("results", ".snakemake"):
+                (folder / made.name).symlink_to(made)
+            elif made.is_dir():
+                shutil.copytree(made, folder / made.name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(made, folder / made.name)
+        path = folder / "nadpipe" / module
+        path.write_text(path.read_text() + "\n_EDITED = True\n")
+        return Checkout.at(folder).plan()
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield {module: pool.submit(plan, module) for module in EDITS}
+    pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("module", EDITS)
-def test_an_edited_module_reruns_exactly_the_stages_that_import_it(checkout, module):
-    path = checkout.folder / "nadpipe" / module
-    source = path.read_text()
-    path.write_text(source + "\n_EDITED = True\n")
-    try:
-        assert checkout.plan() == EDITS[module]
-    finally:
-        path.write_text(source)
+def test_an_edited_module_reruns_exactly_the_stages_that_import_it(edited_plans, module):
+    assert edited_plans[module].result() == completed(EDITS[module])
 
 
 def test_an_edited_comment_reruns_nothing(checkout):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from nadpipe.artifacts import whole
 from nadpipe.demo.checkpoint import unpack_model
@@ -23,7 +23,7 @@ def make_demo_model(output_weights: Path, output_config: Path, output_dictionary
     """
     state, config = unpack_model(checkpoint)
     writers = {
-        output_weights: lambda path: save_file(state, path),
+        output_weights: lambda path: path.write_bytes(save(state)),
         output_config: lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"),
         output_dictionary: lambda path: path.write_text("\n".join(dictionary()) + "\n", encoding="utf-8"),
     }

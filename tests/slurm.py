@@ -1,0 +1,135 @@
+"""A one-node Slurm, started by hand for the tests and stopped by its pid files: no systemd, no cgroups, no accounting."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
+CONFIG = Path("/etc/slurm/slurm.conf")  # the executor strips SLURM_* variables, so that no other place is found
+_MARK = "# made by nadpipe's tests"
+
+
+def missing() -> str | None:
+    """Why Slurm cannot be started here, if so."""
+    absent = [name for name in PROGRAMS if shutil.which(name) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed (Debian packages slurm-wlm and munge)"
+    if os.getuid() != 0:
+        return "only root can start slurmd and write /etc/slurm"
+    if CONFIG.exists() and _MARK not in CONFIG.read_text():
+        return f"{CONFIG} belongs to another Slurm"
+    return None
+
+
+class Slurm:
+    """Starts the daemons in a folder; `stop` ends them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("state", "spool", "munge"):
+            (folder / name).mkdir(mode=0o700)
+        CONFIG.parent.mkdir(exist_ok=True)
+        CONFIG.write_text(self._config())
+        CONFIG.with_name("gres.conf").write_text(f"{_MARK}\nName=gpu File=/dev/null\n")
+        key = folder / "munge" / "key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        places = {"key-file": key, **{f"{name}-file": folder / "munge" / name for name in ("pid", "log", "seed")}}
+        options = [f"--{name}={path}" for name, path in places.items()]
+        self._run("munged", "--force", f"--socket={folder / 'munge' / 'socket'}", *options)
+        self._run("slurmctld", "-c")
+        self._run("slurmd")
+        self._wait()
+
+    def _config(self) -> str:
+        host = socket.gethostname().split(".")[0]
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 1024
+        lines = {
+            "ClusterName": "nadpipe",
+            "SlurmctldHost": host,
+            "SlurmctldPort": _free_port(),
+            "SlurmdPort": _free_port(),
+            "SlurmUser": "root",
+            "AuthType": "auth/munge",
+            "AuthInfo": f"socket={self.folder / 'munge' / 'socket'}",
+            "StateSaveLocation": self.folder / "state",
+            "SlurmdSpoolDir": self.folder / "spool",
+            "SlurmctldPidFile": self.folder / "slurmctld.pid",
+            "SlurmdPidFile": self.folder / "slurmd.pid",
+            "SlurmctldLogFile": self.folder / "slurmctld.log",
+            "SlurmdLogFile": self.folder / "slurmd.log",
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/none",
+            "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_Core_Memory",
+            "AccountingStorageType": "accounting_storage/none",
+            "JobAcctGatherType": "jobacct_gather/none",
+            "MinJobAge": 3600,
+            "ReturnToService": 2,
+            "GresTypes": "gpu",
+        }
+        rows = [f"{name}={value}" for name, value in lines.items()]
+        rows.append(f"NodeName={host} CPUs={os.cpu_count()} RealMemory={memory} Gres=gpu:1 State=UNKNOWN")
+        rows.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
+        return "\n".join([_MARK, *rows, ""])
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+    def _wait(self, seconds: float = 60) -> None:
+        """Until the node takes jobs."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            state = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, timeout=30).stdout.strip()
+            if state in ("idle", "mixed", "allocated"):
+                return
+            time.sleep(0.5)
+        logs = [(self.folder / f"{name}.log").read_text()[-1500:] for name in ("slurmctld", "slurmd")]
+        raise AssertionError("\n".join([f"node is {state!r} after {seconds} s", *logs]))
+
+    def jobs(self) -> list[dict[str, str]]:
+        """What every job asked for and how it ended."""
+        shown = subprocess.run(["scontrol", "show", "job", "-o"], capture_output=True, text=True, timeout=60, check=True).stdout
+        return [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in shown.splitlines()]
+
+    def kill(self, comment: str, seconds: float) -> str:
+        """SIGKILL all processes of the first job that runs with this comment; returns its id."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for job in self.jobs():
+                if job["JobState"] == "RUNNING" and job.get("Comment", "").startswith(comment):
+                    time.sleep(3)  # until its own Snakemake has begun
+                    self._run("scancel", "--full", "--signal=KILL", job["JobId"])
+                    return job["JobId"]
+            time.sleep(0.5)
+        raise AssertionError(f"no job {comment} ran within {seconds} s")
+
+    def stop(self) -> None:
+        """End the daemons and take the config away."""
+        for name in (self.folder / "slurmd.pid", self.folder / "slurmctld.pid", self.folder / "munge" / "pid"):
+            if name.exists():
+                _end(int(name.read_text()))
+        for name in (CONFIG, CONFIG.with_name("gres.conf")):
+            name.unlink(missing_ok=True)
+
+
+def _end(process: int) -> None:
+    """Ask a process to end, and wait until it has."""
+    os.kill(process, signal.SIGTERM)
+    for _ in range(100):
+        if not Path(f"/proc/{process}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(process, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]

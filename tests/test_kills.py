@@ -1,0 +1,62 @@
+"""A run that meets a full disk and is killed four times ends with the tables of one that nobody disturbed."""
+
+import subprocess
+
+import pytest
+from conftest import Checkout
+from kills import KINDS, Victim, same_tables
+
+TARGETS = ("results/segmentation.csv", "results/shift.csv")
+TOO_SMALL, ENOUGH = "size=44m", "size=2g"
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    return Victim(Checkout(tmp_path_factory.mktemp("killed")), TARGETS)
+
+
+@pytest.fixture(scope="module")
+def small_disk(victim):
+    """Results on a disk that is too small at first; yields what changes its options."""
+    folder = victim.made.folder / "results"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    mounted = subprocess.run([*mount, TOO_SMALL, "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"full disk: a file system cannot be mounted here ({mounted.stderr.strip()})")
+    yield lambda options: subprocess.run([*mount, f"remount,{options}", "tmpfs", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(victim, small_disk):
+    done = victim.made.run(*TARGETS, check=False)
+    assert done.returncode != 0
+    logs = [path.read_text() for path in (victim.made.folder / "logs").rglob("*.log")]
+    told = [line for log in logs for line in log.splitlines() if "No space left on device; make room" in line]
+    assert told
+    assert all(line.startswith("nadpipe ") for line in told)
+    assert not any("Traceback" in log for log in logs)
+    assert victim.leftovers() == []
+    small_disk(ENOUGH)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(victim, small_disk):
+    small_disk("ro")
+    done = victim.made.run(*TARGETS, check=False)
+    small_disk("rw")
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_killed_run_is_unlocked_and_goes_on(victim, at):
+    assert victim.run_and_kill(KINDS[at % len(KINDS)]) is not None
+    victim.recover()
+
+
+def test_its_tables_are_those_of_an_undisturbed_run(victim, checkout):
+    victim.recover(finish=True)
+    results = victim.made.folder / "results"
+    assert same_tables(results, checkout.folder / "results") == []
+    assert victim.leftovers() == []
+    assert "Nothing to be done" in victim.made.run(*TARGETS).stderr
