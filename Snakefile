@@ -47,6 +47,8 @@ rule all:
     input:
         FINAL_TABLES,
         "results/provenance.json",
+        "results/explorer",
+        "results/report.html",
         [
             f"results/segmentation/{dataset}/{made}"
             for dataset in config["segmentation"]["datasets"]

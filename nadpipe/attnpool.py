@@ -151,3 +151,23 @@ def token_queries_and_keys(
     query = x @ pool.q_weight.T + pool.q_bias
     key = x @ pool.k_weight.T + pool.k_bias
     return tuple(part.unflatten(2, (pool.heads, -1)).transpose(1, 2) for part in (query, key))
+
+
+def pair_scores(
+    coefficient: Float[Tensor, "head neuron"], text: Float[Tensor, "text embed"], pool: AttentionPool
+) -> Float[Tensor, "text head neuron"]:
+    """⟨r[h, n], q⟩ / ‖y‖: what every pair adds to the cosine of one image and each text of unit length; they sum to it."""
+    norm = sum_pairs(coefficient[None], pool).norm()
+    constant = pair_constants(pool) @ text.T
+    scores = [coefficient[head] * (text @ write_vectors(pool, head).T) + constant[head, :, None] for head in range(pool.heads)]
+    return torch.stack(scores, dim=1) / norm
+
+
+def token_scores(
+    x: Float[Tensor, "token neuron"], text: Float[Tensor, "text embed"], pool: AttentionPool
+) -> Float[Tensor, "text token"]:
+    """sum_h ⟨m[h, t], q⟩ / ‖y‖ with m[h, t] = a[h, t] W_O^h (W_V^h x_t + b_V^h) + b_O / (H T): what every token adds to the
+    cosine of one image and each text; they sum to it."""
+    weighed = attention(x[None], pool)[0, ..., None] * token_values(x[None], pool)[0]
+    written = weighed.transpose(0, 1).flatten(1) @ pool.c_weight.T + pool.c_bias / pool.tokens
+    return (written @ text.T).T / written.sum(0).norm()

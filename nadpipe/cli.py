@@ -1,4 +1,5 @@
-"""The console command: `nadpipe <stage> --option …`, one command a stage; the rules call exactly these."""
+"""The console command: `nadpipe <stage> --option …`, one command a stage, as the rules call them; and commands that look at
+results."""
 
 import ast
 import errno
@@ -10,16 +11,18 @@ from pathlib import Path
 from nadpipe import __version__
 from nadpipe.errors import NadpipeError
 
-_STAGES = Path(__file__).parent / "stages"
+_HERE = Path(__file__).parent
+_GROUPS = {"stages": "stages, as the workflow runs them", "looks": "looking at results"}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # of the user's disk, not of the code
 
 
 def commands() -> dict[str, str]:
-    """Command names with the first line of what each does, read without importing anything heavy."""
+    """Command names with the module of each, found without importing anything heavy."""
     found = {}
-    for module in pkgutil.iter_modules([str(_STAGES)]):
-        text = ast.get_docstring(ast.parse((_STAGES / f"{module.name}.py").read_text(encoding="utf-8"))) or ""
-        found[module.name.replace("_", "-")] = text.split("\n")[0]
+    for group in _GROUPS:
+        for module in pkgutil.iter_modules([str(_HERE / group)]):
+            if module.name != "pages":  # what the looks share
+                found[module.name.replace("_", "-")] = f"nadpipe.{group}.{module.name}"
     return found
 
 
@@ -37,8 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in known:
         print(f"nadpipe: no command {command}; there are {', '.join(known)}", file=sys.stderr)
         return 2
-    name = command.replace("-", "_")
-    stage = getattr(importlib.import_module(f"nadpipe.stages.{name}"), name)
+    stage = getattr(importlib.import_module(known[command]), command.replace("-", "_"))
     import tyro
 
     try:
@@ -57,5 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _overview(known: dict[str, str]) -> str:
     width = max(map(len, known))
-    lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
-    return "\n".join(["usage: nadpipe COMMAND [OPTIONS]   (nadpipe COMMAND --help)", "", *lines])
+    lines = ["usage: nadpipe COMMAND [OPTIONS]   (nadpipe COMMAND --help)"]
+    for group, title in _GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:<{width}}  {_about(module)}" for name, module in known.items() if f".{group}." in module]
+    return "\n".join(lines)
+
+
+def _about(module: str) -> str:
+    """The first line of a module's docstring."""
+    path = _HERE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]

@@ -301,6 +301,13 @@ class Analyses(_Section):
     confidence: Confidence
 
 
+class Explorer(_Section):
+    """The pages over all pairs."""
+
+    images: Count
+    thumbnail: Annotated[Whole, Field(ge=16)]
+
+
 class Config(_Section):
     """The whole config."""
 
@@ -318,6 +325,7 @@ class Config(_Section):
     registers: Registers
     segmentation: Segmentation
     shift: Shift
+    explorer: Explorer
     analyses: Analyses
 
     @model_validator(mode="after")

@@ -34,6 +34,14 @@ def code_fingerprint(module: str) -> str:
     return digest.hexdigest()[:12]
 
 
+def files_fingerprint(folder: str) -> str:
+    """Twelve hex digits that change when a file in a folder of the package does."""
+    digest = hashlib.sha256()
+    for path in sorted((PACKAGE / folder).iterdir()):
+        digest.update(path.name.encode() + b"\n" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _path(module: str) -> Path | None:
     """The file of a module of this package, None if there is no such module."""
     parts = module.split(".")

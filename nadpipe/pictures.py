@@ -4,7 +4,7 @@ import colorsys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
@@ -12,6 +12,7 @@ Colour = tuple[int, int, int]
 _TEXT = 13  # pixels
 _LINE = 20
 _GAP = 4
+_ALONG, _AGAINST = (230, 110, 0), (0, 90, 220)
 
 
 def class_colours(count: int) -> UInt8[np.ndarray, "classes 3"]:
@@ -49,6 +50,25 @@ def shrink(image: Image.Image, longest: int) -> Image.Image:
     return (
         image if scale >= 1 else image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.BOX)
     )
+
+
+def heat_overlay(image: Image.Image, values: Float[np.ndarray, "row column"]) -> Image.Image:
+    """The image with a map of -1 to 1 over it: orange where it is positive, blue where negative, stronger where larger."""
+    smooth = Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    heat = np.asarray(smooth)[..., None]
+    tint = np.where(heat > 0, _ALONG, _AGAINST)
+    strength = np.abs(heat).clip(0, 1) * 0.85
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return Image.fromarray((pixels * (1 - strength) + tint * strength).astype(np.uint8))
+
+
+def crop_to_square(
+    image: Image.Image, top: int, left: int, size: int, resized_height: int, resized_width: int, side: int
+) -> Image.Image:
+    """What a view shows of an image, `side` pixels wide: a square of `size` in the image at its resized size."""
+    across, down = image.width / resized_width, image.height / resized_height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def panel(pictures: Mapping[str, Image.Image], legend: Mapping[str, Colour], longest: int = 480) -> Image.Image:

@@ -14,7 +14,7 @@ from nadpipe.config import MADE_HERE, check
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.dictionaries import is_named
 from nadpipe.errors import NadpipeError
-from nadpipe.fingerprint import code_fingerprint
+from nadpipe.fingerprint import code_fingerprint, files_fingerprint
 from nadpipe.layouts import LAYOUTS, class_sources
 
 

@@ -27,3 +27,80 @@ rule describe_results:
             --config {params.config:q} --output {output.provenance:q} \
             2>{log}
         """
+
+
+rule build_explorer:
+    input:
+        images="results/artifacts/discovery/images.parquet",
+        features=shards("discovery", "features"),
+        contributions=shards("discovery", "contributions"),
+        directions="results/artifacts/directions/pair.zarr",
+        pairs="results/pairs.parquet",
+        neurons="results/neurons.parquet",
+        heads="results/heads.parquet",
+        assignments="results/assignments.parquet",
+        correlated="results/artifacts/assignments/correlated.parquet",
+        attnpool="results/artifacts/model/attnpool.zarr",
+    output:
+        explorer=directory("results/explorer"),
+    log:
+        "logs/build_explorer.log",
+    benchmark:
+        "results/benchmarks/build_explorer.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(4000),
+        runtime=120,
+    params:
+        shown=config["explorer"]["images"],
+        thumbnail=config["explorer"]["thumbnail"],
+        code=code("build_explorer"),
+        web=files_fingerprint("web"),
+    shell:
+        """
+        nadpipe build-explorer \
+            --images {input.images:q} --features {input.features:q} --contributions {input.contributions:q} \
+            --directions {input.directions:q} --pairs {input.pairs:q} --neurons {input.neurons:q} --heads {input.heads:q} \
+            --assignments {input.assignments:q} --correlated {input.correlated:q} --attnpool-store {input.attnpool:q} \
+            --output {output.explorer:q} --shown {params.shown} --thumbnail {params.thumbnail} \
+            2>{log}
+        """
+
+
+rule make_report:
+    input:
+        provenance="results/provenance.json",
+        tables=FINAL_TABLES,
+        overlays=of_segmentation("results/segmentation/{dataset}/overlays"),
+        images="results/artifacts/monitoring/images.parquet",
+        contributions=[
+            store
+            for dataset in ("discovery", "monitoring")
+            for store in shards(dataset, "contributions")
+        ],
+    output:
+        report="results/report.html",
+    log:
+        "logs/make_report.log",
+    benchmark:
+        "results/benchmarks/make_report.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=20,
+    params:
+        segmented=config["segmentation"]["datasets"],
+        concepts=config["shift"]["concepts"],
+        code=code("make_report"),
+        template=files_fingerprint("templates"),
+    shell:
+        """
+        nadpipe make-report \
+            --results results --contributions {input.contributions:q} --output {output.report:q} \
+            --segmented {params.segmented:q} --concepts {params.concepts:q} \
+            2>{log}
+        """

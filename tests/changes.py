@@ -86,6 +86,8 @@ CHANGES = {
     "analyses.shares": ([0.5], {"measure_sparsity": 1}),
     "analyses.draws": (2, {"measure_sparsity": 1, "measure_faithfulness": 1}),
     "analyses.atoms": ([3], {"measure_sparse_text": 1}),
+    "explorer.images": (2, {}),
+    "explorer.thumbnail": (64, {}),
     "analyses.top": (5, RANKED),
     "analyses.sheets": (3, {"draw_retrieval": 1}),
     "shift.reference": ("2020", {"score_shift": 1, "rank_shifts": 1}),
@@ -150,7 +152,11 @@ EDITS = {
     "stages/measure_naming.py": {"measure_naming": 1},
     "stages/measure_faithfulness.py": {"measure_faithfulness": 1},
     "stages/score_batch.py": {},
-    "stages/describe_results.py": {"describe_results": 1},
+    "stages/describe_results.py": {"describe_results": 1, "make_report": 1},
+    "stages/build_explorer.py": {"build_explorer": 1},
+    "stages/make_report.py": {"make_report": 1},
+    "explorer.py": {"build_explorer": 1},
+    "report.py": {"make_report": 1},
     "stages/segment_images.py": SEGMENTED,
     "stages/score_segmentation.py": SCORED,
     "stages/draw_overlays.py": {"draw_overlays": 1},
@@ -181,9 +187,15 @@ TABLES = {  # rules that make final tables, or what provenance.json tells of
 
 
 def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
-    """A plan of the tables above with the summary of all results: it follows every table, and every setting but of `dense`."""
-    told = bool(TABLES & plan.keys()) or (bool(plan) and not key.startswith("dense."))
-    return plan | {"describe_results": 1} if told else plan
+    """A plan of the tables above with what sums up a run: its summary follows every table, and every setting but of `dense`."""
+    whole = dict(plan)
+    if "tabulate_units" in plan or key.startswith("explorer."):
+        whole["build_explorer"] = 1
+    if TABLES & plan.keys() or (bool(whole) and not key.startswith("dense.")):
+        whole |= {"describe_results": 1, "make_report": 1}
+    if "draw_overlays" in plan:
+        whole["make_report"] = 1
+    return whole
 
 
 HEAD = """# What a change reruns

@@ -1,0 +1,1 @@
+"""Commands that look at results, one a module; unlike stages they make no artifact that another reads."""

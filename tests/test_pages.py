@@ -1,0 +1,163 @@
+"""The report and the explorer in a real browser: no errors, no strange requests, found and read by everyone."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+
+import pandas as pd
+import pytest
+
+WANTED = os.environ.get("NADPIPE_BROWSER") == "1"  # set by .ci/run, where not running it is a failure
+SIZES = [(360, "dark"), (360, "light"), (1440, "dark"), (1440, "light")]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = shutil.which("chromium")
+    if program is None and not WANTED:
+        pytest.skip("browser: chromium is not installed (Debian package chromium)")
+    assert program is not None
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def results(checkout):
+    return checkout.folder / "results"
+
+
+@pytest.fixture(scope="module")
+def address(results):
+    """Where a static file server serves the explorer."""
+    handler = functools.partial(Quiet, directory=str(results / "explorer"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser, request):
+    """A page of one size and theme that notes what it asks for and complains of."""
+    width, theme = getattr(request, "param", (1440, "light"))
+    opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+    opened.asked, opened.complaints = [], []
+    opened.on("request", lambda asked: opened.asked.append(asked.url))
+    opened.on("console", lambda told: opened.complaints.append(told.text) if told.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    opened.on("requestfailed", lambda asked: opened.complaints.append(f"failed: {asked.url}"))
+    yield opened
+    opened.close()
+    assert opened.complaints == []
+
+
+def show(page, address, path):
+    """Go to a page of the explorer and wait until it is shown."""
+    page.goto(f"{address}index.html{path}")
+    page.wait_for_function("path => document.getElementById('main').dataset.shown === path", arg=path)
+
+
+def assert_accessible_and_within_its_width(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("page", SIZES, indirect=True, ids=str)
+def test_the_report_needs_nothing_but_itself(page, results):
+    page.goto((results / "report.html").as_uri())
+    page.wait_for_selector("body[data-drawn]")
+    assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in page.asked if url.startswith("file:")]) == 1
+    assert page.locator(".chart svg").count() == page.locator(".chart").count() == 7
+    for picture in page.locator("img").all():
+        picture.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+    assert_accessible_and_within_its_width(page)
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+def test_the_report_holds_the_tables_numbers(page, results):
+    page.goto((results / "report.html").as_uri())
+    scores = pd.read_csv(results / "segmentation.csv")
+    text = page.inner_text("#segmentation")
+    assert all(f"{100 * value:.1f}%" in text for value in scores["miou"])
+    largest = pd.read_parquet(results / "pairs.parquet").nsmallest(10, "contribution_rank")
+    assert all(f"{row.head}/{row.neuron}" in page.inner_text("#units") for row in largest.itertuples())
+    assert "None: every image could be used." in page.inner_text("#skipped")
+
+
+@pytest.mark.parametrize("page", SIZES, indirect=True, ids=str)
+@pytest.mark.parametrize("path", ["#/", "#/pair/3/100", "#/neuron/100", "#/head/3", "#/search/fish"])
+def test_every_page_of_the_explorer_is_accessible(page, address, path):
+    show(page, address, path)
+    assert [url for url in page.asked if not url.startswith((address, "data:"))] == []
+    assert_accessible_and_within_its_width(page)
+
+
+def test_a_search_finds_the_pair_and_its_page_shows_it(page, address, results):
+    pairs = pd.read_parquet(results / "pairs.parquet").set_index(["head", "neuron"])
+    (head, neuron), about = next(iter(pairs.sort_values("active_correlation", ascending=False).iterrows()))
+    show(page, address, "#/")
+    page.keyboard.press("/")
+    page.keyboard.type(about["active_text"])
+    page.keyboard.press("Enter")
+    page.click(f"section:has(h2:text('Goes with the images')) a:text-is('{head}/{neuron}')")
+    page.wait_for_selector(f"h1:text-is('Pair {head}/{neuron}')")
+    assert page.url.endswith(f"#/pair/{head}/{neuron}")
+    assert f"{about['contribution_rank']} of {len(pairs):,}" in page.inner_text("main")
+    assert page.locator("section:has(h2:text('Goes with the images')) tbody a").first.inner_text() == about["active_text"]
+    for picture in page.locator(".shot img").all():
+        picture.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete && image.naturalWidth === 160", arg=picture.element_handle())
+    maps = (
+        "[...document.querySelectorAll('.shot canvas')].map(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+    )
+    assert page.evaluate(f"{maps}.every(data => data.some(value => value > 0))")
+    page.uncheck("#maps")
+    assert page.locator(".shot canvas:visible").count() == 0
+
+
+def test_pages_are_reached_by_link_by_number_and_by_key(page, address):
+    show(page, address, "#/pair/3/100")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("h1:text-is('Pair 3/101')")
+    page.go_back()
+    page.wait_for_selector("h1:text-is('Pair 3/100')")
+    for query, title in [("345", "Neuron 345"), ("2/345", "Pair 2/345"), ("2, 344", "Pair 2/344")]:
+        page.fill("#query", query)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"h1:text-is('{title}')")
+    page.fill("#query", "no such text at all")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=No text of the dictionary")
+
+
+def test_a_page_that_does_not_exist_says_so(page, address):
+    show(page, address, "#/pair/3/100000")
+    assert page.inner_text("h1") == "Not found"
+    assert all("Failed to load resource" in told for told in page.complaints)
+    page.complaints.clear()
+
+
+def test_the_theme_is_kept(page, address):
+    show(page, address, "#/")
+    page.click("#theme")
+    page.reload()
+    page.wait_for_selector("h1")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
