@@ -17,6 +17,7 @@ ORDER = (
     "storage",
     "memory",
     "sharding",
+    "explorer",
     "end_to_end",
     "drift_detection",
     "naming",

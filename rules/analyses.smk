@@ -6,8 +6,16 @@ rule measure_sparsity:
         directions="results/artifacts/directions/pair.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/sparsity.csv",
-        plot="results/sparsity.png",
+        table=report(
+            "results/sparsity.csv",
+            caption="captions/sparsity.rst",
+            category="Analyses",
+        ),
+        plot=report(
+            "results/sparsity.png",
+            caption="captions/sparsity.rst",
+            category="Analyses",
+        ),
     log:
         "logs/measure_sparsity.log",
     benchmark:
@@ -47,8 +55,16 @@ rule measure_reconstruction:
         heads="results/artifacts/directions/head.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/reconstruction.csv",
-        plot="results/reconstruction.png",
+        table=report(
+            "results/reconstruction.csv",
+            caption="captions/reconstruction.rst",
+            category="Analyses",
+        ),
+        plot=report(
+            "results/reconstruction.png",
+            caption="captions/reconstruction.rst",
+            category="Analyses",
+        ),
     log:
         "logs/measure_reconstruction.log",
     benchmark:
@@ -85,8 +101,16 @@ rule measure_sparse_text:
         dictionary="results/artifacts/text/dictionary.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/sparse_text.csv",
-        plot="results/sparse_text.png",
+        table=report(
+            "results/sparse_text.csv",
+            caption="captions/sparse_text.rst",
+            category="Analyses",
+        ),
+        plot=report(
+            "results/sparse_text.png",
+            caption="captions/sparse_text.rst",
+            category="Analyses",
+        ),
     log:
         "logs/measure_sparse_text.log",
     benchmark:
@@ -124,7 +148,11 @@ rule measure_polysemanticity:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/polysemanticity.parquet",
-        plot="results/polysemanticity.png",
+        plot=report(
+            "results/polysemanticity.png",
+            caption="captions/polysemanticity.rst",
+            category="Analyses",
+        ),
     log:
         "logs/measure_polysemanticity.log",
     benchmark:
@@ -153,7 +181,13 @@ rule draw_retrieval:
         images="results/artifacts/discovery/images.parquet",
         polysemanticity="results/polysemanticity.parquet",
     output:
-        sheets=directory("results/retrieval"),
+        sheets=report(
+            directory("results/retrieval"),
+            caption="captions/retrieval.rst",
+            category="Analyses",
+            patterns=["{name}.png"],
+            subcategory="Retrieval",
+        ),
     log:
         "logs/draw_retrieval.log",
     benchmark:
@@ -185,8 +219,12 @@ rule measure_naming:
         correlated="results/artifacts/assignments/correlated.parquet",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/naming.csv",
-        plot="results/naming.png",
+        table=report(
+            "results/naming.csv", caption="captions/naming.rst", category="Analyses"
+        ),
+        plot=report(
+            "results/naming.png", caption="captions/naming.rst", category="Analyses"
+        ),
     log:
         "logs/measure_naming.log",
     benchmark:
@@ -218,8 +256,16 @@ rule measure_faithfulness:
         directions="results/artifacts/directions/pair.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/faithfulness.csv",
-        plot="results/faithfulness.png",
+        table=report(
+            "results/faithfulness.csv",
+            caption="captions/faithfulness.rst",
+            category="Analyses",
+        ),
+        plot=report(
+            "results/faithfulness.png",
+            caption="captions/faithfulness.rst",
+            category="Analyses",
+        ),
     log:
         "logs/measure_faithfulness.log",
     benchmark:

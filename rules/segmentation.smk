@@ -4,7 +4,11 @@ rule measure_registers:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/registers.parquet",
-        plot="results/registers.png",
+        plot=report(
+            "results/registers.png",
+            caption="captions/registers.rst",
+            category="Registers",
+        ),
     log:
         "logs/measure_registers.log",
     benchmark:
@@ -79,7 +83,11 @@ rule score_segmentation:
         classes=of_segmentation("results/artifacts/{dataset}/classes.parquet"),
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/segmentation.csv",
+        table=report(
+            "results/segmentation.csv",
+            caption="captions/segmentation.rst",
+            category="Segmentation",
+        ),
         classes="results/segmentation/per_class.parquet",
         differences="results/segmentation/differences.parquet",
     log:
@@ -115,7 +123,13 @@ rule draw_overlays:
             "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
         ),
     output:
-        overlays=directory("results/segmentation/{dataset}/overlays"),
+        overlays=report(
+            directory("results/segmentation/{dataset}/overlays"),
+            caption="captions/overlays.rst",
+            category="Segmentation",
+            patterns=["{name}.png"],
+            subcategory="Overlays",
+        ),
     log:
         "logs/draw_overlays/{dataset}.log",
     benchmark:
@@ -150,7 +164,13 @@ rule draw_contact_sheets:
             "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
         ),
     output:
-        sheets=directory("results/segmentation/{dataset}/sheets"),
+        sheets=report(
+            directory("results/segmentation/{dataset}/sheets"),
+            caption="captions/sheets.rst",
+            category="Segmentation",
+            patterns=["{name}.png"],
+            subcategory="Sheets",
+        ),
     log:
         "logs/draw_contact_sheets/{dataset}.log",
     benchmark:
@@ -177,7 +197,11 @@ rule plot_classes:
     input:
         classes="results/segmentation/per_class.parquet",
     output:
-        plot="results/segmentation/{dataset}/per_class.png",
+        plot=report(
+            "results/segmentation/{dataset}/per_class.png",
+            caption="captions/per_class.rst",
+            category="Segmentation",
+        ),
     log:
         "logs/plot_classes/{dataset}.log",
     benchmark:

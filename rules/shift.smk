@@ -5,7 +5,9 @@ rule score_shift:
         selection="results/artifacts/selection/concepts.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        table="results/shift.csv",
+        table=report(
+            "results/shift.csv", caption="captions/shift.rst", category="Shift"
+        ),
         scores="results/shift/scores.parquet",
     log:
         "logs/score_shift.log",

@@ -81,7 +81,9 @@ rule make_report:
             for store in shards(dataset, "contributions")
         ],
     output:
-        report="results/report.html",
+        report=report(
+            "results/report.html", caption="captions/report.rst", category="Run"
+        ),
     log:
         "logs/make_report.log",
     benchmark:

@@ -88,7 +88,7 @@ class Checkout:
 
     def __init__(self, folder):
         self.folder = folder
-        for name in ("rules", "nadpipe", "envs"):
+        for name in ("rules", "nadpipe", "envs", "profiles"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("Snakefile", "config.yaml", "README.md"):
             shutil.copy(ROOT / name, folder / name)

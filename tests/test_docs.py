@@ -69,7 +69,7 @@ def test_every_command_runs(checkout, request, page, block):
             run_in.run(*arguments)
         else:
             assert program == "nadpipe", f"{page}: {line}"
-            subprocess.run([sys.executable, "-m", "nadpipe", *arguments], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "nadpipe", *arguments], cwd=checkout.folder, check=True, capture_output=True)
 
 
 def test_the_own_data_command_named_the_units_of_the_other_model(own_data):

@@ -9,6 +9,8 @@ import threading
 import pandas as pd
 import pytest
 
+from nadpipe.cli import main
+
 WANTED = os.environ.get("NADPIPE_BROWSER") == "1"  # set by .ci/run, where not running it is a failure
 SIZES = [(360, "dark"), (360, "light"), (1440, "dark"), (1440, "light")]
 
@@ -161,3 +163,13 @@ def test_the_theme_is_kept(page, address):
     page.reload()
     page.wait_for_selector("h1")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+@pytest.mark.parametrize("page", SIZES, indirect=True, ids=str)
+def test_an_images_own_page_is_accessible(page, checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkout.folder)
+    image = next((checkout.folder / "results/demo/segmentation/images").iterdir())
+    assert main(["explain", str(image), "--texts", "fish", "--output", str(tmp_path / "e.html"), "--most", "2"]) == 0
+    page.goto((tmp_path / "e.html").as_uri())
+    assert len([url for url in page.asked if not url.startswith("data:")]) == 1
+    assert_accessible_and_within_its_width(page)

@@ -1,13 +1,12 @@
 """The demo on a real Slurm: the same tables, through the profile that the README names."""
 
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
 import slurm
-from conftest import ROOT, Checkout
+from conftest import Checkout
 
 WANTED = os.environ.get("NADPIPE_SLURM") == "1"  # set by .ci/run, where not running it is a failure
 TARGET = "results/segmentation.csv"
@@ -33,7 +32,6 @@ def submitted(cluster, tmp_path_factory):
     """The small demo with everything but the local rules as jobs of Slurm, in bounded time; the first job that encodes images
     is killed. Returns the checkout and the killed job."""
     made = Checkout(tmp_path_factory.mktemp("submitted"))
-    shutil.copytree(ROOT / "profiles", made.folder / "profiles")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(made.run, TARGET, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=900)
         killed = cluster.kill("rule_extract_features", seconds=300)

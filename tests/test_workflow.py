@@ -108,7 +108,7 @@ def test_logs_have_plain_lines_with_a_rate(checkout):
 
 def test_the_run_tells_what_its_tables_were_made_with(checkout):
     told = json.loads((checkout.folder / "results" / "provenance.json").read_text())
-    assert len(told["tables"]) == 16
+    assert len(told["tables"]) == 17
     for path, about in told["tables"].items():
         assert about["sha256"] == hashlib.sha256((checkout.folder / path).read_bytes()).hexdigest()
     assert {name: part["images"] for name, part in told["datasets"].items()} == {
@@ -128,6 +128,14 @@ def test_the_exported_attention_pool_may_be_shared_between_workflows(tmp_path_fa
         shared = made.run("--cache", "export_attnpool", "--", POOL, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path))
         assert ("to cache" in shared.stderr) == (name == "one")
         assert xr.open_zarr(made.folder / POOL)["v_weight"].shape == (768, 768)
+
+
+def test_snakemakes_own_report_lists_the_results_with_captions(checkout, tmp_path):
+    checkout.run("all", "--report", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    captions = [path.read_text().strip() for path in (ROOT / "rules" / "captions").glob("*.rst")]
+    assert len(captions) == 14
+    assert [caption for caption in captions if caption.split(":")[0].split("'")[0] not in page] == []
 
 
 def test_a_second_run_does_nothing(checkout):

@@ -1,0 +1,100 @@
+"""The commands that show in a terminal what the explorer shows."""
+
+import re
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from nadpipe.cli import main
+
+
+@pytest.fixture
+def look(checkout, monkeypatch, capsys):
+    """Run a command in the checkout; returns its exit code and what it printed, in one line of words."""
+    monkeypatch.chdir(checkout.folder)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def look(*arguments):
+        code = main([str(part) for part in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return look
+
+
+@pytest.fixture(scope="module")
+def pairs(checkout):
+    return pd.read_parquet(checkout.folder / "results" / "pairs.parquet").set_index(["head", "neuron"])
+
+
+def test_a_pair_is_shown_with_its_texts_and_images(look, pairs, tmp_path):
+    code, told, _ = look("show", "pair", 3, 100, "--png", tmp_path / "p.png")
+    about = pairs.loc[(3, 100)]
+    assert code == 0
+    assert f"pair 3/100: rank {about['contribution_rank']} of {len(pairs):,}" in told
+    assert f"{about['active_text']} ({about['active_correlation']:.2f})" in told
+    assert f"{about['nearest_text']} ({about['nearest_cosine']:.2f})" in told
+    assert re.search(r"top images \d+, \d+, \d+, \d+; bottom images \d+, \d+, \d+, \d+", told)
+    assert Image.open(tmp_path / "p.png").width > 600
+
+
+def test_a_neuron_is_shown_with_all_its_pairs(look, pairs):
+    code, told, _ = look("show", "neuron", 100)
+    assert code == 0
+    ranks = pairs.xs(100, level="neuron")["contribution_rank"].sort_values()
+    assert re.findall(r"(\d+)/100 │ +(\d+) │", told) == [(str(head), str(rank)) for head, rank in ranks.items()]
+
+
+def test_a_search_finds_the_pairs_that_a_text_names(look, pairs):
+    code, told, _ = look("search", "fish", "--most", 5)
+    assert code == 0
+    own = pairs[pairs["active_text"] == "fish"].sort_values("active_correlation", ascending=False)
+    head, neuron = own.index[0]
+    assert told.index(f"{head}/{neuron} ") < told.index("nearest to the direction")
+    assert "other texts: " in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "pair", "99", "1"], "head 99: the model has heads 0 to 11"),
+        (["show", "neuron", "768"], "neuron 768: the model has neurons 0 to 767"),
+        (["show", "pair", "1"], "show pair: takes head and neuron, not 1"),
+        (["show", "neuron", "1", "2"], "show neuron: takes one number, not 2"),
+        (["show", "neuron", "1", "--png", "p.png"], "--png: is of a pair"),
+        (
+            ["show", "neuron", "1", "--results", "nowhere"],
+            "about.json: not readable (FileNotFoundError); make it with",
+        ),
+        (["search", "xyzzy"], "no text that names a pair has 'xyzzy' in it"),
+        (["explain", "gone.jpg", "--texts", "a"], "gone.jpg: no such image"),
+        (
+            ["explain", "gone.jpg", "--texts", "a", "--results", "nowhere"],
+            "provenance.json: names no model (FileNotFound",
+        ),
+        (["explain", "gone.jpg", "--texts", "a", "--template", "a photo"], "--template: needs {} once"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(look, arguments, message):
+    code, _, told = look(*arguments)
+    assert code == 1
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_an_image_is_explained_and_its_pairs_sum_to_the_cosine(look, checkout, tmp_path):
+    image = next((checkout.folder / "results/demo/segmentation/images").iterdir())
+    code, told, _ = look("explain", image, "--texts", "fish", "red ball", "--output", tmp_path / "e.html", "--most", 3)
+    assert code == 0
+    sums = re.findall(r"cosine (-?\d\.\d+), sum over pairs (-?\d\.\d+)", told)
+    assert len(sums) == 2
+    for cosine, summed in sums:
+        assert float(cosine) == pytest.approx(float(summed), abs=2e-5)
+    for part in told.split("cosine ")[1:]:
+        added = [float(value) for value in re.findall(r"│ +([+-]\d\.\d+) │", part)]
+        assert len(added) == 7
+        assert sum(added) == pytest.approx(float(part.split(",")[0]), abs=1e-4)
+    page = (tmp_path / "e.html").read_text()
+    assert page.count("<img ") == 1 + 2 * (1 + 6)
+    assert "http" not in page
