@@ -18,7 +18,7 @@ rule describe_results:
         mem_mb=memory(2000),
         runtime=10,
     params:
-        config=json.dumps(settings_of_results(), ensure_ascii=False),
+        config=json.dumps(settings_of_results(), ensure_ascii=False, sort_keys=True),
         code=code("describe_results"),
     shell:
         """

@@ -96,7 +96,8 @@ class Slurm:
     def jobs(self) -> list[dict[str, str]]:
         """What every job asked for and how it ended."""
         shown = subprocess.run(["scontrol", "show", "job", "-o"], capture_output=True, text=True, timeout=60, check=True).stdout
-        return [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in shown.splitlines()]
+        lines = [line for line in shown.splitlines() if line.startswith("JobId=")]  # or that there are none
+        return [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in lines]
 
     def kill(self, comment: str, seconds: float) -> str:
         """SIGKILL all processes of the first job that runs with this comment; returns its id."""

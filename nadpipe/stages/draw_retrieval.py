@@ -1,4 +1,7 @@
-"""Draw the top images of the largest neurons and of their pairs."""
+"""Draw the top images of the largest neurons and of their pairs.
+
+Source: Bu & Gandelsman, arXiv 2509.19943, that some pairs, while polysemantic, stand for sub-concepts of their neurons.
+"""
 
 from pathlib import Path
 

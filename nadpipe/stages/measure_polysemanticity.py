@@ -1,4 +1,7 @@
-"""How many things a unit stands for: how much its top images differ, pairs against their neurons."""
+"""How many things a unit stands for: how much its top images differ, pairs against their neurons.
+
+Source: Bu & Gandelsman, arXiv 2509.19943, that some pairs, while polysemantic, stand for sub-concepts of their neurons.
+"""
 
 import dataclasses
 from pathlib import Path

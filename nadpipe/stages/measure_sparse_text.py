@@ -1,4 +1,7 @@
-"""How much of the model its texts describe: zero-shot accuracy when each pair writes along its sparse text code."""
+"""How much of the model its texts describe: zero-shot accuracy when each pair writes along its sparse text code.
+
+Source: Bu & Gandelsman, arXiv 2509.19943, where each pair is interpreted by associating its direction with text.
+"""
 
 import dataclasses
 from pathlib import Path

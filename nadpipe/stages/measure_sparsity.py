@@ -1,4 +1,7 @@
-"""How few pairs carry what the model knows: zero-shot accuracy with all others at their mean."""
+"""How few pairs carry what the model knows: zero-shot accuracy with all others at their mean.
+
+Source: Bu & Gandelsman, arXiv 2509.19943, that only a sparse set of pairs contributes significantly to the output.
+"""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Rank all pairs by how far their coefficients moved between groups, without any concept named."""
+"""Rank all pairs by how far their coefficients moved between groups, without any concept named.
+
+Source: Bu & Gandelsman, arXiv 2509.19943, where contributions of pairs monitor distribution shifts (its second application).
+"""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

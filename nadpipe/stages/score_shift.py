@@ -1,4 +1,7 @@
-"""Score concepts on every image and compare groups of images."""
+"""Score concepts on every image and compare groups of images.
+
+Source: Bu & Gandelsman, arXiv 2509.19943, where contributions of pairs monitor distribution shifts (its second application).
+"""
 
 import dataclasses
 from collections.abc import Sequence
