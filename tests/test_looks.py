@@ -39,15 +39,17 @@ def test_a_pair_is_shown_with_its_texts_and_images(look, pairs, tmp_path):
     assert Image.open(tmp_path / "p.png").width > 600
 
 
-def test_a_neuron_is_shown_with_all_its_pairs(look, pairs):
-    code, told, _ = look("show", "neuron", 100)
+def test_a_neuron_is_shown_with_all_its_pairs(look, pairs, tmp_path):
+    code, told, _ = look("show", "neuron", 100, "--png", tmp_path / "n.png")
     assert code == 0
+    assert Image.open(tmp_path / "n.png").height > 6 * 150
     ranks = pairs.xs(100, level="neuron")["contribution_rank"].sort_values()
     assert re.findall(r"(\d+)/100 │ +(\d+) │", told) == [(str(head), str(rank)) for head, rank in ranks.items()]
 
 
-def test_a_search_finds_the_pairs_that_a_text_names(look, pairs):
-    code, told, _ = look("search", "fish", "--most", 5)
+def test_a_search_finds_the_pairs_that_a_text_names(look, pairs, tmp_path):
+    code, told, _ = look("search", "fish", "--most", 5, "--png", tmp_path / "s.png")
+    assert Image.open(tmp_path / "s.png").height > 5 * 150
     assert code == 0
     own = pairs[pairs["active_text"] == "fish"].sort_values("active_correlation", ascending=False)
     head, neuron = own.index[0]
@@ -62,7 +64,6 @@ def test_a_search_finds_the_pairs_that_a_text_names(look, pairs):
         (["show", "neuron", "768"], "neuron 768: the model has neurons 0 to 767"),
         (["show", "pair", "1"], "show pair: takes head and neuron, not 1"),
         (["show", "neuron", "1", "2"], "show neuron: takes one number, not 2"),
-        (["show", "neuron", "1", "--png", "p.png"], "--png: is of a pair"),
         (
             ["show", "neuron", "1", "--results", "nowhere"],
             "about.json: not readable (FileNotFoundError); make it with",

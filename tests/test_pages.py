@@ -9,7 +9,9 @@ import threading
 import pandas as pd
 import pytest
 
+from nadpipe.artifacts import Stamp, read_parquet, write_parquet
 from nadpipe.cli import main
+from nadpipe.stages.make_report import make_report
 
 WANTED = os.environ.get("NADPIPE_BROWSER") == "1"  # set by .ci/run, where not running it is a failure
 SIZES = [(360, "dark"), (360, "light"), (1440, "dark"), (1440, "light")]
@@ -104,6 +106,30 @@ def test_the_report_holds_the_tables_numbers(page, results):
     assert "None: every image could be used." in page.inner_text("#skipped")
 
 
+def test_images_that_were_skipped_are_in_the_report(page, results, tmp_path):
+    shutil.copytree(results, tmp_path / "results", ignore=shutil.ignore_patterns("demo", "explorer", "*.zarr"))
+    path = tmp_path / "results/artifacts/discovery/images.parquet"
+    manifest = read_parquet(path, "images")
+    manifest.loc[len(manifest) - 1, ["image_id", "problem"]] = -1, "x.jpg: not a readable image (<b>cut</b>)"
+    write_parquet(path, "images", manifest, Stamp(), sources=True)
+    contributions = tuple((results / "artifacts/discovery/contributions").iterdir())
+    make_report(tmp_path / "results", contributions, tmp_path / "report.html", segmented=("segmentation",))
+    page.goto((tmp_path / "report.html").as_uri())
+    text = page.inner_text("#skipped")
+    assert "1 images could not be used" in text
+    assert "x.jpg: not a readable image (<b>cut</b>)" in text
+
+
+def test_the_report_prints_dark_on_light(page, results):
+    page.goto((results / "report.html").as_uri())
+    page.click("#theme")
+    page.wait_for_selector("body[data-drawn=dark]")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+    assert page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill") == "rgb(27, 31, 36)"
+    assert not page.locator("#theme").is_visible()
+
+
 @pytest.mark.parametrize("page", SIZES, indirect=True, ids=str)
 @pytest.mark.parametrize("path", ["#/", "#/pair/3/100", "#/neuron/100", "#/head/3", "#/search/fish"])
 def test_every_page_of_the_explorer_is_accessible(page, address, path):
@@ -141,7 +167,7 @@ def test_pages_are_reached_by_link_by_number_and_by_key(page, address):
     page.wait_for_selector("h1:text-is('Pair 3/101')")
     page.go_back()
     page.wait_for_selector("h1:text-is('Pair 3/100')")
-    for query, title in [("345", "Neuron 345"), ("2/345", "Pair 2/345"), ("2, 344", "Pair 2/344")]:
+    for query, title in [("345", "Neuron 345"), ("2/345", "Pair 2/345"), ("head 2", "Head 2"), ("2, 344", "Pair 2/344")]:
         page.fill("#query", query)
         page.keyboard.press("Enter")
         page.wait_for_selector(f"h1:text-is('{title}')")

@@ -491,6 +491,41 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
     assert first["images"].tolist() == (3 + np.argsort(-toward)).tolist()
 
 
+@pytest.mark.parametrize(
+    ("groups", "rows", "compared"),
+    [(["a"] * 6, 1, 0), (["a"] * 5 + ["b"], 2, 1), (list("abcdef"), 6, 5), ([None] * 6, 0, 0)],
+    ids=["one group", "one image in a group", "groups of one image", "no group"],
+)
+def test_shifts_of_few_groups_and_few_images_are_told_as_such(run, groups, rows, compared):
+    run.write_images(noise(6), group=groups)
+    contributions = run.decompose()
+    run.tabulate("pair", contributions)
+    run.select(contributions, ("a", "b"))
+    outputs = (run.folder / "shift.csv", run.folder / "scores.parquet")
+    arguments = (run.folder / "images.parquet", contributions)
+    stages = [
+        lambda: score_shift(*arguments, run.folder / "s.zarr", run.pool, *outputs, resamples=100),
+        lambda: rank_shifts(*arguments, run.folder / "pairs.parquet", run.pool, run.folder / "ranked.parquet"),
+    ]
+    if not rows:
+        for stage in stages:
+            with pytest.raises(NadpipeError, match="group"):
+                stage()
+        return
+    stages[0]()
+    table = pd.read_csv(outputs[0])
+    assert len(table) == 2 * 2 * rows  # concepts and scores
+    assert table["reference"].notna().sum() == 2 * 2 * compared
+    assert table["small"].all()
+    if not compared:
+        with pytest.raises(NadpipeError, match="all images are in group a; a shift needs two groups"):
+            stages[1]()
+        return
+    stages[1]()
+    found = read_parquet(run.folder / "ranked.parquet", "discovered")
+    assert found["group"].nunique() == compared
+
+
 def test_a_batch_is_compared_with_stored_scores_as_a_group_of_the_same_images_is(run):
     run.write_images(noise(8), group=[1] * 4 + [2] * 4, a=[0, 1] * 4)
     contributions = run.decompose(name="all")

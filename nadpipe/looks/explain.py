@@ -153,7 +153,7 @@ def _part(made: _Made, at: int, text: str, names: dict[tuple[int, int], str], mo
 
 
 def _print(image: Path, parts: list[dict[str, Any]]) -> None:
-    console = Console()
+    console = Console(markup=False)
     for part in parts:
         table = Table(title=f"{image.name}, {part['text']}: cosine {part['cosine']:.5f}, sum over pairs {part['sum']:.5f}")
         for name in ("pair", "adds", "goes with"):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Int8
 from PIL import Image
 
 from nadpipe.errors import NadpipeError
-from nadpipe.pictures import heat_overlay
+from nadpipe.pictures import contact_sheet, heat_overlay
 
 WAYS = {"active": "goes with the images", "nearest": "nearest to the direction", "sparse": "sparse code"}
 
@@ -59,10 +60,22 @@ class Pages:
         with Image.open(self.folder / "data" / "images" / f"{image_id}.jpg") as image:
             return image.convert("RGB")
 
-    def pictures(self, pair: dict[str, Any], head: int, neuron: int) -> dict[str, Image.Image]:
-        """The images at a pair's ends with where it fires, by what they are called."""
-        maps = self.firing(head, neuron)
-        return {
-            f"{value:.3g} · image {image_id}": heat_overlay(self.image(image_id), maps[at] / 127)
-            for at, (image_id, value) in enumerate(zip(pair["images"], pair["values"], strict=True))
-        }
+    def pictures(self, pair: dict[str, Any], neuron: int) -> list[Image.Image]:
+        """The images at a pair's ends with where it fires: those at its top, then those at its bottom."""
+        maps = self.firing(pair["head"], neuron)
+        return [heat_overlay(self.image(image_id), one / 127) for image_id, one in zip(pair["images"], maps, strict=True)]
+
+    def sheet(self, title: str, pairs: Sequence[tuple[dict[str, Any], int]]) -> Image.Image:
+        """A sheet of pairs, each with its neuron, as two entries: its top and its bottom images."""
+        sections = {}
+        for pair, neuron in pairs:
+            pictures = self.pictures(pair, neuron)
+            half = len(pictures) // 2
+            active = self.named(pair["texts"].get("active", [])[:1])
+            name = f"pair {pair['head']}/{neuron}: goes with {active}"
+            sections[name] = [("top images", pictures[:half]), ("bottom images", pictures[half:])]
+        return contact_sheet(title, sections, {})
+
+    def named(self, texts: Sequence[Sequence[float]]) -> str:
+        """Texts by number with their weights, in words."""
+        return ", ".join(f"{self.texts[int(text)]} ({weight:.2f})" for text, weight in texts) or "–"

@@ -283,7 +283,9 @@ document.getElementById("search").addEventListener("submit", (event) => {
   event.preventDefault();
   const query = document.getElementById("query").value.trim();
   const numbers = query.match(/^(\d+)\s*[/ ,]\s*(\d+)$/);
-  if (numbers) location.hash = `#/pair/${numbers[1]}/${numbers[2]}`;
+  const head = query.match(/^head\s+(\d+)$/i);
+  if (head) location.hash = `#/head/${head[1]}`;
+  else if (numbers) location.hash = `#/pair/${numbers[1]}/${numbers[2]}`;
   else if (/^\d+$/.test(query)) location.hash = `#/neuron/${query}`;
   else if (query) location.hash = `#/search/${encodeURIComponent(query)}`;
 });
