@@ -493,7 +493,7 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
 
 @pytest.mark.parametrize(
     ("groups", "rows", "compared"),
-    [(["a"] * 6, 1, 0), (["a"] * 5 + ["b"], 2, 1), (list("abcdef"), 6, 5), ([None] * 6, 0, 0)],
+    [(["a"] * 6, 0, 0), (["a"] * 5 + ["b"], 2, 1), (list("abcdef"), 6, 5), ([None] * 6, 0, 0)],
     ids=["one group", "one image in a group", "groups of one image", "no group"],
 )
 def test_shifts_of_few_groups_and_few_images_are_told_as_such(run, groups, rows, compared):
@@ -509,7 +509,7 @@ def test_shifts_of_few_groups_and_few_images_are_told_as_such(run, groups, rows,
     ]
     if not rows:
         for stage in stages:
-            with pytest.raises(NadpipeError, match="group"):
+            with pytest.raises(NadpipeError, match=r"all images are in group a; a shift needs two groups|no group"):
                 stage()
         return
     stages[0]()
@@ -517,10 +517,6 @@ def test_shifts_of_few_groups_and_few_images_are_told_as_such(run, groups, rows,
     assert len(table) == 2 * 2 * rows  # concepts and scores
     assert table["reference"].notna().sum() == 2 * 2 * compared
     assert table["small"].all()
-    if not compared:
-        with pytest.raises(NadpipeError, match="all images are in group a; a shift needs two groups"):
-            stages[1]()
-        return
     stages[1]()
     found = read_parquet(run.folder / "ranked.parquet", "discovered")
     assert found["group"].nunique() == compared
