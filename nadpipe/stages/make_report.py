@@ -77,12 +77,15 @@ def _run(results: Path, contributions: Sequence[Path]) -> dict[str, Any]:
 
 def _times(folder: Path) -> list[dict[str, Any]]:
     """Jobs, seconds and largest memory of each rule, longest first, by Snakemake's own benchmarks."""
-    rows = []
-    for rule in sorted(path for path in folder.iterdir()) if folder.is_dir() else []:
-        files = [rule] if rule.is_file() else sorted(rule.rglob("*.tsv"))
-        table = pd.concat([pd.read_csv(file, sep="\t", na_values="-") for file in files])
-        rows.append({"rule": rule.stem, "jobs": len(table), "seconds": table["s"].sum(), "memory": table["max_rss"].max()})
-    return sorted(rows, key=lambda row: -row["seconds"])
+    found = [
+        pd.read_csv(path, sep="\t", na_values="-").assign(rule=path.relative_to(folder).parts[0].removesuffix(".tsv"))
+        for path in sorted(folder.rglob("*.tsv"))
+        if path.stat().st_size  # a job that still runs has none yet
+    ]
+    if not found:
+        return []
+    table = pd.concat(found).groupby("rule").agg(jobs=("s", "size"), seconds=("s", "sum"), memory=("max_rss", "max"))
+    return table.sort_values("seconds", ascending=False).reset_index().to_dict("records")
 
 
 def _units(results: Path, charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
