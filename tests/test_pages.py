@@ -106,7 +106,8 @@ def test_the_report_holds_the_tables_numbers(page, results):
     assert "None: every image could be used." in page.inner_text("#skipped")
 
 
-def test_images_that_were_skipped_are_in_the_report(page, results, tmp_path):
+def test_images_that_were_skipped_are_in_the_report(page, results, tmp_path, monkeypatch):
+    monkeypatch.chdir(results.parent)
     shutil.copytree(results, tmp_path / "results", ignore=shutil.ignore_patterns("demo", "explorer", "*.zarr"))
     path = tmp_path / "results/artifacts/discovery/images.parquet"
     manifest = read_parquet(path, "images")

@@ -76,6 +76,6 @@ class Pages:
             sections[name] = [("top images", pictures[:half]), ("bottom images", pictures[half:])]
         return contact_sheet(title, sections, {})
 
-    def named(self, texts: Sequence[Sequence[float]]) -> str:
+    def named(self, texts: Sequence[Sequence[int | float]]) -> str:
         """Texts by number with their weights, in words."""
         return ", ".join(f"{self.texts[int(text)]} ({weight:.2f})" for text, weight in texts) or "–"
