@@ -21,8 +21,7 @@ def commands() -> dict[str, str]:
     found = {}
     for group in _GROUPS:
         for module in pkgutil.iter_modules([str(_HERE / group)]):
-            if module.name != "pages":  # what the looks share
-                found[module.name.replace("_", "-")] = f"nadpipe.{group}.{module.name}"
+            found[module.name.replace("_", "-")] = f"nadpipe.{group}.{module.name}"
     return found
 
 
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        told = f"{error.filename or 'results'}: {error.strerror}; make room or allow writing"
+        told = f"{error.filename or 'results'}: {error.strerror}; make room, or change its permissions"
         print(f"nadpipe {command}: {told}", file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,6 @@
 """Runs that are killed at random moments, and the commands that recover them.
 
-    python tests/kills.py --kills 30 > docs/kills.md
+    python tests/kills.py --kills 30
 
 Prints one line a kill, then whether the tables of the run are those of one that nobody disturbed.
 """

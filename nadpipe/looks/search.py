@@ -9,7 +9,7 @@ from rich.table import Table
 
 from nadpipe.artifacts import whole
 from nadpipe.errors import NadpipeError
-from nadpipe.looks.pages import WAYS, Pages
+from nadpipe.pages import WAYS, Pages
 
 _DRAWN = 6
 

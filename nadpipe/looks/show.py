@@ -9,7 +9,7 @@ from rich.table import Table
 
 from nadpipe.artifacts import whole
 from nadpipe.errors import NadpipeError
-from nadpipe.looks.pages import WAYS, Pages
+from nadpipe.pages import WAYS, Pages
 
 _TEXTS = 5  # of each way of naming
 _DRAWN = 6  # pairs of a neuron
