@@ -2,11 +2,17 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+import xarray as xr
 from PIL import Image
 
+from nadpipe.attnpool import attention, tokens
 from nadpipe.cli import main
+from nadpipe.inputs import read_pool
+from nadpipe.pages import Pages
 
 
 @pytest.fixture
@@ -56,6 +62,29 @@ def test_a_search_finds_the_pairs_that_a_text_names(look, pairs, tmp_path):
     told = " ".join(told.split())  # titles are wrapped
     assert told.index(f"{head}/{neuron} ") < told.index("nearest to the direction")
     assert "other texts: " in told
+
+
+@pytest.mark.parametrize(("head", "neuron"), [(3, 100), (0, 0), (11, 767)])
+def test_the_explorers_files_hold_what_the_stores_say(checkout, head, neuron):
+    """Images at the ends, their values, the histogram, and where the pair fires, computed anew from the stores."""
+    artifacts = checkout.folder / "results" / "artifacts"
+    pages = Pages(checkout.folder / "results" / "explorer")
+    pair = pages.load(f"neurons/{neuron}")["pairs"][head]
+    pool, _ = read_pool(artifacts / "model" / "attnpool.zarr")
+    sign = int(xr.open_zarr(artifacts / "directions" / "pair.zarr")["sign"][head, neuron])
+    shards = [xr.open_zarr(artifacts / "discovery" / "contributions" / f"{shard}.zarr") for shard in (0, 1)]
+    value = sign * np.concatenate([store["coefficient"][:, head, neuron] for store in shards])
+    order = np.argsort(-value, kind="stable")
+    np.testing.assert_allclose(pair["values"], value[[*order[:4], *order[:-5:-1]]], rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(pair["values"], value[pair["images"]], rtol=1e-3, atol=1e-9)  # image_id = row: none is skipped
+    assert sum(pair["counts"]) == len(value) == 60
+    features = [xr.open_zarr(artifacts / "discovery" / "features" / f"{shard}.zarr")["activation"] for shard in (0, 1)]
+    z = torch.from_numpy(np.concatenate([np.asarray(part) for part in features]))
+    for image_id, scale, steps in zip(pair["images"], pair["scale"], pages.firing(head, neuron), strict=True):
+        x = tokens(z[image_id][None], pool)
+        expected = sign * attention(x, pool)[0, head, 1:] * x[0, 1:, neuron]
+        assert scale == pytest.approx(float(expected.abs().max()), rel=1e-3)
+        np.testing.assert_allclose(steps.flatten() / 127 * scale, expected, atol=scale / 200)
 
 
 @pytest.mark.parametrize(
