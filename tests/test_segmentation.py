@@ -201,7 +201,8 @@ def test_the_sink_takes_the_mean_of_its_west_north_and_north_west():
 
 def merged(logits, top, left, crop, resized, size):
     """The published way: every crop bilinear to its pixels, the mean where they overlap, bilinear to the mask's size."""
-    total, count = torch.zeros(logits.shape[1], *resized), torch.zeros(resized)
+    logits = logits.double()
+    total, count = torch.zeros(logits.shape[1], *resized, dtype=torch.float64), torch.zeros(resized)
     for view, y, x in zip(logits, top, left, strict=True):
         total[:, y : y + crop, x : x + crop] += F.interpolate(view[None], size=(crop, crop), mode="bilinear")[0]
         count[y : y + crop, x : x + crop] += 1
@@ -223,16 +224,55 @@ def test_pixels_are_those_of_crops_resized_and_averaged(image, block, monkeypatc
     expected = merged(logits, top, left, crop, resized, size)
     canvas = segmentation.make_canvas(top, left, crop, 3, resized, size)
     cells = segmentation.arrange(logits.flatten(2), top, left, 3)
-    torch.testing.assert_close(canvas.pixels(cells, slice(None)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(canvas.pixels(cells, slice(None)), expected.float(), rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(segmentation, "_BLOCK", block)
     labels = segmentation.label(cells, canvas, Labelling(torch.arange(4), 4, temperature=3.0))
     assert (labels == expected.argmax(0)).all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 70), (61, 40), (500, 333)])
+def test_weights_are_linear_between_lines(size):
+    canvas = segmentation.make_canvas([0, 0, 9, 9], [0, 17, 0, 17], 24, 6, (33, 41), size)
+    for axis, length in zip((canvas.rows, canvas.columns), size, strict=True):
+        assert (axis.lines[0], axis.lines[-1]) == (0, length - 1)
+        assert len(axis.weights) == length
+        for start, end in zip(axis.lines, axis.lines[1:], strict=False):
+            share = torch.linspace(0, 1, end - start + 1)[:, None]
+            straight = torch.lerp(axis.weights[start], axis.weights[end], share)
+            torch.testing.assert_close(axis.weights[start : end + 1], straight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (61, 40), (300, 221)])
+@pytest.mark.parametrize("block", [1, 2000, 10**6])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_texts_that_are_not_computed_are_nowhere_the_best(size, block, smooth, monkeypatch):
+    """On noise, and on a map of few regions; the same with all texts that may be the best as with all there are."""
+    monkeypatch.setattr(segmentation, "_BLOCK", block)
+    noise = torch.randn(4, 30, 36, generator=torch.Generator().manual_seed(3))
+    if smooth:
+        noise[:, ::3, :18] += 9
+        noise[:, 4, 30:] += 20
+    top, left = [0, 0, 9, 9], [0, 17, 0, 17]
+    canvas = segmentation.make_canvas(top, left, 24, 6, (33, 41), size)
+    cells = segmentation.arrange(noise, top, left, 6)
+    every = canvas.pixels(cells, slice(None))
+    first, second = every.topk(2, dim=0).values
+    labels = segmentation.label(cells, canvas, Labelling(torch.arange(30), 30, temperature=2.0))
+    assert ((labels == every.argmax(0)) | (first - second < 1e-5)).all()
+
+
+def test_few_texts_are_computed_where_one_is_ahead():
+    logits = torch.zeros(3, 3, 5)
+    logits[0, :2], logits[1, 2], logits[2] = 1.0, 3.0, -1.0
+    logits[1, 1, 3] = 2.0  # in two blocks, not in the one below: there it is ahead anyway
+    assert segmentation.contenders(logits).tolist() == [[True, True, False], [True, True, False]]
+    assert segmentation.contenders(logits[:, :2, :2]).tolist() == [[True, False, False]]
+
+
 def pixels(logits, how):
     """Labels of an image whose pixels are its tokens."""
     size = tuple(logits.shape[1:])
-    canvas = segmentation.Canvas(torch.eye(size[0]), torch.eye(size[1]))
+    canvas = segmentation.Canvas(*(segmentation.make_axis(torch.eye(side, dtype=torch.float64)) for side in size))
     return segmentation.label(logits, canvas, how)
 
 
