@@ -28,7 +28,7 @@ import zarr
 from nadpipe import __version__
 from nadpipe.errors import NadpipeError
 
-FORMAT = 3
+FORMAT = 4
 _CHUNK_BYTES = 4 * 2**20
 _FILE_BYTES = 64 * 2**20
 _ROW_GROUP = 2**16
@@ -585,6 +585,7 @@ def create_zarr(
         writer = ZarrWriter(path, group, kind)
         yield writer
         writer._finish()
+        group.attrs["files"] = _count_files(partial)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(group.store)
@@ -651,7 +652,8 @@ class ZarrStore:
 
 
 def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
-    """Open a store and check kind, format, arrays, axes and number kinds, and that it was made with `model`, if given.
+    """Open a store and check kind, format, that no file is missing (which Zarr would read as zeros), arrays, axes and number
+    kinds, and that it was made with `model`, if given.
 
     Raises NadpipeError that names the file, what it holds and what was expected.
     """
@@ -660,6 +662,9 @@ def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
     except (FileNotFoundError, NotADirectoryError, KeyError, ValueError) as error:
         raise NadpipeError(f"{path}: no Zarr store of {kind} ({type(error).__name__}); make it with Snakemake") from None
     _check_stamp(path, dict(group.attrs), kind, model)
+    found, written = _count_files(path), group.attrs["files"]
+    if found < written:
+        raise NadpipeError(f"{path}: has {found} of its {written} files, as after a lost connection; delete it and make it again")
     for name, array in ZARR[kind].items():
         if name not in group:
             raise NadpipeError(f"{path}: array {name} is missing; delete the store and make it again")
@@ -671,6 +676,11 @@ def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
         if stored.dtype.kind not in kinds:
             raise NadpipeError(f"{path}: {name} holds {stored.dtype}, expected {array.kind}; delete it and make it again")
     return ZarrStore(Path(path), group)
+
+
+def _count_files(path: Path) -> int:
+    """Files of a store."""
+    return sum(len(names) for _, _, names in os.walk(path))
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -758,9 +768,25 @@ def read_parquet(
     return frame
 
 
-def read_images(path: Path) -> pd.DataFrame:
-    """The images of a manifest that are used: rows 0, 1, … in order of image_id."""
-    return read_parquet(path, "images", filters=[("image_id", ">=", 0)])
+def read_images(path: Path, copy: tuple[str, str] | None = None) -> pd.DataFrame:
+    """The images of a manifest that are used: rows 0, 1, … in order of image_id.
+
+    copy: the folder that their paths name, and where a copy of it is: paths are then those of the copy.
+    """
+    images = read_parquet(path, "images", filters=[("image_id", ">=", 0)])
+    return images if copy is None else move_paths(images, *copy)
+
+
+def move_paths(images: pd.DataFrame, here: str, there: str) -> pd.DataFrame:
+    """Images and masks below one folder as paths below another. Raises NadpipeError for those that lie elsewhere."""
+
+    def moved(path: str | None) -> str | None:
+        if path is not None and not path.startswith(f"{here}/"):
+            raise NadpipeError(f"{path}: is not in {here}; images that are copied lie in one folder, with their masks")
+        return path and there + path.removeprefix(here)
+
+    names = ("path", "mask_path")
+    return images.assign(**{name: pd.Series([*map(moved, images[name])], images.index, dtype=object) for name in names})
 
 
 def write_csv(path: Path, kind: str, table: pd.DataFrame) -> None:

@@ -29,8 +29,13 @@ _MADE = {MADE_HERE / name for name in ("model.json", "model.safetensors", "dicti
 _MADE |= {MADE_HERE / f"{name}{end}" for name in ("discovery", "segmentation", "monitoring") for end in ("", ".csv")}
 
 
+def is_url(path: str) -> bool:
+    """Whether a path names something on another machine, such as s3://bucket/photos."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
+
+
 def _exists(path: str) -> str:
-    if not Path(path).exists() and Path(path) not in _MADE:
+    if not is_url(path) and not Path(path).exists() and Path(path) not in _MADE:
         raise ValueError(f"no such file or folder: {path}")
     return path
 

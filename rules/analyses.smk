@@ -179,6 +179,7 @@ rule measure_polysemanticity:
 rule draw_retrieval:
     input:
         images="results/artifacts/discovery/images.parquet",
+        source=copied_images("discovery"),
         polysemanticity="results/polysemanticity.parquet",
     output:
         sheets=report(
@@ -188,6 +189,7 @@ rule draw_retrieval:
             patterns=["{name}.png"],
             subcategory="Retrieval",
         ),
+        uploaded=uploaded("results/retrieval"),
     log:
         "logs/draw_retrieval.log",
     benchmark:
@@ -199,12 +201,13 @@ rule draw_retrieval:
         mem_mb=memory(2000),
         runtime=60,
     params:
+        copied=lambda wildcards, input: copy_options("discovery", input.source),
         neurons=config["analyses"]["sheets"],
         code=code("draw_retrieval"),
     shell:
         """
         nadpipe draw-retrieval \
-            --images {input.images:q} --polysemanticity {input.polysemanticity:q} \
+            --images {input.images:q} {params.copied:q} --polysemanticity {input.polysemanticity:q} \
             --output {output.sheets:q} --neurons {params.neurons} \
             2>{log}
         """

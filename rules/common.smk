@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
 
-from nadpipe.config import MADE_HERE, check
+from nadpipe.config import MADE_HERE, check, is_url
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.dictionaries import is_named
 from nadpipe.errors import NadpipeError
@@ -45,24 +45,47 @@ def code(stage):
     return code_fingerprint(f"nadpipe.stages.{stage}")
 
 
-def model_options():
+def is_copied(path):
+    """Whether jobs see a copy of a path: of what a URL names, and of what the workflow makes where results are not on disk."""
+    stored = workflow.storage_settings.default_storage_provider is not None
+    return is_url(path) or (stored and Path(path).is_relative_to(MADE_HERE))
+
+
+def given(path):
+    """A path of the config as an input. A URL is fetched, what the workflow makes itself is where results are, and all else is
+    on this machine's disk wherever results are."""
+    if is_url(path):
+        return storage(path)
+    return path if Path(path).is_relative_to(MADE_HERE) else local(path)
+
+
+def uploaded(folder):
+    """A file that is stored behind a folder. Storage takes a folder file by file, so that a lost connection leaves part of it
+    under its name: without this file it is made again. Nothing where results are on disk, where a folder is whole or not there.
+    """
+    stored = workflow.storage_settings.default_storage_provider is not None
+    return touch(f"{folder}.uploaded") if stored else []
+
+
+def model_file(name):
+    """The model's architecture or checkpoint, if it is a file."""
+    path = config["model"][name] or ""
+    made = Path(path).is_relative_to(MADE_HERE)
+    return [given(path)] if is_url(path) or made or Path(path).is_file() else []
+
+
+def model_options(input):
     """The options that name the model, for the stages that load it."""
-    pretrained = config["model"]["pretrained"]
-    options = ["--architecture", config["model"]["architecture"]]
+    architecture = [*input.architecture, config["model"]["architecture"]][0]
+    pretrained = [*input.pretrained, config["model"]["pretrained"]][0]
+    options = ["--architecture", architecture]
     return options + (["--pretrained", pretrained] if pretrained else [])
 
 
-def model_files():
-    """The model's config and checkpoint, as far as they are local files."""
-    named = [config["model"]["architecture"], config["model"]["pretrained"] or ""]
-    return [
-        name for name in named if Path(name).parent == MADE_HERE or Path(name).is_file()
-    ]
-
-
-def source_options(dataset):
+def source_options(dataset, input):
     """The options that say where the images of a data set come from."""
-    given = config["datasets"][dataset]
+    known = config["datasets"][dataset] | {"path": source_path(dataset, input.source)}
+    known["labels"] = [*input.labels, None][0]
     names = (
         "layout",
         "path",
@@ -77,19 +100,64 @@ def source_options(dataset):
     return [
         part
         for name in names
-        if given[name] is not None
-        for part in (f"--{name.replace('_', '-')}", given[name])
-    ]
+        if known[name] is not None
+        for part in (f"--{name.replace('_', '-')}", known[name])
+    ] + copy_options(dataset, input.source)
+
+
+def source_root(dataset):
+    """The folder that the images of a data set lie in, as the config names it: of a table, the one it lies in."""
+    known = config["datasets"][dataset]
+    return (
+        known["path"].rpartition("/")[0]
+        if known["layout"] == "table"
+        else known["path"]
+    )
 
 
 def source_files(dataset):
-    """The table or folder of a data set, and the folder of images that the demo draws beside its table."""
-    given = config["datasets"][dataset]
-    source = Path(given["path"])
-    labels = [given["labels"]] if given["labels"] else []
-    return [str(source), *labels] + (
-        [str(source.with_suffix(""))] if source.parent == MADE_HERE else []
+    """The table or folder of a data set, with the folder of images that the demo draws beside its table; of a table that a
+    URL names, the folder it lies in."""
+    path = config["datasets"][dataset]["path"]
+    if is_url(path):
+        return [given(source_root(dataset))]
+    made = Path(path).is_relative_to(MADE_HERE)
+    return [given(path)] + ([str(Path(path).with_suffix(""))] if made else [])
+
+
+def label_file(dataset):
+    """The second table of a data set, if it has one."""
+    labels = config["datasets"][dataset]["labels"]
+    return [given(labels)] if labels else []
+
+
+def source_path(dataset, source):
+    """Where a job finds the table or folder of a data set."""
+    path = config["datasets"][dataset]["path"]
+    return source_copy(dataset, source) + path.removeprefix(source_root(dataset))
+
+
+def source_copy(dataset, source):
+    """Where a job finds the folder that the images of a data set lie in."""
+    path = config["datasets"][dataset]["path"]
+    if is_url(path):
+        return str(source[0])
+    return str(Path(source[0]).parent) if is_copied(path) else source_root(dataset)
+
+
+def copied_images(dataset):
+    """The files of a data set as an input of the rules that look at its images, where jobs see a copy of these; elsewhere they
+    are found by the manifest alone."""
+    return (
+        source_files(dataset) if is_copied(config["datasets"][dataset]["path"]) else []
     )
+
+
+def copy_options(dataset, source):
+    """The option that says where the copy of a data set's images is, if it is one."""
+    if not is_copied(config["datasets"][dataset]["path"]):
+        return []
+    return ["--copy", source_root(dataset), source_copy(dataset, source)]
 
 
 def shards(dataset, stage):
@@ -100,48 +168,53 @@ def shards(dataset, stage):
     ]
 
 
-def class_options(dataset):
+def class_options(dataset, input):
     """The options that say what the classes of a data set are."""
-    given = config["datasets"][dataset]
-    options = ["--layout", given["layout"], "--path", given["path"]]
-    options += ["--split", given["split"]] if given["split"] else []
-    if isinstance(given["classes"], str):
-        options += ["--class-file", given["classes"]]
-    elif given["classes"]:
-        options += ["--classes", *given["classes"]]
-    options += ["--reduce-zero"] if given["reduce_zero_label"] else []
-    return options + ["--ignore", given["ignore"]]
+    known = config["datasets"][dataset]
+    path = source_path(dataset, input.source) if input.source else known["path"]
+    options = ["--layout", known["layout"], "--path", path]
+    options += ["--split", known["split"]] if known["split"] else []
+    if isinstance(known["classes"], str):
+        options += ["--class-file", input.files[0]]
+    elif known["classes"]:
+        options += ["--classes", *known["classes"]]
+    options += ["--reduce-zero"] if known["reduce_zero_label"] else []
+    return options + ["--ignore", known["ignore"]]
 
 
 def class_files(dataset):
     """The files that the classes of a data set are read from: the one that is named, and that of a published layout."""
-    given = config["datasets"][dataset]
-    named = [given["classes"]] if isinstance(given["classes"], str) else []
-    if given["layout"] in LAYOUTS:
-        named += [
-            str(path) for path in class_sources(given["layout"], Path(given["path"]))
-        ]
+    known = config["datasets"][dataset]
+    named = [given(known["classes"])] if isinstance(known["classes"], str) else []
+    if known["layout"] in LAYOUTS:
+        found = class_sources(known["layout"], Path(known["path"]))
+        named += [local(str(path)) for path in found]
     return named
 
 
-def text_options(name):
+def class_source(dataset):
+    """The data set itself, where its classes are found in a copy of it."""
+    known = config["datasets"][dataset]
+    return copied_images(dataset) if known["layout"] in LAYOUTS else []
+
+
+def text_options(name, input):
     """The options that give the texts of a set."""
     if name == "dictionary":
-        return ["--dictionary", config["text"]["dictionary"]]
+        return ["--dictionary", [*input.texts, config["text"]["dictionary"]][0]]
     if name == "concepts":
         return ["--texts", *config["shift"]["concepts"]]
     if name == "labels":
-        return ["--labels", of_analyses("results/artifacts/{dataset}/images.parquet")]
-    given = config["datasets"][name]["background_names"]
-    table = f"results/artifacts/{name}/classes.parquet"
-    return ["--classes", table, flag("background-names", given)]
+        return ["--labels", input.texts[0]]
+    background = config["datasets"][name]["background_names"]
+    return ["--classes", input.texts[0], flag("background-names", background)]
 
 
 def text_files(name):
     """The file that the texts of a set are read from, if they are."""
     if name == "dictionary":
         dictionary = config["text"]["dictionary"]
-        return [] if is_named(dictionary) else [dictionary]
+        return [] if is_named(dictionary) else [given(dictionary)]
     if name == "labels":
         return [of_analyses("results/artifacts/{dataset}/images.parquet")]
     return [] if name == "concepts" else [f"results/artifacts/{name}/classes.parquet"]
@@ -199,11 +272,11 @@ def segmented_shards(pattern, datasets):
 
 def labelling_options(dataset):
     """How the logits of a data set's texts become its classes."""
-    given = config["datasets"][dataset]
+    known = config["datasets"][dataset]
     return [
-        flag("background-names", given["background_names"]),
-        *("--background-threshold", given["background_threshold"]),
-        *("--area-threshold", given["area_threshold"]),
+        flag("background-names", known["background_names"]),
+        *("--background-threshold", known["background_threshold"]),
+        *("--area-threshold", known["area_threshold"]),
     ]
 
 

@@ -29,7 +29,7 @@ rule make_demo_data:
 
 rule make_demo_model:
     input:
-        checkpoint=os.path.relpath(CHECKPOINT),  # so that a moved folder reruns nothing
+        checkpoint=local(os.path.relpath(CHECKPOINT)),  # so that a moved folder reruns nothing
     output:
         weights="results/demo/model.safetensors",
         config="results/demo/model.json",

@@ -1,6 +1,7 @@
 rule index_images:
     input:
         source=lambda wildcards: source_files(wildcards.dataset),
+        labels=lambda wildcards: label_file(wildcards.dataset),
     output:
         images="results/artifacts/{dataset}/images.parquet",
     log:
@@ -14,7 +15,7 @@ rule index_images:
         mem_mb=memory(2000),
         runtime=60,
     params:
-        source=lambda wildcards: source_options(wildcards.dataset),
+        source=lambda wildcards, input: source_options(wildcards.dataset, input),
         code=code("index_images"),
     shell:
         """
@@ -27,6 +28,7 @@ rule index_images:
 rule index_classes:
     input:
         files=lambda wildcards: class_files(wildcards.dataset),
+        source=lambda wildcards: class_source(wildcards.dataset),
     output:
         classes="results/artifacts/{dataset}/classes.parquet",
     log:
@@ -40,7 +42,7 @@ rule index_classes:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        classes=lambda wildcards: class_options(wildcards.dataset),
+        classes=lambda wildcards, input: class_options(wildcards.dataset, input),
         code=code("index_classes"),
     shell:
         """
@@ -53,9 +55,12 @@ rule index_classes:
 rule extract_features:
     input:
         images="results/artifacts/{dataset}/images.parquet",
-        files=model_files(),
+        source=lambda wildcards: copied_images(wildcards.dataset),
+        architecture=model_file("architecture"),
+        pretrained=model_file("pretrained"),
     output:
         features=directory("results/artifacts/{dataset}/features/{shard}.zarr"),
+        uploaded=uploaded("results/artifacts/{dataset}/features/{shard}.zarr"),
     log:
         "logs/extract_features/{dataset}/{shard}.log",
     benchmark:
@@ -71,7 +76,8 @@ rule extract_features:
         batch_size=config["features"]["batch_size"],
         workers=config["features"]["workers"],
     params:
-        model=model_options(),
+        model=lambda wildcards, input: model_options(input),
+        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
         shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
         views=lambda wildcards: view_options(wildcards.dataset),
         precision=config["features"]["precision"],
@@ -80,7 +86,7 @@ rule extract_features:
     shell:
         """
         nadpipe extract-features \
-            {params.model:q} --images {input.images:q} --output {output.features:q} \
+            {params.model:q} --images {input.images:q} {params.copied:q} --output {output.features:q} \
             --shard {wildcards.shard} --shards {params.shards} {params.views:q} \
             --precision {params.precision} --dtype {params.dtype} \
             --batch-size {resources.batch_size} --workers {resources.workers} --device {resources.device:q} \
@@ -96,6 +102,7 @@ rule compute_contributions:
         contributions=directory(
             "results/artifacts/{dataset}/contributions/{shard}.zarr"
         ),
+        uploaded=uploaded("results/artifacts/{dataset}/contributions/{shard}.zarr"),
     log:
         "logs/compute_contributions/{dataset}/{shard}.log",
     benchmark:
@@ -128,6 +135,7 @@ rule export_dense:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         dense=directory("results/artifacts/{dataset}/dense/{shard}.zarr"),
+        uploaded=uploaded("results/artifacts/{dataset}/dense/{shard}.zarr"),
     log:
         "logs/export_dense/{dataset}/{shard}.log",
     benchmark:

@@ -2,9 +2,11 @@
 # manifest is; texts have a cache of their own (text.cache). A rule that is shared has no benchmark.
 rule export_attnpool:
     input:
-        files=model_files(),
+        architecture=model_file("architecture"),
+        pretrained=model_file("pretrained"),
     output:
         attnpool=directory("results/artifacts/model/attnpool.zarr"),
+        uploaded=uploaded("results/artifacts/model/attnpool.zarr"),
     log:
         "logs/export_attnpool.log",
     cache: True
@@ -15,7 +17,7 @@ rule export_attnpool:
         mem_mb=memory(8000),
         runtime=20,
     params:
-        model=model_options(),
+        model=lambda wildcards, input: model_options(input),
         code=code("export_attnpool"),
     shell:
         """

@@ -36,6 +36,7 @@ rule measure_registers:
 rule segment_images:
     input:
         images="results/artifacts/{dataset}/images.parquet",
+        source=lambda wildcards: copied_images(wildcards.dataset),
         classes="results/artifacts/{dataset}/classes.parquet",
         features="results/artifacts/{dataset}/features/{shard}.zarr",
         selection="results/artifacts/selection/{dataset}.zarr",
@@ -43,8 +44,8 @@ rule segment_images:
         registers="results/registers.parquet",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        confusion="results/artifacts/{dataset}/confusion/{shard}.parquet",
         labels=directory("results/segmentation/{dataset}/labels/{shard}"),
+        confusion="results/artifacts/{dataset}/confusion/{shard}.parquet",
     log:
         "logs/segment_images/{dataset}/{shard}.log",
     benchmark:
@@ -56,6 +57,7 @@ rule segment_images:
         mem_mb=memory(4000),
         runtime=120,
     params:
+        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
         methods=config["segmentation"]["methods"],
         k=config["segmentation"]["k"],
         temperature=config["segmentation"]["temperature"],
@@ -65,7 +67,7 @@ rule segment_images:
     shell:
         """
         nadpipe segment-images \
-            --images {input.images:q} --classes {input.classes:q} --features {input.features:q} \
+            --images {input.images:q} {params.copied:q} --classes {input.classes:q} --features {input.features:q} \
             --selection {input.selection:q} --contributions {input.contributions:q} --registers {input.registers:q} \
             --attnpool-store {input.attnpool:q} --output {output.confusion:q} --output-labels {output.labels:q} \
             --methods {params.methods} --k {params.k} --temperature {params.temperature} --sink {params.sink} \
@@ -118,6 +120,7 @@ rule score_segmentation:
 rule draw_overlays:
     input:
         images="results/artifacts/{dataset}/images.parquet",
+        source=lambda wildcards: copied_images(wildcards.dataset),
         classes="results/artifacts/{dataset}/classes.parquet",
         labels=lambda wildcards: segmented_shards(
             "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
@@ -130,6 +133,7 @@ rule draw_overlays:
             patterns=["{name}.png"],
             subcategory="Overlays",
         ),
+        uploaded=uploaded("results/segmentation/{dataset}/overlays"),
     log:
         "logs/draw_overlays/{dataset}.log",
     benchmark:
@@ -141,12 +145,13 @@ rule draw_overlays:
         mem_mb=memory(2000),
         runtime=30,
     params:
+        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
         overlays=config["segmentation"]["overlays"],
         code=code("draw_overlays"),
     shell:
         """
         nadpipe draw-overlays \
-            --images {input.images:q} --classes {input.classes:q} --labels {input.labels:q} \
+            --images {input.images:q} {params.copied:q} --classes {input.classes:q} --labels {input.labels:q} \
             --output {output.overlays:q} --count {params.overlays} \
             2>{log}
         """
@@ -155,6 +160,7 @@ rule draw_overlays:
 rule draw_contact_sheets:
     input:
         images="results/artifacts/{dataset}/images.parquet",
+        source=lambda wildcards: copied_images(wildcards.dataset),
         classes="results/artifacts/{dataset}/classes.parquet",
         confusion=lambda wildcards: segmented_shards(
             "results/artifacts/{dataset}/confusion/{shard}.parquet",
@@ -171,6 +177,7 @@ rule draw_contact_sheets:
             patterns=["{name}.png"],
             subcategory="Sheets",
         ),
+        uploaded=uploaded("results/segmentation/{dataset}/sheets"),
     log:
         "logs/draw_contact_sheets/{dataset}.log",
     benchmark:
@@ -182,12 +189,13 @@ rule draw_contact_sheets:
         mem_mb=memory(2000),
         runtime=30,
     params:
+        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
         extremes=config["segmentation"]["extremes"],
         code=code("draw_contact_sheets"),
     shell:
         """
         nadpipe draw-contact-sheets \
-            --images {input.images:q} --classes {input.classes:q} --confusion {input.confusion:q} \
+            --images {input.images:q} {params.copied:q} --classes {input.classes:q} --confusion {input.confusion:q} \
             --labels {input.labels:q} --output {output.sheets:q} --count {params.extremes} \
             2>{log}
         """

@@ -32,6 +32,7 @@ rule describe_results:
 rule build_explorer:
     input:
         images="results/artifacts/discovery/images.parquet",
+        source=copied_images("discovery"),
         features=shards("discovery", "features"),
         contributions=shards("discovery", "contributions"),
         directions="results/artifacts/directions/pair.zarr",
@@ -43,6 +44,7 @@ rule build_explorer:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         explorer=directory("results/explorer"),
+        uploaded=uploaded("results/explorer"),
     log:
         "logs/build_explorer.log",
     benchmark:
@@ -54,6 +56,7 @@ rule build_explorer:
         mem_mb=memory(4000),
         runtime=120,
     params:
+        copied=lambda wildcards, input: copy_options("discovery", input.source),
         shown=config["explorer"]["images"],
         thumbnail=config["explorer"]["thumbnail"],
         code=code("build_explorer"),
@@ -61,7 +64,7 @@ rule build_explorer:
     shell:
         """
         nadpipe build-explorer \
-            --images {input.images:q} --features {input.features:q} --contributions {input.contributions:q} \
+            --images {input.images:q} {params.copied:q} --features {input.features:q} --contributions {input.contributions:q} \
             --directions {input.directions:q} --pairs {input.pairs:q} --neurons {input.neurons:q} --heads {input.heads:q} \
             --assignments {input.assignments:q} --correlated {input.correlated:q} --attnpool-store {input.attnpool:q} \
             --output {output.explorer:q} --shown {params.shown} --thumbnail {params.thumbnail} \
@@ -74,7 +77,10 @@ rule make_report:
         provenance="results/provenance.json",
         tables=FINAL_TABLES,
         overlays=of_segmentation("results/segmentation/{dataset}/overlays"),
-        images="results/artifacts/monitoring/images.parquet",
+        images=expand(
+            "results/artifacts/{dataset}/images.parquet", dataset=used_datasets()
+        ),
+        source=copied_images("monitoring"),
         contributions=[
             store
             for dataset in ("discovery", "monitoring")
@@ -95,6 +101,8 @@ rule make_report:
         mem_mb=memory(2000),
         runtime=20,
     params:
+        results=lambda wildcards, input: os.path.dirname(input.provenance),
+        copied=lambda wildcards, input: copy_options("monitoring", input.source),
         segmented=config["segmentation"]["datasets"],
         concepts=config["shift"]["concepts"],
         code=code("make_report"),
@@ -102,7 +110,7 @@ rule make_report:
     shell:
         """
         nadpipe make-report \
-            --results results --contributions {input.contributions:q} --output {output.report:q} \
+            --results {params.results:q} {params.copied:q} --contributions {input.contributions:q} --output {output.report:q} \
             --segmented {params.segmented:q} --concepts {params.concepts:q} \
             2>{log}
         """

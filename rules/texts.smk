@@ -1,8 +1,11 @@
 rule embed_texts:
     input:
-        files=lambda wildcards: model_files() + text_files(wildcards.set),
+        architecture=model_file("architecture"),
+        pretrained=model_file("pretrained"),
+        texts=lambda wildcards: text_files(wildcards.set),
     output:
         text=directory("results/artifacts/text/{set}.zarr"),
+        uploaded=uploaded("results/artifacts/text/{set}.zarr"),
     log:
         "logs/embed_texts/{set}.log",
     benchmark:
@@ -18,8 +21,8 @@ rule embed_texts:
         batch_size=config["text"]["batch_size"],
         cache=cache_option(),
     params:
-        model=model_options(),
-        texts=lambda wildcards: text_options(wildcards.set),
+        model=lambda wildcards, input: model_options(input),
+        texts=lambda wildcards, input: text_options(wildcards.set, input),
         templates=config["text"]["templates"],
         code=code("embed_texts"),
     shell:
@@ -40,6 +43,7 @@ rule select_pairs:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         selection=directory("results/artifacts/selection/{set}.zarr"),
+        uploaded=uploaded("results/artifacts/selection/{set}.zarr"),
     log:
         "logs/select_pairs/{set}.log",
     benchmark:

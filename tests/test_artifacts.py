@@ -242,6 +242,26 @@ def test_a_store_of_another_model_kind_or_format_is_refused(tmp_path, kind):
         open_zarr(path, kind, MODEL)
 
 
+@pytest.mark.parametrize("kind", ZARR)
+def test_a_store_that_lacks_a_file_is_refused_and_not_read_as_zeros(tmp_path, kind):
+    path = tmp_path / "s.zarr"
+    fill(kind, path)
+    chunks = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+    chunks[-1].unlink()
+    with pytest.raises(NadpipeError, match=r"s\.zarr: has \d+ of its \d+ files, as after a lost connection; delete it"):
+        open_zarr(path, kind, MODEL)
+
+
+def test_images_that_were_copied_are_found_in_the_copy(tmp_path):
+    table = rows("images").assign(path=["far/a.png", "far/sub/b.png"], mask_path=["far/m/a.png", None])
+    write_parquet(tmp_path / "i.parquet", "images", table, MODEL)
+    images = artifacts.read_images(tmp_path / "i.parquet", ("far", "/near/it"))
+    assert images["path"].tolist() == ["/near/it/a.png", "/near/it/sub/b.png"]
+    assert images["mask_path"].tolist() == ["/near/it/m/a.png", None]
+    with pytest.raises(NadpipeError, match=r"far/a\.png: is not in fa; images that are copied lie in one folder"):
+        artifacts.read_images(tmp_path / "i.parquet", ("fa", "near"))
+
+
 def test_a_store_with_other_axes_or_numbers_is_refused(tmp_path):
     for name, shape, axes, dtype, message in [
         ("axes", (3, 3), ("embed", "text"), "f4", "axes of embedding are"),
@@ -251,7 +271,7 @@ def test_a_store_with_other_axes_or_numbers_is_refused(tmp_path):
         fill("text", path)
         group = zarr.open_group(str(path), mode="a")
         del group["embedding"]
-        group.create_array("embedding", shape=shape, dtype=dtype, dimension_names=axes)
+        group.create_array("embedding", shape=shape, dtype=dtype, dimension_names=axes)[:] = 1
         zarr.consolidate_metadata(group.store)
         with pytest.raises(NadpipeError, match=message):
             open_zarr(path, "text")

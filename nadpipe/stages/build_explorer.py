@@ -40,6 +40,7 @@ def build_explorer(
     output: Path,
     shown: int = 4,
     thumbnail: int = 160,
+    copy: tuple[str, str] | None = None,
 ) -> None:
     """Write a folder that any static file server can serve; index.html is the entry.
 
@@ -57,6 +58,7 @@ def build_explorer(
         output: Folder.
         shown: Images shown of each end of a pair.
         thumbnail: Side of an image, in pixels.
+        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
     pool, model = read_pool(attnpool_store)
     seen = open_shards(features, "features", model)
@@ -119,7 +121,7 @@ def build_explorer(
             _write(data / "neurons" / f"{neuron}.json", {"about": _unit(neurons_table.loc[neuron]), "pairs": own})
             (data / "firing").mkdir(exist_ok=True)
             (data / "firing" / f"{neuron}.bin").write_bytes(maps[:, neuron].numpy().tobytes())
-        _write_images(read_images(images).set_index("image_id"), image_id[np.unique(ends)], seen, data, thumbnail)
+        _write_images(read_images(images, copy).set_index("image_id"), image_id[np.unique(ends)], seen, data, thumbnail)
 
 
 def _ends(made: Sequence[ZarrStore], sign: torch.Tensor, shown: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

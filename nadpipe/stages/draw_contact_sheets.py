@@ -19,7 +19,13 @@ from nadpipe.views import read_image
 
 
 def draw_contact_sheets(
-    images: Path, classes: Path, confusion: tuple[Path, ...], labels: tuple[Path, ...], output: Path, count: int = 6
+    images: Path,
+    classes: Path,
+    confusion: tuple[Path, ...],
+    labels: tuple[Path, ...],
+    output: Path,
+    count: int = 6,
+    copy: tuple[str, str] | None = None,
 ) -> None:
     """Write one sheet a method: the images with the largest and the smallest mean IoU over their own classes, each with its
     mask and label map.
@@ -31,8 +37,9 @@ def draw_contact_sheets(
         labels: Folders of label maps, all shards.
         output: Folder of the sheets, <method>.png.
         count: Best, and worst, images on a sheet.
+        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
-    manifest = {row.image_id: row for row in read_images(images).itertuples()}
+    manifest = {row.image_id: row for row in read_images(images, copy).itertuples()}
     _, known = read_classes(classes)
     cells = pd.concat([read_parquet(path, "confusion") for path in confusion], ignore_index=True)
     with whole(output) as folder:

@@ -13,7 +13,14 @@ from nadpipe.progress import track
 from nadpipe.views import read_image
 
 
-def draw_overlays(images: Path, classes: Path, labels: tuple[Path, ...], output: Path, count: int = 12) -> None:
+def draw_overlays(
+    images: Path,
+    classes: Path,
+    labels: tuple[Path, ...],
+    output: Path,
+    count: int = 12,
+    copy: tuple[str, str] | None = None,
+) -> None:
     """Write one picture an image: the image, its mask and each method's label map over it, with a legend.
 
     Args:
@@ -22,8 +29,9 @@ def draw_overlays(images: Path, classes: Path, labels: tuple[Path, ...], output:
         labels: Folders of label maps, all shards.
         output: Folder of the pictures.
         count: Images to draw, evenly spread over the data set.
+        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
-    manifest = read_images(images)
+    manifest = read_images(images, copy)
     _, known = read_classes(classes)
     names = sorted({folder.name for shard in labels for folder in shard.iterdir() if not folder.name.startswith(".")})
     chosen = manifest.iloc[np.unique(np.linspace(0, len(manifest) - 1, min(count, len(manifest))).round().astype(int))]

@@ -16,7 +16,13 @@ _SIDE = 110  # pixels of a picture
 
 
 def draw_retrieval(
-    images: Path, polysemanticity: Path, output: Path, neurons: int = 12, pairs: int = 6, shown: int = 8
+    images: Path,
+    polysemanticity: Path,
+    output: Path,
+    neurons: int = 12,
+    pairs: int = 6,
+    shown: int = 8,
+    copy: tuple[str, str] | None = None,
 ) -> None:
     """Write a sheet for each of the largest neurons: its top images, then those of its largest pairs, with their texts.
 
@@ -27,8 +33,9 @@ def draw_retrieval(
         neurons: Sheets, of the neurons of largest contribution.
         pairs: Pairs on a sheet, largest contribution first.
         shown: Images of a unit.
+        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
-    paths = read_images(images).set_index("image_id")["path"]
+    paths = read_images(images, copy).set_index("image_id")["path"]
     table = read_parquet(polysemanticity, "polysemanticity").dropna(subset="spread").sort_values("contribution_rank")
     chosen = table[table["unit"] == "neuron"].head(neurons)
     with whole(output) as folder:

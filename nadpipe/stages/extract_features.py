@@ -57,6 +57,7 @@ def extract_features(
     batch_size: int = 64,
     workers: int = 0,
     device: str = "auto",
+    copy: tuple[str, str] | None = None,
 ) -> None:
     """Write z and the image embedding of each view of a shard of the images, with the view table.
 
@@ -77,8 +78,9 @@ def extract_features(
         batch_size: Views a step.
         workers: Processes that decode images ahead of the model; 0 decodes in the main one.
         device: auto, cpu, cuda, cuda:1, ….
+        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
-    manifest = read_images(images)
+    manifest = read_images(images, copy)
     rows = manifest.iloc[shard_rows(len(manifest), shard, shards)]
     model = load_model(architecture, pretrained, device)
     _check_block(block, last_blocks(model))

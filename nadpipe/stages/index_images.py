@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from nadpipe import layouts
-from nadpipe.artifacts import Stamp, write_parquet
+from nadpipe.artifacts import Stamp, move_paths, write_parquet
 from nadpipe.datasets import add_labels, examine, read_cars, read_table, read_tree
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
@@ -22,6 +22,7 @@ def index_images(
     label_column: str | None = None,
     labels: Path | None = None,
     bad_images: Literal["fail", "skip"] = "fail",
+    copy: tuple[str, str] | None = None,
     threads: int = 1,
 ) -> None:
     """List the images of a data set with their sizes and checksums; every image is read to its end.
@@ -39,6 +40,7 @@ def index_images(
         labels: CSV with more columns, joined by file name: 0/1 columns, or words that become such.
         bad_images: fail: images that cannot be used are an error that tells all of them. skip: they are listed with the reason
             and not used.
+        copy: The folder that the images lie in by the manifest, and the copy of it that path is or is in.
         threads: Images read at once.
     """
     if layout == "table":
@@ -54,6 +56,8 @@ def index_images(
     if labels is not None:
         rows = add_labels(rows, labels)
     manifest = examine(rows, bad_images, threads)
+    if copy is not None:
+        manifest = move_paths(manifest, *reversed(copy))
     skipped = int((manifest["image_id"] < 0).sum())
     if skipped:
         print(f"{skipped} of {len(manifest)} images are skipped; the reasons are in column problem", file=sys.stderr)

@@ -15,7 +15,7 @@ import vl_convert
 from PIL import Image
 
 from nadpipe import report
-from nadpipe.artifacts import open_zarr, read_parquet, whole
+from nadpipe.artifacts import open_zarr, read_images, read_parquet, whole
 from nadpipe.errors import NadpipeError
 from nadpipe.pictures import shrink
 from nadpipe.views import read_image
@@ -33,6 +33,7 @@ def make_report(
     output: Path,
     segmented: tuple[str, ...] = (),
     concepts: tuple[str, ...] = (),
+    copy: tuple[str, str] | None = None,
 ) -> None:
     """Write a page that needs no network and no other file.
 
@@ -42,6 +43,7 @@ def make_report(
         output: HTML file.
         segmented: Data sets that were segmented.
         concepts: Concepts that were scored, in the order to be shown.
+        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
     charts: dict[str, dict[str, Any]] = {}
     content = {
@@ -50,7 +52,7 @@ def make_report(
         "units": _units(results, charts),
         "sparsity": _sparsity(results, charts),
         "segmentation": _segmentation(results, segmented, charts),
-        "shift": _shift(results, concepts, charts),
+        "shift": _shift(results, concepts, charts, copy),
         "registers": _registers(results, charts),
         "skipped": _skipped(results),
     }
@@ -127,7 +129,9 @@ def _with_names(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(name=table["method"].astype(str) + numbers.where(swept, ""))
 
 
-def _shift(results: Path, concepts: Sequence[str], charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _shift(
+    results: Path, concepts: Sequence[str], charts: dict[str, dict[str, Any]], copy: tuple[str, str] | None
+) -> dict[str, Any]:
     """Concepts over groups, and the pairs that moved most between the reference and the group that moved most of them."""
     table = pd.read_csv(results / "shift.csv", dtype={"group": str, "reference": str})
     table["concept"] = pd.Categorical(table["concept"], categories=list(concepts) or table["concept"].unique())
@@ -135,7 +139,7 @@ def _shift(results: Path, concepts: Sequence[str], charts: dict[str, dict[str, A
     charts["shift"] = report.shift_chart(signed.assign(concept=signed["concept"].astype(str)))
     last = signed.groupby("concept", observed=True).tail(1)
     found = read_parquet(results / "shift" / "discovered.parquet", "discovered")
-    images = read_parquet(results / "artifacts" / "monitoring" / "images.parquet", "images").set_index("image_id")["path"]
+    images = read_images(results / "artifacts" / "monitoring" / "images.parquet", copy).set_index("image_id")["path"]
     rows = found.head(_DISCOVERED).to_dict("records")
     for at, row in enumerate(rows):
         row["pictures"] = [_thumbnail(images.loc[image_id]) for image_id in row["images"]] if at < _PICTURED else []

@@ -41,6 +41,7 @@ def segment_images(
     background_names: bool = True,
     background_threshold: float = 0.0,
     area_threshold: float = 0.0,
+    copy: tuple[str, str] | None = None,
 ) -> None:
     """Write per image and method the confusion of classes, and the label maps as indexed PNG: <method>/<image_id>.png, and
     <method>-k<k>/<image_id>.png for methods that select pairs.
@@ -62,9 +63,10 @@ def segment_images(
         background_names: Whether the names of a class called background compete with the others.
         background_threshold: Pixels whose best class is less probable are background.
         area_threshold: Share of an image that a class must cover to be kept, background excepted.
+        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
     pool, model = read_pool(attnpool_store)
-    manifest = read_images(images).set_index("image_id")
+    manifest = read_images(images, copy).set_index("image_id")
     dataset, known = read_classes(classes)
     store = open_zarr(features, "features", model)
     chosen = read_selection(selection, model)
