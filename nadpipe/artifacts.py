@@ -664,7 +664,7 @@ def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
     _check_stamp(path, dict(group.attrs), kind, model)
     found, written = _count_files(path), group.attrs["files"]
     if found < written:
-        raise NadpipeError(f"{path}: has {found} of its {written} files, as after a lost connection; delete it and make it again")
+        raise NadpipeError(f"{path}: has {found} of its {written} files, as after a lost connection; delete it, make it again")
     for name, array in ZARR[kind].items():
         if name not in group:
             raise NadpipeError(f"{path}: array {name} is missing; delete the store and make it again")

@@ -34,6 +34,11 @@ def is_url(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
+def image_folder(layout: str, path: str) -> str:
+    """The folder that the images of a data set lie in: of a table, the one that it lies in."""
+    return path.rpartition("/")[0] if layout == "table" else path
+
+
 def _exists(path: str) -> str:
     if not is_url(path) and not Path(path).exists() and Path(path) not in _MADE:
         raise ValueError(f"no such file or folder: {path}")
@@ -353,6 +358,25 @@ class Config(_Section):
             raise ValueError(
                 f"segmentation.crop: at most segmentation.scale, {self.segmentation.scale}: crops must fit in the image"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _urls_apart(self) -> "Config":
+        """A folder is fetched whole: what lies in it and is fetched by itself would be taken for the folder."""
+        paths = {f"model.{name}": getattr(self.model, name) for name in ("architecture", "pretrained")}
+        paths["text.dictionary"] = self.text.dictionary
+        folders = {}
+        for name, given in self.datasets.items():
+            paths |= {f"datasets.{name}.{key}": getattr(given, key) for key in ("labels", "classes")}
+            if is_url(given.path):
+                folders[f"datasets.{name}.path"] = image_folder(given.layout, given.path)
+        paths = folders | {key: path for key, path in paths.items() if isinstance(path, str) and is_url(path)}
+        for key, folder in folders.items():
+            if folder.count("/") < 3:
+                raise ValueError(f"{key}: images must be in a folder of {folder}, which is fetched whole")
+            inside = [other for other, path in paths.items() if path.startswith(f"{folder}/")]
+            if inside:
+                raise ValueError(f"{inside[0]}: {paths[inside[0]]} is in {folder}, which {key} fetches whole; keep them apart")
         return self
 
 

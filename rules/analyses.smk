@@ -189,7 +189,6 @@ rule draw_retrieval:
             patterns=["{name}.png"],
             subcategory="Retrieval",
         ),
-        uploaded=uploaded("results/retrieval"),
     log:
         "logs/draw_retrieval.log",
     benchmark:

@@ -4,18 +4,24 @@
 # is a resource: a change reruns nothing, so that a run that ended for want of memory goes on where it stopped.
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
 
-from nadpipe.config import MADE_HERE, check, is_url
+from snakemake.io import is_flagged
+
+from nadpipe.config import MADE_HERE, check, image_folder, is_url
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.dictionaries import is_named
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint, files_fingerprint
 from nadpipe.layouts import LAYOUTS, class_sources
+
+# Whether results are in storage (S3, say) and not on disk.
+STORED = workflow.storage_settings.default_storage_provider is not None
 
 
 def checked_config():
@@ -47,8 +53,7 @@ def code(stage):
 
 def is_copied(path):
     """Whether jobs see a copy of a path: of what a URL names, and of what the workflow makes where results are not on disk."""
-    stored = workflow.storage_settings.default_storage_provider is not None
-    return is_url(path) or (stored and Path(path).is_relative_to(MADE_HERE))
+    return is_url(path) or (STORED and Path(path).is_relative_to(MADE_HERE))
 
 
 def given(path):
@@ -57,14 +62,6 @@ def given(path):
     if is_url(path):
         return storage(path)
     return path if Path(path).is_relative_to(MADE_HERE) else local(path)
-
-
-def uploaded(folder):
-    """A file that is stored behind a folder. Storage takes a folder file by file, so that a lost connection leaves part of it
-    under its name: without this file it is made again. Nothing where results are on disk, where a folder is whole or not there.
-    """
-    stored = workflow.storage_settings.default_storage_provider is not None
-    return touch(f"{folder}.uploaded") if stored else []
 
 
 def model_file(name):
@@ -106,13 +103,9 @@ def source_options(dataset, input):
 
 
 def source_root(dataset):
-    """The folder that the images of a data set lie in, as the config names it: of a table, the one it lies in."""
+    """The folder that the images of a data set lie in, as the config names it."""
     known = config["datasets"][dataset]
-    return (
-        known["path"].rpartition("/")[0]
-        if known["layout"] == "table"
-        else known["path"]
-    )
+    return image_folder(known["layout"], known["path"])
 
 
 def source_files(dataset):
@@ -372,3 +365,38 @@ def settings_of_results():
         if isinstance(section, dict) and name != "dense"
     }
     return {"seed": config["seed"], **sections}
+
+
+def written(path):
+    """A path as a rule has it, before it was put into storage."""
+    prefix = workflow.storage_settings.default_storage_prefix.rstrip("/")
+    query = path.storage_object.query if path.is_storage else str(path)
+    return query.removeprefix(f"{prefix}/")
+
+
+def inputs_of(item, wildcards):
+    """The paths of one input, as it is written, or what its function gives, which may be one, several or none."""
+    if not callable(item):
+        return [written(item).format(**wildcards)]
+    found = item(wildcards)
+    return [found] if isinstance(found, str) else list(found)
+
+
+def paths_of(pattern):
+    """The paths that a folder may have; none of its wildcards holds a slash or a dot."""
+    return re.compile("[^/.]+".join(map(re.escape, re.split(r"{\w+}", pattern))))
+
+
+def ask_for_uploads(reader, folders):
+    """Let a rule that reads folders ask for the files that are stored behind them."""
+    asked = list(reader.input)
+
+    def uploads(wildcards):
+        paths = [path for item in asked for path in inputs_of(item, wildcards)]
+        return [
+            f"{path}.uploaded"
+            for path in paths
+            if any(folder.fullmatch(path) for folder in folders)
+        ]
+
+    reader.set_input(uploaded=uploads)

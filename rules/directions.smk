@@ -4,7 +4,6 @@ rule accumulate_pairs:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         moments=directory("results/artifacts/discovery/moments/{shard}.zarr"),
-        uploaded=uploaded("results/artifacts/discovery/moments/{shard}.zarr"),
     log:
         "logs/accumulate_pairs/{shard}.log",
     benchmark:
@@ -34,7 +33,6 @@ rule fit_directions:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         directions=directory("results/artifacts/directions/{unit}.zarr"),
-        uploaded=uploaded("results/artifacts/directions/{unit}.zarr"),
     log:
         "logs/fit_directions/{unit}.log",
     benchmark:

@@ -60,7 +60,6 @@ rule extract_features:
         pretrained=model_file("pretrained"),
     output:
         features=directory("results/artifacts/{dataset}/features/{shard}.zarr"),
-        uploaded=uploaded("results/artifacts/{dataset}/features/{shard}.zarr"),
     log:
         "logs/extract_features/{dataset}/{shard}.log",
     benchmark:
@@ -102,7 +101,6 @@ rule compute_contributions:
         contributions=directory(
             "results/artifacts/{dataset}/contributions/{shard}.zarr"
         ),
-        uploaded=uploaded("results/artifacts/{dataset}/contributions/{shard}.zarr"),
     log:
         "logs/compute_contributions/{dataset}/{shard}.log",
     benchmark:
@@ -135,7 +133,6 @@ rule export_dense:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         dense=directory("results/artifacts/{dataset}/dense/{shard}.zarr"),
-        uploaded=uploaded("results/artifacts/{dataset}/dense/{shard}.zarr"),
     log:
         "logs/export_dense/{dataset}/{shard}.log",
     benchmark:

@@ -6,7 +6,6 @@ rule export_attnpool:
         pretrained=model_file("pretrained"),
     output:
         attnpool=directory("results/artifacts/model/attnpool.zarr"),
-        uploaded=uploaded("results/artifacts/model/attnpool.zarr"),
     log:
         "logs/export_attnpool.log",
     cache: True

@@ -133,7 +133,6 @@ rule draw_overlays:
             patterns=["{name}.png"],
             subcategory="Overlays",
         ),
-        uploaded=uploaded("results/segmentation/{dataset}/overlays"),
     log:
         "logs/draw_overlays/{dataset}.log",
     benchmark:
@@ -177,7 +176,6 @@ rule draw_contact_sheets:
             patterns=["{name}.png"],
             subcategory="Sheets",
         ),
-        uploaded=uploaded("results/segmentation/{dataset}/sheets"),
     log:
         "logs/draw_contact_sheets/{dataset}.log",
     benchmark:

@@ -44,7 +44,6 @@ rule build_explorer:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         explorer=directory("results/explorer"),
-        uploaded=uploaded("results/explorer"),
     log:
         "logs/build_explorer.log",
     benchmark:

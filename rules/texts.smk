@@ -5,7 +5,6 @@ rule embed_texts:
         texts=lambda wildcards: text_files(wildcards.set),
     output:
         text=directory("results/artifacts/text/{set}.zarr"),
-        uploaded=uploaded("results/artifacts/text/{set}.zarr"),
     log:
         "logs/embed_texts/{set}.log",
     benchmark:
@@ -43,7 +42,6 @@ rule select_pairs:
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         selection=directory("results/artifacts/selection/{set}.zarr"),
-        uploaded=uploaded("results/artifacts/selection/{set}.zarr"),
     log:
         "logs/select_pairs/{set}.log",
     benchmark:

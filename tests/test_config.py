@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -191,3 +192,29 @@ def test_any_value_is_accepted_or_refused_in_lines_that_name_its_section(key, va
 
 def test_every_section_is_in_the_contract():
     assert set(Config.model_fields) == set(GOOD)
+
+
+def test_what_a_url_names_need_not_be_on_this_disk_but_lies_apart_from_folders_that_are_fetched():
+    config = changed("model.pretrained", "s3://bucket/models/own.safetensors")
+    config["datasets"]["discovery"] = {"layout": "tree", "path": "s3://bucket/photos"}
+    config["datasets"]["segmentation"]["path"] = "s3://bucket/scenes/all.csv"
+    assert check(config)["datasets"]["discovery"]["path"] == "s3://bucket/photos"
+    for key, value, message in [
+        (
+            "text",
+            {**config["text"], "dictionary": "s3://bucket/photos/words.txt"},
+            "text.dictionary: s3://bucket/photos/words.txt is in",
+        ),
+        (
+            "model",
+            {**config["model"], "pretrained": "s3://bucket/scenes/m.pt"},
+            "which datasets.segmentation.path fetches whole; keep them apart",
+        ),
+        (
+            "datasets",
+            {**config["datasets"], "more": {"layout": "table", "path": "s3://bucket/all.csv"}},
+            "datasets.more.path: images must be in a folder of s3://bucket",
+        ),
+    ]:
+        with pytest.raises(NadpipeError, match=re.escape(message)):
+            check({**config, key: value})

@@ -1,0 +1,95 @@
+"""Results and inputs on S3: a local server, the real DAG, and a connection that is lost in the middle of a folder."""
+
+import re
+
+import pandas as pd
+import pytest
+import s3
+from conftest import Checkout
+
+TARGET = "results/segmentation.csv"
+FEATURES = "results/artifacts/discovery/features/0.zarr"
+CONTRIBUTIONS = "results/artifacts/discovery/contributions/0.zarr"
+
+
+@pytest.fixture(scope="module")
+def server(checkout):
+    """A server that holds images with masks, a model and words, as users have them there."""
+    running = s3.Server()
+    made = checkout.folder / "results" / "demo"
+    for name in ("model.json", "model.safetensors", "dictionary.txt"):
+        running.put(made / name, f"own/{name}")
+    for path in [made / "segmentation.csv", *(made / "segmentation").rglob("*.*")]:
+        running.put(path, f"own/images/{path.relative_to(made)}")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def stored(server, tmp_path_factory):
+    """A checkout, and how to run it with results on the server."""
+    made = Checkout(tmp_path_factory.mktemp("stored"))
+    made.config["datasets"]["segmentation"]["path"] = f"s3://{s3.BUCKET}/own/images/segmentation.csv"
+    made.config["model"] = {
+        "architecture": f"s3://{s3.BUCKET}/own/model.json",
+        "pretrained": f"s3://{s3.BUCKET}/own/model.safetensors",
+    }
+    made.config["text"]["dictionary"] = f"s3://{s3.BUCKET}/own/dictionary.txt"
+    made.write_config(made.config)
+    where = ("--default-storage-provider", "s3", "--default-storage-prefix", f"s3://{s3.BUCKET}/run")
+    access = ("--storage-s3-endpoint-url", server.url, "--storage-s3-retries", "1")
+
+    def run(*arguments, check=True):
+        return made.run(*arguments, *where, *access, check=check, timeout=900, **s3.KEYS)
+
+    return run
+
+
+def test_a_folder_of_which_a_part_was_stored_is_made_again(server, stored):
+    server.lose_at("PUT", "features/0.zarr/", 3)
+    failed = stored(FEATURES, check=False)
+    server.mend()
+    assert failed.returncode != 0
+    assert f"Failed to store output in storage s3://{s3.BUCKET}/run/{FEATURES}" in failed.stderr
+    assert len(server.keys(f"run/{FEATURES}/")) == 2
+    assert server.keys(f"run/{FEATURES}.uploaded") == []
+    plan = stored("-n", CONTRIBUTIONS)
+    assert "extract_features" in plan.stdout + plan.stderr
+    stored(CONTRIBUTIONS)
+    assert len(server.keys(f"run/{FEATURES}/")) > 20
+    assert len(server.keys(f"run/{FEATURES}.uploaded")) == 1
+
+
+def test_a_folder_of_which_a_part_was_fetched_is_fetched_again(server, stored):
+    target = "results/artifacts/discovery/moments/0.zarr"
+    server.lose_at("GET", f"{CONTRIBUTIONS}/", 3)
+    failed = stored(target, check=False)
+    server.mend()
+    assert failed.returncode != 0
+    assert f"Failed to retrieve storage object from s3://{s3.BUCKET}/run/{CONTRIBUTIONS}" in failed.stderr
+    assert server.keys(f"run/{target}") == []
+    stored(target)
+    assert len(server.keys(f"run/{target}/")) > 5
+
+
+def test_tables_on_s3_are_those_of_a_laptop(server, stored, checkout, tmp_path):
+    stored(TARGET)
+    server.bucket.download_file(f"run/{TARGET}", str(tmp_path / "there.csv"))
+    assert (tmp_path / "there.csv").read_bytes() == (checkout.folder / TARGET).read_bytes()
+    assert "Nothing to be done" in stored(TARGET).stderr
+    manifest = tmp_path / "images.parquet"
+    server.bucket.download_file("run/results/artifacts/segmentation/images.parquet", str(manifest))
+    images = pd.read_parquet(manifest)
+    assert images["path"].str.startswith(f"s3://{s3.BUCKET}/own/images/segmentation/images/").all()
+    assert images["mask_path"].str.startswith(f"s3://{s3.BUCKET}/own/images/segmentation/masks/").all()
+
+
+def test_no_command_reads_or_writes_results_that_are_not_on_s3(stored):
+    """Of every rule: a path that does not come from an input or output would be one on disk."""
+    plan = stored("-n", "-p", "--forceall", "all")
+    commands = re.findall(r"^ *nadpipe ([\w-]+) (.*?)2>", plan.stdout + plan.stderr, re.MULTILINE | re.DOTALL)
+    assert len({name for name, _ in commands}) > 25
+    named = r"--copy results/demo|--config '.*?'|--cache \S+"  # what a manifest and the provenance say; a machine's own cache
+    for name, command in commands:
+        paths = re.findall(r"\S*results/\S*", re.sub(named, "", command, flags=re.DOTALL))
+        assert [path for path in paths if not path.startswith(".snakemake/storage/s3/")] == [], name
