@@ -10,6 +10,7 @@ include: "rules/common.smk"
 
 
 config.update(checked_config())
+check_apart()
 ANALYSES = ("reconstruction", "sparsity", "sparse_text", "naming", "faithfulness")
 FINAL_TABLES = [
     "results/segmentation.csv",

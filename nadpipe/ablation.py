@@ -61,13 +61,14 @@ def keep_pairs(
     return sum_pairs(torch.where(kept, coefficient, mean), pool)
 
 
-def rank_pairs(norm: Float[np.ndarray, "head neuron"]) -> Int[np.ndarray, " pair"]:
-    """Pairs (head · neurons + neuron) by falling root mean square of their contribution; of equal ones the first."""
+def rank_units(norm: Float[np.ndarray, "*unit"]) -> Int[np.ndarray, " ranked"]:
+    """Pairs (as head · neurons + neuron), or neurons, by falling root mean square of their contribution; of equal ones the
+    first."""
     return np.argsort(-norm, axis=None, kind="stable")
 
 
-def chosen_pairs(order: Int[np.ndarray, " pair"], count: int, shape: tuple[int, int]) -> Bool[Tensor, "head neuron"]:
-    """A mask of the first `count` pairs of an order."""
+def chosen_units(order: Int[np.ndarray, " ranked"], count: int, shape: tuple[int, ...]) -> Bool[Tensor, "*unit"]:
+    """A mask of the first `count` units of an order."""
     kept = torch.zeros(shape, dtype=torch.bool).flatten()
     kept[torch.from_numpy(order[:count].copy())] = True
     return kept.reshape(shape)

@@ -371,18 +371,19 @@ CSV: dict[str, dict[str, str]] = {
     },
     "sparsity": {
         "dataset": "data set",
-        "kept": "top: pairs of largest std_norm; bottom: of smallest; random",
+        "unit": "pair or neuron: what is kept or not",
+        "kept": "top: units of largest std_norm; bottom: of smallest; random",
         "draw": "number of the random choice, 0 for top and bottom",
-        "share": "share of the pairs that is kept; the others are at their mean over the discovery images",
-        "pairs": "pairs kept",
-        "energy": "share of the summed std_norm² of all pairs that they have",
+        "share": "share of the units that is kept; the others are at their mean over the discovery images",
+        "pairs": "pairs kept; of a neuron, those with all heads",
+        "energy": "share of the summed std_norm² of all units that they have",
         **_FIDELITY,
     },
     "sparse_text": {
         "dataset": "data set",
-        "unit": "pair",
+        "unit": "pair, neuron or head: what writes along its (first) direction",
         "atoms": "texts of its sparse code that stand for each direction; 0 for the mean alone",
-        "coded": "share of the energy (std_norm²) of the pairs that have a code; the others are at their mean",
+        "coded": "share of the energy (std_norm²) of the units that have a code; the others are at their mean",
         **_FIDELITY,
     },
     "segmentation": {
@@ -679,8 +680,8 @@ def open_zarr(path: Path, kind: str, model: Stamp | None = None) -> ZarrStore:
 
 
 def _count_files(path: Path) -> int:
-    """Files of a store."""
-    return sum(len(names) for _, _, names in os.walk(path))
+    """Files of a store, without those that Snakemake puts into it; a shared one is a folder of links."""
+    return sum(not name.startswith(".") for _, _, names in os.walk(path, followlinks=True) for name in names)
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -785,8 +786,9 @@ def move_paths(images: pd.DataFrame, here: str, there: str) -> pd.DataFrame:
             raise NadpipeError(f"{path}: is not in {here}; images that are copied lie in one folder, with their masks")
         return path and there + path.removeprefix(here)
 
-    names = ("path", "mask_path")
-    return images.assign(**{name: pd.Series([*map(moved, images[name])], images.index, dtype=object) for name in names})
+    columns = {name: [moved(path) for path in images[name]] for name in ("path", "mask_path")}
+    columns["problem"] = [problem and problem.replace(here, there) for problem in images["problem"]]
+    return images.assign(**{name: pd.Series(values, images.index, dtype=object) for name, values in columns.items()})
 
 
 def write_csv(path: Path, kind: str, table: pd.DataFrame) -> None:

@@ -34,13 +34,21 @@ def is_url(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
+def _tidy(url: str) -> str:
+    """A URL without slashes that do not count."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.sub('/+', '/', rest).rstrip('/')}"
+
+
 def image_folder(layout: str, path: str) -> str:
     """The folder that the images of a data set lie in: of a table, the one that it lies in."""
     return path.rpartition("/")[0] if layout == "table" else path
 
 
 def _exists(path: str) -> str:
-    if not is_url(path) and not Path(path).exists() and Path(path) not in _MADE:
+    if is_url(path):
+        return _tidy(path)
+    if not Path(path).exists() and Path(path) not in _MADE:
         raise ValueError(f"no such file or folder: {path}")
     return path
 

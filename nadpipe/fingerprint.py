@@ -58,6 +58,7 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(_path(module).read_text(encoding="utf-8"))
 
 
+@functools.cache
 def _imports(module: str) -> list[str]:
     names = []
     for node in ast.walk(_tree(module)):
@@ -68,6 +69,7 @@ def _imports(module: str) -> list[str]:
     return [name for name in names if _path(name) is not None and name != PACKAGE.name]
 
 
+@functools.cache
 def _normal_source(module: str) -> str:
     tree = _tree(module)
     for node in ast.walk(tree):

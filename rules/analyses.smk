@@ -3,7 +3,8 @@ rule measure_sparsity:
         images=of_analyses("results/artifacts/{dataset}/images.parquet"),
         contributions=shards(config["analyses"]["dataset"], "contributions"),
         labels="results/artifacts/text/labels.zarr",
-        directions="results/artifacts/directions/pair.zarr",
+        pairs="results/artifacts/directions/pair.zarr",
+        neurons="results/artifacts/directions/neuron.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table=report(
@@ -37,7 +38,8 @@ rule measure_sparsity:
     shell:
         """
         nadpipe measure-sparsity \
-            --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} --directions {input.directions:q} \
+            --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} \
+            --pair-directions {input.pairs:q} --neuron-directions {input.neurons:q} \
             --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
             --dataset {params.dataset} --most {params.most} --confidence {params.confidence} \
             --shares {params.shares} --draws {params.draws} --seed {params.seed} \
@@ -96,8 +98,12 @@ rule measure_sparse_text:
         images=of_analyses("results/artifacts/{dataset}/images.parquet"),
         contributions=shards(config["analyses"]["dataset"], "contributions"),
         labels="results/artifacts/text/labels.zarr",
-        directions="results/artifacts/directions/pair.zarr",
-        assignments="results/assignments.parquet",
+        pairs="results/artifacts/directions/pair.zarr",
+        neurons="results/artifacts/directions/neuron.zarr",
+        heads="results/artifacts/directions/head.zarr",
+        pair_texts=assignments_of("pair"),
+        neuron_texts=assignments_of("neuron"),
+        head_texts=assignments_of("head"),
         dictionary="results/artifacts/text/dictionary.zarr",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
@@ -130,8 +136,10 @@ rule measure_sparse_text:
     shell:
         """
         nadpipe measure-sparse-text \
-            --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} --directions {input.directions:q} \
-            --assignments {input.assignments:q} --dictionary {input.dictionary:q} \
+            --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} \
+            --pair-directions {input.pairs:q} --neuron-directions {input.neurons:q} --head-directions {input.heads:q} \
+            --pair-assignments {input.pair_texts:q} --neuron-assignments {input.neuron_texts:q} --head-assignments {input.head_texts:q} \
+            --dictionary {input.dictionary:q} \
             --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
             --dataset {params.dataset} --most {params.most} --confidence {params.confidence} --atoms {params.atoms} \
             2>{log}
@@ -200,7 +208,7 @@ rule draw_retrieval:
         mem_mb=memory(2000),
         runtime=60,
     params:
-        copied=lambda wildcards, input: copy_options("discovery", input.source),
+        copied=copy_options("discovery"),
         neurons=config["analyses"]["sheets"],
         code=code("draw_retrieval"),
     shell:

@@ -22,6 +22,7 @@ from nadpipe.layouts import LAYOUTS, class_sources
 
 # Whether results are in storage (S3, say) and not on disk.
 STORED = workflow.storage_settings.default_storage_provider is not None
+STORED_BELOW = os.path.join(workflow.storage_settings.default_storage_prefix or "", "")
 
 
 def checked_config():
@@ -64,25 +65,50 @@ def given(path):
     return path if Path(path).is_relative_to(MADE_HERE) else local(path)
 
 
-def model_file(name):
-    """The model's architecture or checkpoint, if it is a file."""
-    path = config["model"][name] or ""
-    made = Path(path).is_relative_to(MADE_HERE)
-    return [given(path)] if is_url(path) or made or Path(path).is_file() else []
+def check_apart():
+    """Ends the run where results would be stored in a folder that is fetched whole, as images."""
+    for dataset in config["datasets"]:
+        folder = source_root(dataset)
+        if is_url(folder) and STORED_BELOW.startswith(f"{folder}/"):
+            print(
+                f"--default-storage-prefix: {STORED_BELOW} is in {folder}, which datasets.{dataset}.path fetches whole; choose another",
+                file=sys.stderr,
+            )
+            sys.exit(1)
 
 
-def model_options(input):
+def found_at(path):
+    """Where jobs find a path of the config: the path itself, or that of its copy."""
+    if is_url(path):
+        return str(storage(path))
+    if is_copied(path):
+        provider = workflow.storage_registry.default_storage_provider
+        return str(provider.object(f"{STORED_BELOW}{path}").local_path())
+    return path
+
+
+def model_options():
     """The options that name the model, for the stages that load it."""
-    architecture = [*input.architecture, config["model"]["architecture"]][0]
-    pretrained = [*input.pretrained, config["model"]["pretrained"]][0]
-    options = ["--architecture", architecture]
-    return options + (["--pretrained", pretrained] if pretrained else [])
+    pretrained = config["model"]["pretrained"]
+    options = ["--architecture", found_at(config["model"]["architecture"])]
+    return options + (["--pretrained", found_at(pretrained)] if pretrained else [])
 
 
-def source_options(dataset, input):
+def model_files():
+    """The model's config and checkpoint, as far as they are files."""
+    named = [config["model"]["architecture"], config["model"]["pretrained"] or ""]
+    return [
+        given(name)
+        for name in named
+        if is_url(name) or Path(name).is_relative_to(MADE_HERE) or Path(name).is_file()
+    ]
+
+
+def source_options(dataset):
     """The options that say where the images of a data set come from."""
-    known = config["datasets"][dataset] | {"path": source_path(dataset, input.source)}
-    known["labels"] = [*input.labels, None][0]
+    known = dict(config["datasets"][dataset])
+    known["path"] = source_path(dataset)
+    known["labels"] = known["labels"] and found_at(known["labels"])
     names = (
         "layout",
         "path",
@@ -99,13 +125,21 @@ def source_options(dataset, input):
         for name in names
         if known[name] is not None
         for part in (f"--{name.replace('_', '-')}", known[name])
-    ] + copy_options(dataset, input.source)
+    ] + copy_options(dataset)
 
 
 def source_root(dataset):
     """The folder that the images of a data set lie in, as the config names it."""
     known = config["datasets"][dataset]
     return image_folder(known["layout"], known["path"])
+
+
+def source_path(dataset):
+    """Where jobs find the table or folder of a data set; of a table that a URL names, in the copy of the folder it lies in."""
+    path = config["datasets"][dataset]["path"]
+    if not is_url(path):
+        return found_at(path)
+    return found_at(source_root(dataset)) + path.removeprefix(source_root(dataset))
 
 
 def source_files(dataset):
@@ -118,39 +152,24 @@ def source_files(dataset):
     return [given(path)] + ([str(Path(path).with_suffix(""))] if made else [])
 
 
-def label_file(dataset):
+def label_files(dataset):
     """The second table of a data set, if it has one."""
     labels = config["datasets"][dataset]["labels"]
     return [given(labels)] if labels else []
 
 
-def source_path(dataset, source):
-    """Where a job finds the table or folder of a data set."""
-    path = config["datasets"][dataset]["path"]
-    return source_copy(dataset, source) + path.removeprefix(source_root(dataset))
-
-
-def source_copy(dataset, source):
-    """Where a job finds the folder that the images of a data set lie in."""
-    path = config["datasets"][dataset]["path"]
-    if is_url(path):
-        return str(source[0])
-    return str(Path(source[0]).parent) if is_copied(path) else source_root(dataset)
-
-
 def copied_images(dataset):
     """The files of a data set as an input of the rules that look at its images, where jobs see a copy of these; elsewhere they
     are found by the manifest alone."""
-    return (
-        source_files(dataset) if is_copied(config["datasets"][dataset]["path"]) else []
-    )
+    copied = is_copied(config["datasets"][dataset]["path"])
+    return source_files(dataset) if copied else []
 
 
-def copy_options(dataset, source):
+def copy_options(dataset):
     """The option that says where the copy of a data set's images is, if it is one."""
     if not is_copied(config["datasets"][dataset]["path"]):
         return []
-    return ["--copy", source_root(dataset), source_copy(dataset, source)]
+    return ["--copy", source_root(dataset), found_at(source_root(dataset))]
 
 
 def shards(dataset, stage):
@@ -161,14 +180,13 @@ def shards(dataset, stage):
     ]
 
 
-def class_options(dataset, input):
+def class_options(dataset):
     """The options that say what the classes of a data set are."""
     known = config["datasets"][dataset]
-    path = source_path(dataset, input.source) if input.source else known["path"]
-    options = ["--layout", known["layout"], "--path", path]
+    options = ["--layout", known["layout"], "--path", source_path(dataset)]
     options += ["--split", known["split"]] if known["split"] else []
     if isinstance(known["classes"], str):
-        options += ["--class-file", input.files[0]]
+        options += ["--class-file", found_at(known["classes"])]
     elif known["classes"]:
         options += ["--classes", *known["classes"]]
     options += ["--reduce-zero"] if known["reduce_zero_label"] else []
@@ -176,31 +194,28 @@ def class_options(dataset, input):
 
 
 def class_files(dataset):
-    """The files that the classes of a data set are read from: the one that is named, and that of a published layout."""
+    """The files that the classes of a data set are read from: the one that is named, and that of a published layout, or the
+    data set itself where jobs see a copy of it."""
     known = config["datasets"][dataset]
     named = [given(known["classes"])] if isinstance(known["classes"], str) else []
     if known["layout"] in LAYOUTS:
         found = class_sources(known["layout"], Path(known["path"]))
-        named += [local(str(path)) for path in found]
+        named += [local(str(path)) for path in found] + copied_images(dataset)
     return named
 
 
-def class_source(dataset):
-    """The data set itself, where its classes are found in a copy of it."""
-    known = config["datasets"][dataset]
-    return copied_images(dataset) if known["layout"] in LAYOUTS else []
-
-
-def text_options(name, input):
+def text_options(name):
     """The options that give the texts of a set."""
     if name == "dictionary":
-        return ["--dictionary", [*input.texts, config["text"]["dictionary"]][0]]
+        dictionary = config["text"]["dictionary"]
+        named = is_named(dictionary)
+        return ["--dictionary", dictionary if named else found_at(dictionary)]
     if name == "concepts":
         return ["--texts", *config["shift"]["concepts"]]
     if name == "labels":
-        return ["--labels", input.texts[0]]
+        return ["--labels"]
     background = config["datasets"][name]["background_names"]
-    return ["--classes", input.texts[0], flag("background-names", background)]
+    return [flag("background-names", background), "--classes"]
 
 
 def text_files(name):
@@ -208,9 +223,15 @@ def text_files(name):
     if name == "dictionary":
         dictionary = config["text"]["dictionary"]
         return [] if is_named(dictionary) else [given(dictionary)]
+    return []
+
+
+def text_tables(name):
+    """The table of the workflow that the texts of a set are read from, if they are; behind the options."""
     if name == "labels":
         return [of_analyses("results/artifacts/{dataset}/images.parquet")]
-    return [] if name == "concepts" else [f"results/artifacts/{name}/classes.parquet"]
+    made = ("dictionary", "concepts")
+    return [] if name in made else [f"results/artifacts/{name}/classes.parquet"]
 
 
 def cache_option():
@@ -369,9 +390,8 @@ def settings_of_results():
 
 def written(path):
     """A path as a rule has it, before it was put into storage."""
-    prefix = workflow.storage_settings.default_storage_prefix.rstrip("/")
     query = path.storage_object.query if path.is_storage else str(path)
-    return query.removeprefix(f"{prefix}/")
+    return query.removeprefix(STORED_BELOW)
 
 
 def inputs_of(item, wildcards):

@@ -1,7 +1,7 @@
 rule index_images:
     input:
         source=lambda wildcards: source_files(wildcards.dataset),
-        labels=lambda wildcards: label_file(wildcards.dataset),
+        labels=lambda wildcards: label_files(wildcards.dataset),
     output:
         images="results/artifacts/{dataset}/images.parquet",
     log:
@@ -15,7 +15,7 @@ rule index_images:
         mem_mb=memory(2000),
         runtime=60,
     params:
-        source=lambda wildcards, input: source_options(wildcards.dataset, input),
+        source=lambda wildcards: source_options(wildcards.dataset),
         code=code("index_images"),
     shell:
         """
@@ -28,7 +28,6 @@ rule index_images:
 rule index_classes:
     input:
         files=lambda wildcards: class_files(wildcards.dataset),
-        source=lambda wildcards: class_source(wildcards.dataset),
     output:
         classes="results/artifacts/{dataset}/classes.parquet",
     log:
@@ -42,7 +41,7 @@ rule index_classes:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        classes=lambda wildcards, input: class_options(wildcards.dataset, input),
+        classes=lambda wildcards: class_options(wildcards.dataset),
         code=code("index_classes"),
     shell:
         """
@@ -56,8 +55,7 @@ rule extract_features:
     input:
         images="results/artifacts/{dataset}/images.parquet",
         source=lambda wildcards: copied_images(wildcards.dataset),
-        architecture=model_file("architecture"),
-        pretrained=model_file("pretrained"),
+        files=model_files(),
     output:
         features=directory("results/artifacts/{dataset}/features/{shard}.zarr"),
     log:
@@ -75,8 +73,8 @@ rule extract_features:
         batch_size=config["features"]["batch_size"],
         workers=config["features"]["workers"],
     params:
-        model=lambda wildcards, input: model_options(input),
-        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
+        model=model_options(),
+        copied=lambda wildcards: copy_options(wildcards.dataset),
         shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
         views=lambda wildcards: view_options(wildcards.dataset),
         precision=config["features"]["precision"],

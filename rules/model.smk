@@ -2,8 +2,7 @@
 # manifest is; texts have a cache of their own (text.cache). A rule that is shared has no benchmark.
 rule export_attnpool:
     input:
-        architecture=model_file("architecture"),
-        pretrained=model_file("pretrained"),
+        files=model_files(),
     output:
         attnpool=directory("results/artifacts/model/attnpool.zarr"),
     log:
@@ -16,7 +15,7 @@ rule export_attnpool:
         mem_mb=memory(8000),
         runtime=20,
     params:
-        model=lambda wildcards, input: model_options(input),
+        model=model_options(),
         code=code("export_attnpool"),
     shell:
         """

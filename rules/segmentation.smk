@@ -44,8 +44,8 @@ rule segment_images:
         registers="results/registers.parquet",
         attnpool="results/artifacts/model/attnpool.zarr",
     output:
-        labels=directory("results/segmentation/{dataset}/labels/{shard}"),
         confusion="results/artifacts/{dataset}/confusion/{shard}.parquet",
+        labels=directory("results/segmentation/{dataset}/labels/{shard}"),
     log:
         "logs/segment_images/{dataset}/{shard}.log",
     benchmark:
@@ -57,7 +57,7 @@ rule segment_images:
         mem_mb=memory(4000),
         runtime=120,
     params:
-        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
+        copied=lambda wildcards: copy_options(wildcards.dataset),
         methods=config["segmentation"]["methods"],
         k=config["segmentation"]["k"],
         temperature=config["segmentation"]["temperature"],
@@ -144,7 +144,7 @@ rule draw_overlays:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
+        copied=lambda wildcards: copy_options(wildcards.dataset),
         overlays=config["segmentation"]["overlays"],
         code=code("draw_overlays"),
     shell:
@@ -187,7 +187,7 @@ rule draw_contact_sheets:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        copied=lambda wildcards, input: copy_options(wildcards.dataset, input.source),
+        copied=lambda wildcards: copy_options(wildcards.dataset),
         extremes=config["segmentation"]["extremes"],
         code=code("draw_contact_sheets"),
     shell:

@@ -55,7 +55,7 @@ rule build_explorer:
         mem_mb=memory(4000),
         runtime=120,
     params:
-        copied=lambda wildcards, input: copy_options("discovery", input.source),
+        copied=copy_options("discovery"),
         shown=config["explorer"]["images"],
         thumbnail=config["explorer"]["thumbnail"],
         code=code("build_explorer"),
@@ -101,7 +101,7 @@ rule make_report:
         runtime=20,
     params:
         results=lambda wildcards, input: os.path.dirname(input.provenance),
-        copied=lambda wildcards, input: copy_options("monitoring", input.source),
+        copied=copy_options("monitoring"),
         segmented=config["segmentation"]["datasets"],
         concepts=config["shift"]["concepts"],
         code=code("make_report"),

@@ -1,8 +1,7 @@
 rule embed_texts:
     input:
-        architecture=model_file("architecture"),
-        pretrained=model_file("pretrained"),
-        texts=lambda wildcards: text_files(wildcards.set),
+        files=lambda wildcards: model_files() + text_files(wildcards.set),
+        tables=lambda wildcards: text_tables(wildcards.set),
     output:
         text=directory("results/artifacts/text/{set}.zarr"),
     log:
@@ -20,14 +19,14 @@ rule embed_texts:
         batch_size=config["text"]["batch_size"],
         cache=cache_option(),
     params:
-        model=lambda wildcards, input: model_options(input),
-        texts=lambda wildcards, input: text_options(wildcards.set, input),
+        model=model_options(),
+        texts=lambda wildcards: text_options(wildcards.set),
         templates=config["text"]["templates"],
         code=code("embed_texts"),
     shell:
         """
         nadpipe embed-texts \
-            {params.model:q} --output {output.text:q} {params.texts:q} \
+            {params.model:q} --output {output.text:q} {params.texts:q} {input.tables:q} \
             --templates {params.templates:q} --batch-size {resources.batch_size} --device {resources.device:q} \
             {resources.cache} \
             2>{log}

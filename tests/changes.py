@@ -61,7 +61,7 @@ CHANGES = {
     "directions.top_images": (10, ACCUMULATED),
     "directions.components": (
         2,
-        {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2, "measure_reconstruction": 1, **RANKED},
+        {"fit_directions": 2, "assign_texts_to_subspaces": 2, "tabulate_units": 2, **REBUILT, **RANKED},
     ),
     "assignments.atoms": (3, ASSIGNED),
     "assignments.nearest": (2, NAMED),

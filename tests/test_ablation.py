@@ -34,10 +34,11 @@ def test_what_pairs_add_is_additive(pool, coefficient):
 
 def test_the_first_pairs_are_the_largest():
     norm = np.array([[1.0, 3.0, 0.0], [2.0, 3.0, 0.5]])
-    order = ablation.rank_pairs(norm)
+    order = ablation.rank_units(norm)
     assert order.tolist() == [1, 4, 3, 0, 5, 2]
-    assert ablation.chosen_pairs(order, 3, norm.shape).tolist() == [[False, True, False], [True, True, False]]
-    assert ablation.chosen_pairs(order[::-1], 2, norm.shape).tolist() == [[False, False, True], [False, False, True]]
+    assert ablation.chosen_units(order, 3, norm.shape).tolist() == [[False, True, False], [True, True, False]]
+    assert ablation.chosen_units(order[::-1], 2, norm.shape).tolist() == [[False, False, True], [False, False, True]]
+    assert ablation.chosen_units(ablation.rank_units(norm[1]), 2, (3,)).tolist() == [True, True, False]
 
 
 def rebuilt_from(coefficient, pool, directions):

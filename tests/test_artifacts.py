@@ -246,7 +246,13 @@ def test_a_store_of_another_model_kind_or_format_is_refused(tmp_path, kind):
 def test_a_store_that_lacks_a_file_is_refused_and_not_read_as_zeros(tmp_path, kind):
     path = tmp_path / "s.zarr"
     fill(kind, path)
-    chunks = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+    (path / ".snakemake_timestamp").touch()  # as in every folder that Snakemake has made
+    shared = tmp_path / "shared.zarr"
+    shared.mkdir()
+    for part in path.iterdir():
+        (shared / part.name).symlink_to(part)  # as Snakemake's cache does
+    open_zarr(shared, kind, MODEL)
+    chunks = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] not in "z.")
     chunks[-1].unlink()
     with pytest.raises(NadpipeError, match=r"s\.zarr: has \d+ of its \d+ files, as after a lost connection; delete it"):
         open_zarr(path, kind, MODEL)
@@ -254,10 +260,12 @@ def test_a_store_that_lacks_a_file_is_refused_and_not_read_as_zeros(tmp_path, ki
 
 def test_images_that_were_copied_are_found_in_the_copy(tmp_path):
     table = rows("images").assign(path=["far/a.png", "far/sub/b.png"], mask_path=["far/m/a.png", None])
+    table["problem"] = [None, "far/sub/b.png: is empty"]
     write_parquet(tmp_path / "i.parquet", "images", table, MODEL)
     images = artifacts.read_images(tmp_path / "i.parquet", ("far", "/near/it"))
     assert images["path"].tolist() == ["/near/it/a.png", "/near/it/sub/b.png"]
     assert images["mask_path"].tolist() == ["/near/it/m/a.png", None]
+    assert images["problem"].tolist() == [None, "/near/it/sub/b.png: is empty"]
     with pytest.raises(NadpipeError, match=r"far/a\.png: is not in fa; images that are copied lie in one folder"):
         artifacts.read_images(tmp_path / "i.parquet", ("fa", "near"))
 

@@ -199,6 +199,8 @@ def test_what_a_url_names_need_not_be_on_this_disk_but_lies_apart_from_folders_t
     config["datasets"]["discovery"] = {"layout": "tree", "path": "s3://bucket/photos"}
     config["datasets"]["segmentation"]["path"] = "s3://bucket/scenes/all.csv"
     assert check(config)["datasets"]["discovery"]["path"] == "s3://bucket/photos"
+    config["datasets"]["discovery"]["path"] = "s3://bucket//photos/"
+    assert check(config)["datasets"]["discovery"]["path"] == "s3://bucket/photos"
     for key, value, message in [
         (
             "text",

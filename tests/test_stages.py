@@ -443,7 +443,7 @@ def test_selections_that_cannot_be_made_say_why(run):
 def test_segmentations_that_cannot_be_made_say_why(run):
     Image.fromarray(np.full((70, 90), 7, np.uint8)).save(run.folder / "m.png")
     run.write_images(noise(2), mask=["m.png", None])
-    contributions = run.decompose()
+    contributions = run.decompose(views="sliding")
     run.classes()
     run.select(contributions)
     with pytest.raises(NadpipeError, match=r"m\.png: mask holds 7"):
@@ -455,9 +455,12 @@ def test_segmentations_that_cannot_be_made_say_why(run):
         run.segment(contributions, methods=("x",))
     with pytest.raises(NadpipeError, match=r"segmentation.sink: 4 is no spatial token; the model has 0 to 3"):
         run.segment(contributions, sink=4)
+    run.decompose()
+    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: has one crop of each image, which does not cover it"):
+        run.segment(contributions)
     assert not (run.folder / "labels-0").exists()
     run.write_images(noise(1), mask=["m.png"])
-    contributions = run.decompose()
+    contributions = run.decompose(views="sliding")
     confusion, _ = run.segment(contributions, sink=2)
     with pytest.raises(NadpipeError, match="data set segmentation: no labelled pixels"):
         run.score(confusion)
@@ -551,9 +554,8 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
     run.write_images(noise(10), group=labels)
     index_images("table", run.folder / "t.csv", run.folder / "images.parquet", label_column="group")
     contributions = run.decompose(shards=2)
-    run.tabulate("pair", contributions)
-    for unit in ("neuron", "head"):
-        run.fit(unit, contributions)
+    for unit in ("pair", "neuron", "head"):
+        run.tabulate(unit, contributions)
     embed_texts(output=run.folder / "labels.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
     assert open_zarr(run.folder / "labels.zarr", "text").texts() == ["cat", "dog"]
     seen = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr")
@@ -562,11 +564,17 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
     def outputs(name):
         return run.folder / f"{name}.csv", run.folder / f"{name}.png"
 
-    measure_sparsity(*seen, units[0], run.pool, *outputs("sparsity"), shares=(0.1, 1.0), draws=2)
-    sparsity = pd.read_csv(run.folder / "sparsity.csv").set_index(["kept", "draw", "share"])
+    measure_sparsity(*seen, *units[:2], run.pool, *outputs("sparsity"), shares=(0.1, 1.0), draws=2)
+    sparsity = pd.read_csv(run.folder / "sparsity.csv").set_index(["unit", "kept", "draw", "share"])
     assert sparsity.xs(1.0, level="share")["relative_error"].max() < 1e-5
     assert set(sparsity["images"]) == {8}
-    assert sparsity["energy"]["top", 0, 0.1] > sparsity["energy"]["random", 1, 0.1] > sparsity["energy"]["bottom", 0, 0.1]
+    assert sparsity["pairs"].xs(0.1, level="share").groupby("unit").unique().map(list).to_dict() == {
+        "neuron": [52],
+        "pair": [51],
+    }
+    for unit in ("pair", "neuron"):
+        energy = sparsity["energy"][unit]
+        assert energy["top", 0, 0.1] > energy["random", 1, 0.1] > energy["bottom", 0, 0.1]
     measure_reconstruction(*seen, *units, run.pool, *outputs("reconstruction"))
     table = pd.read_csv(run.folder / "reconstruction.csv").set_index(["unit", "components"])
     assert table.index.tolist() == [(u, c) for u, n in (("pair", 1), ("neuron", 2), ("head", 2)) for c in range(n + 1)]
@@ -574,11 +582,14 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
     assert table.xs(0, level="components")["relative_error"].nunique() == 1
     for unit in ("neuron", "head"):
         assert table.loc[unit]["explained"].is_monotonic_increasing
-    texts = (run.folder / "pair-texts.parquet", run.folder / "words.zarr")
-    measure_sparse_text(*seen, units[0], *texts, run.pool, *outputs("sparse_text"), atoms=(1, 2, 99))
-    coded = pd.read_csv(run.folder / "sparse_text.csv")
-    assert coded["atoms"].tolist() == [0, 1, 2]
-    assert coded["explained"].is_monotonic_increasing
+    texts = [run.folder / f"{unit}-texts.parquet" for unit in ("pair", "neuron", "head")]
+    measure_sparse_text(*seen, *units, *texts, run.folder / "words.zarr", run.pool, *outputs("sparse_text"), atoms=(1, 2, 99))
+    coded = pd.read_csv(run.folder / "sparse_text.csv").set_index(["unit", "atoms"])
+    assert coded.index.tolist() == [(unit, count) for unit in ("pair", "neuron", "head") for count in (0, 1, 2)]
+    assert coded.loc["pair"]["explained"].is_monotonic_increasing
+    for unit in ("pair", "neuron", "head"):  # a code is at most the direction that it stands for
+        assert coded.loc[(unit, 2), "relative_error"] >= table.loc[(unit, 1), "relative_error"]
+        assert coded.loc[(unit, 0), "relative_error"] == pytest.approx(table.loc[(unit, 0), "relative_error"])
     assert (coded["coded"] == 1).all()
     for name in ("sparsity", "reconstruction", "sparse_text"):
         assert Image.open(run.folder / f"{name}.png").width > 500
@@ -586,7 +597,7 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
         index_images("table", run.folder / "t.csv", run.folder / "images.parquet")
         embed_texts(output=run.folder / "x.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
     with pytest.raises(NadpipeError, match="no image has a label"):
-        measure_sparsity(*seen, units[0], run.pool, *outputs("sparsity"))
+        measure_sparsity(*seen, *units[:2], run.pool, *outputs("sparsity"))
 
 
 def test_top_images_of_pairs_and_neurons(run):

@@ -18,7 +18,7 @@ from changes import CHANGES, EDITS, SEGMENTED, completed
 from conftest import Checkout
 from PIL import Image
 
-from nadpipe.artifacts import CSV, PARQUET
+from nadpipe.artifacts import CSV, PARQUET, open_zarr
 from nadpipe.config import Dataset
 from nadpipe.demo.world import CLASSES
 
@@ -127,7 +127,7 @@ def test_the_exported_attention_pool_may_be_shared_between_workflows(tmp_path_fa
         made = Checkout(tmp_path_factory.mktemp(name))
         shared = made.run("--cache", "export_attnpool", "--", POOL, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path))
         assert ("to cache" in shared.stderr) == (name == "one")
-        assert xr.open_zarr(made.folder / POOL)["v_weight"].shape == (768, 768)
+        assert open_zarr(made.folder / POOL, "attention pool")["v_weight"].shape == (768, 768)
 
 
 def test_snakemakes_own_report_lists_the_results_with_captions(checkout, tmp_path):

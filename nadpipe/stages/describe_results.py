@@ -44,10 +44,15 @@ def describe_results(
         "config": settings,
         "code": {stage: code_fingerprint(f"nadpipe.stages.{stage}") for stage in stages},
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        "tables": {str(path): {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in tables},
+        "tables": {_name(path, output.parent): {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in tables},
     }
     with whole(output) as partial:
         partial.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _name(path: Path, results: Path) -> str:
+    """A table as the user names it, wherever the folder of results or its copy is."""
+    return str(Path("results", path.relative_to(results)) if path.is_relative_to(results) else path)
 
 
 def _data_set(path: Path) -> dict[str, object]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nadpipe.artifacts import VIEW_TABLE, create_zarr, read_images
+from nadpipe.artifacts import VIEW_TABLE, create_zarr, move_paths, read_images
 from nadpipe.attnpool import residual
 from nadpipe.datasets import content_fingerprint, shard_rows
 from nadpipe.errors import NadpipeError
@@ -80,7 +80,9 @@ def extract_features(
         device: auto, cpu, cuda, cuda:1, ….
         copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
     """
-    manifest = read_images(images, copy)
+    manifest = read_images(images)
+    seen = content_fingerprint(manifest)  # by the names that the manifest gives, wherever a copy is
+    manifest = move_paths(manifest, *copy) if copy else manifest
     rows = manifest.iloc[shard_rows(len(manifest), shard, shards)]
     model = load_model(architecture, pretrained, device)
     _check_block(block, last_blocks(model))
@@ -95,7 +97,7 @@ def extract_features(
     pool = attention_pool(model)
     sizes = {"view": len(table), "token": pool.tokens - 1, "neuron": pool.neurons, "embed": len(pool.c_bias)}
     stamp = dataclasses.replace(model.stamp, code=code_fingerprint(__name__))
-    about = {"shard": shard, "shards": shards, "images": content_fingerprint(manifest), "precision": precision}
+    about = {"shard": shard, "shards": shards, "images": seen, "precision": precision, "views": views}
     about["block"] = last_blocks(model) - 1 if block is None else block
     tower: ImageTower | None = None
     with create_zarr(output, "features", stamp, sizes, {"activation": dtype}, attributes=about) as store:

@@ -102,7 +102,8 @@ def _units(results: Path, charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _sparsity(results: Path, charts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     table = pd.read_csv(results / "sparsity.csv")
-    charts["sparsity"] = report.accuracy_chart(table, "share", "kept", "share of the pairs that are kept", log=True)
+    table["kept"] += " " + table["unit"] + "s"
+    charts["sparsity"] = report.accuracy_chart(table, "share", "kept", "share of the units that are kept", log=True)
     columns = ["pairs", "energy", "accuracy"]
     return table.groupby(["kept", "share"], sort=False)[columns].mean().reset_index().to_dict("records")
 

@@ -69,6 +69,10 @@ def segment_images(
     manifest = read_images(images, copy).set_index("image_id")
     dataset, known = read_classes(classes)
     store = open_zarr(features, "features", model)
+    if store.attributes["views"] != "sliding":
+        raise NadpipeError(
+            f"{features}: has one crop of each image, which does not cover it; extract features with sliding views"
+        )
     chosen = read_selection(selection, model)
     owner, names = class_texts(known, background_names)
     if chosen.texts != names:
@@ -128,6 +132,11 @@ def _segment(
     canvas = segmentation.make_canvas(*corners, crop, query.pool.grid, tuple(resized), size)
     for variant in variants:
         cells = segmentation.arrange(torch.cat(logits[variant]), *corners, query.pool.grid)
+        if not cells.isfinite().all():
+            image_id = views["image_id"].iloc[0]
+            raise NadpipeError(
+                f"{store.path}: {variant.name} gives image {image_id} logits that are no numbers; store features as float32"
+            )
         yield variant, segmentation.label(cells, canvas, how).numpy()
 
 
