@@ -32,6 +32,8 @@ def submitted(cluster, tmp_path_factory):
     """The small demo with everything but the local rules as jobs of Slurm, in bounded time; the first job that encodes images
     is killed. Returns the checkout and the killed job."""
     made = Checkout(tmp_path_factory.mktemp("submitted"))
+    made.config["datasets"]["discovery"]["shards"] = 1  # a job of Slurm takes some ten seconds, whatever it does
+    made.write_config(made.config)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(made.run, TARGET, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=900)
         killed = cluster.kill("rule_extract_features", seconds=300)

@@ -1,6 +1,7 @@
 """How many things a unit stands for: how much its top images differ, pairs against their neurons.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, that some pairs, while polysemantic, stand for sub-concepts of their neurons.
+Source: Bu & Gandelsman, arXiv 2509.19943, that some pairs, while polysemantic, stand for sub-concepts of their neurons;
+their polysemanticity.py (github.com/edmundbu/clip-neur-attn-decomposition, 727c1a5) sums squared distances to the mean.
 """
 
 import dataclasses

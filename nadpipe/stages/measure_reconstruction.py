@@ -1,6 +1,7 @@
 """How many directions a unit needs: zero-shot accuracy when each unit writes its mean and its first directions alone.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, that a pair, unlike a neuron or a head, is approximated by a single direction.
+Source: Bu & Gandelsman, arXiv 2509.19943, that a pair, unlike a neuron or a head, is approximated by a single direction;
+their reconstruct.py --pcs_paths (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd).
 """
 
 import dataclasses

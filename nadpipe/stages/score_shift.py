@@ -1,6 +1,7 @@
 """Score concepts on every image and compare groups of images.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, where contributions of pairs monitor distribution shifts (its second application).
+Source: Bu & Gandelsman, arXiv 2509.19943, where contributions of pairs monitor distribution shifts (its second application);
+their distribution_shift.py (github.com/edmundbu/clip-neur-attn-decomposition, 727c1a5) has the score `norm`.
 """
 
 import dataclasses
