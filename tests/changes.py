@@ -98,7 +98,7 @@ CHANGES = {
     "features.batch_size": (7, {}),
     "features.workers": (1, {}),
     "text.batch_size": (7, {}),
-    "text.cache": (None, {}),
+    "text.cache": ("cache", {}),
     "device": ("cpu", {}),
     "demo.segmentation_images": (4, {"make_demo_data": 1, **OF_SEGMENTATION}),
     "demo.discovery_images": (

@@ -77,6 +77,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 30},
     "directions": {"top_images": 20, "components": 3},
+    "text": {"cache": None},  # with one, last bits depend on which set of texts was embedded first
     "shift": {"resamples": 200},
     "segmentation": {"overlays": 3},
     "registers": {"images": 20},
