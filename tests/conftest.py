@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import open_clip
@@ -146,3 +147,24 @@ def checkout(tmp_path_factory):
     made = Checkout(tmp_path_factory.mktemp("checkout"))
     made.first = made.run("all")
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_slurm(request, tmp_path_factory):
+    """The small demo on a Slurm of one node, if a test of it is to run: a future of the checkout, the job that was killed, and
+    the cluster. It begins with the session and goes on beside other tests, for it waits more than it works."""
+    if all(item.path.name != "test_slurm.py" for item in request.session.items):
+        yield None
+        return
+    import slurm  # which itself needs Checkout from here
+
+    folder, daemons, started = tmp_path_factory.mktemp("submitted"), tmp_path_factory.mktemp("slurm"), []
+
+    def run():
+        started.append(slurm.Slurm(daemons))
+        return Checkout.at(folder), slurm.run_the_demo(folder, started[0], "results/segmentation.csv"), started[0]
+
+    with ThreadPoolExecutor(1) as pool:
+        yield None if slurm.missing() else pool.submit(run)
+    for cluster in started:
+        cluster.stop()

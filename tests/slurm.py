@@ -1,5 +1,6 @@
 """A one-node Slurm, started by hand for the tests and stopped by its pid files: no systemd, no cgroups, no accounting."""
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -7,10 +8,14 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from conftest import Checkout
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 CONFIG = Path("/etc/slurm/slurm.conf")  # the executor strips SLURM_* variables, so that no other place is found
+WITHOUT_ACCOUNTING = ("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "9")
 _MARK = "# made by nadpipe's tests"
 
 
@@ -23,6 +28,8 @@ def missing() -> str | None:
         return "only root can start slurmd and write /etc/slurm"
     if CONFIG.exists() and _MARK not in CONFIG.read_text():
         return f"{CONFIG} belongs to another Slurm"
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        return "the extra [slurm] is not installed"
     return None
 
 
@@ -118,6 +125,18 @@ class Slurm:
                 _end(int(name.read_text()))
         for name in (CONFIG, CONFIG.with_name("gres.conf")):
             name.unlink(missing_ok=True)
+
+
+def run_the_demo(folder: Path, running: "Slurm", target: str) -> str:
+    """Run the small demo of a checkout in bounded time; kill the first job that encodes images, and return its id."""
+    made = Checkout(folder)
+    made.config["datasets"]["discovery"]["shards"] = 1  # a job of Slurm takes some ten seconds, whatever it does
+    made.write_config(made.config)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(made.run, target, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=900)
+        killed = running.kill("rule_extract_features", seconds=300)
+        ended.result()
+    return killed
 
 
 def _end(process: int) -> None:
