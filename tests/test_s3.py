@@ -72,7 +72,7 @@ def test_a_folder_of_which_a_part_was_fetched_is_fetched_again(server, stored):
     assert len(server.keys(f"run/{target}/")) > 5
 
 
-def test_tables_on_s3_are_those_of_a_laptop(server, stored, checkout, tmp_path):
+def test_the_segmentation_table_on_s3_is_that_of_a_laptop(server, stored, checkout, tmp_path):
     stored(TARGET)
     server.bucket.download_file(f"run/{TARGET}", str(tmp_path / "there.csv"))
     assert (tmp_path / "there.csv").read_bytes() == (checkout.folder / TARGET).read_bytes()
@@ -93,3 +93,14 @@ def test_no_command_reads_or_writes_results_that_are_not_on_s3(stored):
     for name, command in commands:
         paths = re.findall(r"\S*results/\S*", re.sub(named, "", command, flags=re.DOTALL))
         assert [path for path in paths if not path.startswith(".snakemake/storage/s3/")] == [], name
+
+
+def test_results_are_not_stored_among_the_images_of_a_data_set(tmp_path):
+    made = Checkout(tmp_path)
+    made.config["datasets"]["discovery"] = {"layout": "tree", "path": "s3://bucket/photos"}
+    made.write_config(made.config)
+    where = ("--default-storage-provider", "s3", "--default-storage-prefix", "s3://bucket/photos/run")
+    done = made.run("-n", "all", *where, check=False)
+    assert done.returncode != 0
+    assert "s3://bucket/photos/run/ is in s3://bucket/photos, which datasets.discovery.path fetches whole" in done.stderr
+    assert "Traceback" not in done.stderr

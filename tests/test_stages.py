@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import nadpipe.stages.extract_features as extract_features_module
-from nadpipe import models, progress
+from nadpipe import models, progress, segmentation
 from nadpipe.artifacts import Stamp, create_zarr, open_zarr, read_parquet, write_parquet
 from nadpipe.attnpool import residual, sum_pairs
 from nadpipe.errors import NadpipeError
@@ -440,7 +440,7 @@ def test_selections_that_cannot_be_made_say_why(run):
     run.select(contributions, texts=("a",), reference=run.embed("words", ("a", "b", "c d")))
 
 
-def test_segmentations_that_cannot_be_made_say_why(run):
+def test_segmentations_that_cannot_be_made_say_why(run, monkeypatch):
     Image.fromarray(np.full((70, 90), 7, np.uint8)).save(run.folder / "m.png")
     run.write_images(noise(2), mask=["m.png", None])
     contributions = run.decompose(views="sliding")
@@ -464,6 +464,10 @@ def test_segmentations_that_cannot_be_made_say_why(run):
     confusion, _ = run.segment(contributions, sink=2)
     with pytest.raises(NadpipeError, match="data set segmentation: no labelled pixels"):
         run.score(confusion)
+    overflowing = segmentation.Method(lambda tokens, pairs: segmentation.heads(tokens, pairs) / 0, selects=True)
+    monkeypatch.setitem(segmentation.METHODS, "nad", overflowing)
+    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: nad-k9 gives image 0 logits that are no numbers"):
+        run.segment(contributions, sink=2)
 
 
 def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
