@@ -7,32 +7,18 @@ configfile: f"{workflow.basedir}/config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/storage.smk"
 
 
 config.update(checked_config())
 check_apart()
-ANALYSES = ("reconstruction", "sparsity", "sparse_text", "naming", "faithfulness")
-FINAL_TABLES = [
-    "results/segmentation.csv",
-    "results/segmentation/per_class.parquet",
-    "results/segmentation/differences.parquet",
-    "results/registers.parquet",
-    "results/shift.csv",
-    "results/shift/scores.parquet",
-    "results/shift/discovered.parquet",
-    "results/pairs.parquet",
-    "results/neurons.parquet",
-    "results/heads.parquet",
-    "results/assignments.parquet",
-    *(f"results/{name}.csv" for name in ANALYSES),
-    "results/polysemanticity.parquet",
-]
+FINAL_TABLES = final_tables()
 shell.prefix(command_prefix())
 
 
 wildcard_constraints:
     dataset="|".join(config["datasets"]),
-    unit="pair|neuron|head",
+    unit="|".join(UNITS),
     set="|".join(
         ["dictionary", "concepts", "labels", *config["segmentation"]["datasets"]]
     ),
@@ -47,6 +33,7 @@ rule all:
     default_target: True
     input:
         FINAL_TABLES,
+        final_plots(),
         "results/provenance.json",
         "results/explorer",
         "results/report.html",
@@ -71,5 +58,9 @@ include: "rules/texts.smk"
 include: "rules/segmentation.smk"
 include: "rules/shift.smk"
 include: "rules/analyses.smk"
+include: "rules/plots.smk"
 include: "rules/summary.smk"
-include: "rules/storage.smk"
+
+
+if STORED:
+    mark_uploads()

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from common import report, run_command, timed
 
-from nadpipe.segmentation import Labelling, arrange, label, make_canvas
-from nadpipe.views import sliding_boxes
+from nadpipe.circuit.canvas import Labelling, arrange, label, make_canvas
+from nadpipe.data.views import sliding_boxes
 
 GRID, CROP = 12, 384  # RN50x16
 SIZES = [(375, 500), (1200, 1600), (3872, 5184)]

@@ -17,9 +17,12 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from nadpipe import attnpool
-from nadpipe.artifacts import Stamp, create_zarr
-from nadpipe.attnpool import AttentionPool
+from nadpipe.circuit import attention
+from nadpipe.circuit.attention import AttentionPool
+from nadpipe.store.arrays import create_zarr
+from nadpipe.store.kinds.features import FEATURES
+from nadpipe.store.kinds.model import READOUT
+from nadpipe.store.stamp import Stamp
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -56,9 +59,9 @@ def random_activations(pool: AttentionPool, views: int, seed: int = 1) -> torch.
 
 
 def save_pool(pool: AttentionPool, path: Path) -> None:
-    """An attention pool as `nadpipe export-attnpool` writes it."""
+    """An attention pool as `nadpipe export-readout` writes it."""
     sizes = {"token": pool.tokens, "neuron": pool.neurons, "out": pool.neurons, "embed": len(pool.c_bias)}
-    with create_zarr(path, "attention pool", STAMP, sizes, attributes={"heads": pool.heads}) as store:
+    with create_zarr(path, READOUT, STAMP, sizes, attributes={"heads": pool.heads}) as store:
         for name in ("positional_embedding", *(f"{p}_{part}" for p in "qkvc" for part in ("weight", "bias"))):
             store.write(name, getattr(pool, name))
 
@@ -67,12 +70,12 @@ def write_random_features(pool: AttentionPool, views: int, dtype: str, path: Pat
     """A features store of random activations, with the embedding that the pool makes of them."""
     sizes = {"view": views, "token": pool.tokens - 1, "neuron": pool.neurons, "embed": len(pool.c_bias)}
     about = {"shard": 0, "shards": 1, "images": "random"}
-    with create_zarr(path, "features", STAMP, sizes, {"activation": dtype}, attributes=about) as store:
+    with create_zarr(path, FEATURES, STAMP, sizes, {"activation": dtype}, attributes=about) as store:
         for start in range(0, views, block):
             z = random_activations(pool, min(block, views - start), seed=start)
             stored = store.as_stored("activation", z)
             embedding = _embed(z, pool)
-            rounding = attnpool.residual(_embed(stored.float(), pool), embedding)
+            rounding = attention.residual(_embed(stored.float(), pool), embedding)
             store.append(activation=stored, embedding=embedding, rounding=rounding)
         side = round((pool.tokens - 1) ** 0.5) * 32
         same = {"crop_top": 0, "crop_left": 0, "crop_size": side, "resized_height": side, "resized_width": side}
@@ -82,8 +85,8 @@ def write_random_features(pool: AttentionPool, views: int, dtype: str, path: Pat
 
 
 def _embed(z: torch.Tensor, pool: AttentionPool) -> torch.Tensor:
-    x = attnpool.tokens(z, pool)
-    return attnpool.sum_pairs(attnpool.coefficients(attnpool.attention(x, pool), x), pool)
+    x = attention.tokens(z, pool)
+    return attention.sum_pairs(attention.coefficients(attention.attention(x, pool), x), pool)
 
 
 def random_checkpoint(architecture: str, path: Path) -> torch.nn.Module:

@@ -7,15 +7,15 @@ import published
 import torch
 from common import PUBLISHED, random_activations, random_pool, report, timed
 
-from nadpipe import attnpool
+from nadpipe.circuit import attention
 
 VIEWS = 2  # what the dense side survives
 MANY = 64
 
 
-def factors(x: torch.Tensor, pool: attnpool.AttentionPool) -> torch.Tensor:
+def factors(x: torch.Tensor, pool: attention.AttentionPool) -> torch.Tensor:
     """nadpipe's side, with the attention that the dense side is given."""
-    return attnpool.coefficients(attnpool.attention(x, pool), x)
+    return attention.coefficients(attention.attention(x, pool), x)
 
 
 def main() -> None:
@@ -24,14 +24,14 @@ def main() -> None:
     for architecture in ("RN50", "RN50x16"):
         pool = random_pool(architecture)
         heads, neurons, embed, _ = PUBLISHED[architecture]
-        x, many = (attnpool.tokens(random_activations(pool, views), pool) for views in (VIEWS, MANY))
-        attention = attnpool.attention(x, pool)
+        x, many = (attention.tokens(random_activations(pool, views), pool) for views in (VIEWS, MANY))
+        attention = attention.attention(x, pool)
         slow = [timed(published.dense_contributions, x, attention, pool) for _ in range(3)]
         dense = slow[0][1]
-        coefficient, constant = attnpool.coefficients(attention, x), attnpool.pair_constants(pool)
+        coefficient, constant = attention.coefficients(attention, x), attention.pair_constants(pool)
         error = 0.0
         for head in range(heads):
-            own = coefficient[:, head, :, None] * attnpool.write_vectors(pool, head) + constant[head]
+            own = coefficient[:, head, :, None] * attention.write_vectors(pool, head) + constant[head]
             error = max(error, float((own - dense[:, head]).abs().max()))
         few, several = (min(timed(factors, tokens, pool)[0] for _ in range(10)) / len(tokens) for tokens in (x, many))
         whole = min(took for took, _ in slow) / VIEWS

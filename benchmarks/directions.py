@@ -9,18 +9,18 @@ import published
 import torch
 from common import PUBLISHED, random_pool, report, timed
 
-from nadpipe import attnpool, directions
+from nadpipe.circuit import attention, directions
 
 BLOCK = 96  # views at a time, as shards of the store come
 
 
-def fit(coefficient: torch.Tensor, pool: attnpool.AttentionPool) -> list[torch.Tensor]:
+def fit(coefficient: torch.Tensor, pool: attention.AttentionPool) -> list[torch.Tensor]:
     """nadpipe's side: the directions of each head's pairs."""
     extremes = directions.Extremes(50)
     for block in coefficient.split(BLOCK):
         extremes.add(block)
     deviation = extremes.farthest()
-    writes = (attnpool.write_vectors(pool, head) for head in range(pool.heads))
+    writes = (attention.write_vectors(pool, head) for head in range(pool.heads))
     return [directions.fit_pairs(deviation[:, head], write).direction for head, write in enumerate(writes)]
 
 
@@ -34,12 +34,12 @@ def main() -> None:
     heads, neurons, _, _ = PUBLISHED["RN50x16"]
     coefficient = torch.rand(given.images, heads, neurons, generator=torch.Generator().manual_seed(2)).square()
     chosen = torch.randint(heads * neurons, (given.sample,), generator=torch.Generator().manual_seed(3)).tolist()
-    constant = attnpool.pair_constants(pool)
+    constant = attention.pair_constants(pool)
     fits: dict[int, torch.Tensor] = {}
     slow = 0.0
     for pair in chosen:
         head, neuron = divmod(pair, neurons)
-        write = attnpool.write_vectors(pool, head)[neuron]
+        write = attention.write_vectors(pool, head)[neuron]
         dense = coefficient[:, head, neuron, None] * write + constant[head]  # as read from the dense file
         took, fits[pair] = timed(published.pair_direction, dense, 50)
         slow += took

@@ -24,11 +24,15 @@ import torch
 from common import ROOT, report, run_command
 from scipy import stats
 
-from nadpipe import shift
-from nadpipe.artifacts import open_zarr
+from nadpipe.circuit import shift
 from nadpipe.demo.data import DRIFTS
 from nadpipe.demo.world import CONCEPTS, Odds, draw_scene
-from nadpipe.inputs import open_shards, read_pool, read_selection
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.units import DIRECTIONS
+from nadpipe.store.pool import read_pool
+from nadpipe.store.selection import read_selection
+from nadpipe.store.shards import open_shards
 
 LEVEL = 0.05
 STRENGTHS = (0.0, 0.125, 0.25, 0.5, 1.0)
@@ -97,12 +101,12 @@ def embed(images: int) -> dict:
     where = ("--directory", Path.cwd(), "--configfile", Path.cwd() / "config.yaml")
     run_command("snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "all", *made, *where)
     artifacts = Path("results/artifacts")
-    _, model = read_pool(artifacts / "model/attnpool.zarr")
-    stores = open_shards(list((artifacts / "monitoring/contributions").iterdir()), "contributions", model)
+    _, model = read_pool(artifacts / "model/readout.zarr")
+    stores = open_shards(list((artifacts / "monitoring/contributions").iterdir()), CONTRIBUTIONS, model)
     manifest = pd.read_parquet(artifacts / "monitoring/images.parquet")
     scores = pd.read_parquet("results/shift/scores.parquet").query("score == 'projection'")
     chosen = read_selection(artifacts / "selection/concepts.zarr", model)
-    std = open_zarr(artifacts / "directions/pair.zarr", "pair directions", model)["std_norm"][:]
+    std = open_zarr(artifacts / "directions/pair.zarr", DIRECTIONS["pair"], model)["std_norm"][:]
     return {
         "pool": manifest["group"].to_numpy(),
         "embedding": np.concatenate([store["embedding"][:] for store in stores]).astype(float),

@@ -20,8 +20,9 @@ import psutil
 import yaml
 from common import PUBLISHED, ROOT, random_checkpoint, report
 
-from nadpipe.artifacts import open_zarr
-from nadpipe.datasets import IMAGE_SUFFIXES
+from nadpipe.data.layouts import IMAGE_SUFFIXES
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
         sys.exit(f"the run failed, see {given.work}/snakemake.log and {given.work}/logs")
     rows = table(given.work / "results", peaks)
     stores = (given.work / "results/artifacts").glob("*/contributions/*.zarr")
-    residual = max(float(open_zarr(path, "contributions")["residual"][:].max()) for path in stores)
+    residual = max(float(open_zarr(path, CONTRIBUTIONS)["residual"][:].max()) for path in stores)
     about = (
         f"Whole workflow, random {given.architecture}, {given.precision}, stored as {given.dtype}, {given.discovery} discovery "
         f"images, {given.dictionary}, sparse codes of the top {given.sparse_share:.0%}; largest residual {residual:.1e}"

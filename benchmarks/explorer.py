@@ -20,13 +20,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from common import STAMP, nadpipe, random_pool, report, save_pool, write_random_features
+from nadpipe.artifacts import PARQUET, ZARR
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from nadpipe.artifacts import PARQUET, ZARR, create_zarr, explained_column, write_parquet
-from nadpipe.attnpool import AttentionPool
-from nadpipe.datasets import examine
+from nadpipe.circuit.attention import AttentionPool
+from nadpipe.data.manifest import examine
 from nadpipe.stages.compute_contributions import compute_contributions
+from nadpipe.store.arrays import create_zarr
+from nadpipe.store.kinds.images import IMAGES
+from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, DIRECTIONS, explained_column
+from nadpipe.store.tables import write_parquet
 
 PAGES = {
     "all pairs": "#/",
@@ -78,7 +82,7 @@ def build(folder: Path, pool: AttentionPool, given: argparse.Namespace) -> tuple
     stores = ["images.parquet", "features.zarr", "contributions.zarr", "directions.zarr", "pairs.parquet", "neurons.parquet"]
     stores += ["heads.parquet", "assignments.parquet", "correlated.parquet"]
     arguments = [part for name in stores for part in (f"--{name.partition('.')[0]}", folder / name)]
-    return nadpipe("build-explorer", *arguments, "--attnpool-store", folder / "pool.zarr", "--output", folder / "explorer")
+    return nadpipe("build-explorer", *arguments, "--readout", folder / "pool.zarr", "--output", folder / "explorer")
 
 
 def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:
@@ -87,13 +91,13 @@ def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:
         Image.fromarray(rng.integers(0, 256, (384, 384, 3), dtype=np.uint8)).save(folder / f"{at}.jpg")
     paths = [str(folder / f"{at}.jpg") for at in range(count)]
     rows = pd.DataFrame({"path": paths, "mask_path": None, "group": None, "label": None}, dtype=object)
-    write_parquet(folder / "images.parquet", "images", examine(rows), STAMP)
+    write_parquet(folder / "images.parquet", IMAGES, examine(rows), STAMP)
 
 
 def write_directions(path: Path, pool: AttentionPool, rng: np.random.Generator) -> None:
     """Signs alone are read."""
     sizes = {"head": pool.heads, "neuron": pool.neurons, "embed": len(pool.c_bias)}
-    with create_zarr(path, "pair directions", STAMP, sizes) as store:
+    with create_zarr(path, DIRECTIONS["pair"], STAMP, sizes) as store:
         for name, array in ZARR["pair directions"].items():
             shape = tuple(sizes[axis] for axis in array.axes)
             store.write(name, rng.choice([-1, 1], shape) if name == "sign" else np.zeros(shape, np.float32))
@@ -119,9 +123,9 @@ def write_tables(folder: Path, pool: AttentionPool, texts: int, rng: np.random.G
         write_parquet(folder / f"{kind}.parquet", kind, pd.DataFrame(table), STAMP, more)
     ranked = {"nearest": 5, "sparse": 16}
     parts = [matches(head, neuron, count, names, rng).assign(kind=kind, explained=0.5) for kind, count in ranked.items()]
-    write_parquet(folder / "assignments.parquet", "pair assignments", pd.concat(parts), STAMP)
+    write_parquet(folder / "assignments.parquet", ASSIGNMENTS["pair"], pd.concat(parts), STAMP)
     active = matches(head, neuron, 5, names, rng).rename(columns={"weight": "correlation"})
-    write_parquet(folder / "correlated.parquet", "pair correlations", active, STAMP)
+    write_parquet(folder / "correlated.parquet", CORRELATIONS, active, STAMP)
 
 
 def matches(head: np.ndarray, neuron: np.ndarray, count: int, names: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:

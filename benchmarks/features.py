@@ -20,12 +20,13 @@ from common import random_checkpoint, report, timed
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from nadpipe.artifacts import open_zarr
-from nadpipe.datasets import IMAGE_SUFFIXES
+from nadpipe.data.layouts import IMAGE_SUFFIXES
 from nadpipe.stages.compute_contributions import compute_contributions
-from nadpipe.stages.export_attnpool import export_attnpool
+from nadpipe.stages.export_readout import export_readout
 from nadpipe.stages.extract_features import extract_features
 from nadpipe.stages.index_images import index_images
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import FEATURES
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def measure(architecture: str, count: int, given: argparse.Namespace, folder: Pa
     paths = list(itertools.islice(itertools.cycle(found), count))
     model = {"architecture": architecture, "pretrained": str(folder / "model.safetensors")}
     with contextlib.redirect_stdout(io.StringIO()):
-        export_attnpool(output=folder / "pool.zarr", **model)
+        export_readout(output=folder / "pool.zarr", **model)
         for name, listed in (("all", paths), ("few", paths[: given.batch_size])):
             pd.DataFrame({"path": listed}).to_csv(folder / f"{name}.csv", index=False)
             index_images("table", folder / f"{name}.csv", folder / f"{name}.parquet")
@@ -80,7 +81,7 @@ def measure(architecture: str, count: int, given: argparse.Namespace, folder: Pa
     for precision in ("float32", "bfloat16"):
         sides = (f"features {precision}", f"contributions {precision}")
         encode, decompose = ((best[f"{side} all"] - best[f"{side} few"]) / (count - given.batch_size) for side in sides)
-        error = open_zarr(folder / f"{precision}-all.zarr", "features").attributes["encode_image_error"]
+        error = open_zarr(folder / f"{precision}-all.zarr", FEATURES).attributes["encode_image_error"]
         rows.append(row(architecture, f"nadpipe, {precision}", encode, plain, decompose, error))
     return rows
 

@@ -20,12 +20,15 @@ from common import STAMP, nadpipe, random_pool, report, save_pool, write_random_
 from PIL import Image
 from safetensors.torch import save_file
 
-from nadpipe.artifacts import create_zarr, write_parquet
-from nadpipe.attnpool import AttentionPool
-from nadpipe.class_tables import write_classes
-from nadpipe.classes import make_classes
-from nadpipe.datasets import IMAGE_SUFFIXES
-from nadpipe.texts import unit
+from nadpipe.circuit.attention import AttentionPool
+from nadpipe.circuit.naming import normalise
+from nadpipe.data.class_tables import write_classes
+from nadpipe.data.classes import make_classes
+from nadpipe.data.layouts import IMAGE_SUFFIXES
+from nadpipe.store.arrays import create_zarr
+from nadpipe.store.kinds.images import IMAGES
+from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.tables import write_parquet
 
 CLASSES = 59
 SMALL = {
@@ -68,7 +71,7 @@ def run(count: int, photos: Path, work: Path) -> dict[str, tuple[float, float]]:
     pool = random_pool("RN50x16")
     save_pool(pool, work / "pool.zarr")
     prepare(pool, count, photos, work)
-    pool_option = ["--attnpool-store", work / "pool.zarr"]
+    pool_option = ["--readout", work / "pool.zarr"]
     contributions = ["--contributions", work / "c.zarr"]
     moments = ["--moments", work / "m.zarr"]
     small = ["--architecture", work / "small.json", "--pretrained", work / "small.safetensors", "--device", "cpu"]
@@ -117,7 +120,7 @@ def run(count: int, photos: Path, work: Path) -> dict[str, tuple[float, float]]:
     registers = ["--registers", work / "reg.parquet"]
     took["measure-registers"] = nadpipe(
         *("measure-registers", "--features", work / "f.zarr", *pool_option, "--images", "5"),
-        *("--output", work / "reg.parquet", "--output-plot", work / "reg.png"),
+        *("--output", work / "reg.parquet"),
     )
     masks = ["--images", work / "masks.parquet", "--features", work / "f.zarr", "--selection", work / "classes-selection.zarr"]
     masks += ["--classes", work / "classes.parquet", *registers]
@@ -145,14 +148,14 @@ def prepare(pool: AttentionPool, count: int, photos: Path, work: Path) -> None:
     save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, work / "small.safetensors")
     for name, texts in (("concepts", 6), ("classes", CLASSES), ("dictionary", 30_000)):
         sizes = {"text": texts, "embed": len(pool.c_bias)}
-        with create_zarr(work / f"{name}.zarr", "text", STAMP, sizes, texts=[f"text {at}" for at in range(texts)]) as store:
-            store.write("embedding", unit(torch.randn(texts, len(pool.c_bias))))
+        with create_zarr(work / f"{name}.zarr", TEXT, STAMP, sizes, texts=[f"text {at}" for at in range(texts)]) as store:
+            store.write("embedding", normalise(torch.randn(texts, len(pool.c_bias))))
     classes = make_classes([f"text {at}" for at in range(CLASSES)])
     write_classes(work / "classes.parquet", classes, "segmentation", STAMP)
     side = round((pool.tokens - 1) ** 0.5) * 32
     Image.fromarray(np.random.default_rng(0).integers(0, CLASSES, (side, side), dtype=np.uint8)).save(work / "mask.png")
     rows = {"image_id": range(count // 10), "path": "x", "width": side, "height": side, "label": None, "group": None}
-    write_parquet(work / "masks.parquet", "images", pd.DataFrame(rows).assign(mask_path=str(work / "mask.png")), STAMP)
+    write_parquet(work / "masks.parquet", IMAGES, pd.DataFrame(rows).assign(mask_path=str(work / "mask.png")), STAMP)
 
 
 if __name__ == "__main__":

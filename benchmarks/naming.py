@@ -16,11 +16,15 @@ import pandas as pd
 import torch
 from common import ROOT, report, run_command
 
-from nadpipe import texts
-from nadpipe.artifacts import open_zarr
+from nadpipe.circuit import naming
+from nadpipe.circuit.naming import activity_correlations, agreement, correlations
 from nadpipe.demo.world import CONCEPTS
-from nadpipe.faithfulness import activity_correlations, agreement, correlations
-from nadpipe.inputs import open_shards, read_pool
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.kinds.units import DIRECTIONS
+from nadpipe.store.pool import read_pool
+from nadpipe.store.shards import open_shards
 
 SHARES = (0.01, 0.1, 1.0)
 
@@ -38,23 +42,23 @@ def main() -> None:
 def measure(results: Path) -> list[dict]:
     """One row a way of naming."""
     artifacts = results / "artifacts"
-    pool, model = read_pool(artifacts / "model/attnpool.zarr")
-    store = open_zarr(artifacts / "directions/pair.zarr", "pair directions", model)
+    pool, model = read_pool(artifacts / "model/readout.zarr")
+    store = open_zarr(artifacts / "directions/pair.zarr", DIRECTIONS["pair"], model)
     direction = torch.from_numpy(store["direction"][:]).flatten(0, 1)
     sign = torch.from_numpy(store["sign"][:].astype(np.float32)).flatten()
     norm = store["std_norm"][:].ravel()
     own, embedding, _ = images(artifacts, "discovery", model, sign)
     other, _, truth = images(artifacts, "monitoring", model, sign)
     selected = correlations(other, truth).argmax(1).numpy()
-    words = open_zarr(artifacts / "text/dictionary.zarr", "text", model)
+    words = open_zarr(artifacts / "text/dictionary.zarr", TEXT, model)
     names, raw = words.texts(), torch.from_numpy(words["embedding"][:])
-    atom, image = texts.centre(raw, raw), texts.unit(embedding - embedding.mean(0))
+    atom, image = naming.centre(raw, raw), naming.unit(embedding - embedding.mean(0))
     has = np.array([[word in name.split() for word in CONCEPTS] for name in names], float)
     cosine, correlated = direction @ atom.T, activity_correlations(own, image, atom)
     found = {
         "nearest, dictionary not centred": direction @ raw.T,
         "nearest to the direction (nearest_text)": cosine,
-        "nearest, less the mean direction": texts.unit(direction - direction.mean(0)) @ atom.T,
+        "nearest, less the mean direction": naming.unit(direction - direction.mean(0)) @ atom.T,
         "nearest to its 10 top images": of_top(own, image, 10) @ atom.T,
         "nearest to its 50 top images": of_top(own, image, 50) @ atom.T,
         "cosine + that": cosine + of_top(own, image, 50) @ atom.T,
@@ -78,7 +82,7 @@ def measure(results: Path) -> list[dict]:
 
 def images(artifacts: Path, dataset: str, model, sign: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Coefficients along the directions, embeddings and attributes of a data set's images."""
-    stores = open_shards(list((artifacts / dataset / "contributions").iterdir()), "contributions", model)
+    stores = open_shards(list((artifacts / dataset / "contributions").iterdir()), CONTRIBUTIONS, model)
     coefficient = torch.from_numpy(np.concatenate([store["coefficient"][:] for store in stores])).flatten(1)
     embedding = torch.from_numpy(np.concatenate([store["embedding"][:] for store in stores]))
     manifest = pd.read_parquet(artifacts / dataset / "images.parquet")
@@ -88,7 +92,7 @@ def images(artifacts: Path, dataset: str, model, sign: torch.Tensor) -> tuple[to
 def of_top(coefficient: torch.Tensor, image: torch.Tensor, count: int) -> torch.Tensor:
     """The mean embedding of each pair's top images, unit length."""
     top = coefficient.topk(count, dim=0).indices.T
-    return texts.unit(torch.stack([image[some].mean(0) for some in top]))
+    return naming.unit(torch.stack([image[some].mean(0) for some in top]))
 
 
 def sparse(results: Path, names: list[str], has: np.ndarray, neurons: int, pairs: int) -> dict[str, np.ndarray]:

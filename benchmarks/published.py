@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nadpipe.attnpool import AttentionPool
+from nadpipe.circuit.attention import AttentionPool
 
 
 def dense_contributions(

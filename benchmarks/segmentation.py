@@ -11,7 +11,7 @@ import torch
 from common import random_activations, random_pool, report, timed
 from torch.profiler import ProfilerActivity, profile
 
-from nadpipe import segmentation, texts
+from nadpipe.circuit import naming, segmentation
 
 
 def allocated(function: Callable[[], torch.Tensor]) -> float:
@@ -30,8 +30,8 @@ def main() -> None:
     pool = random_pool("RN50x16")
     generator = torch.Generator().manual_seed(4)
     order = torch.rand(given.classes, pool.heads * pool.neurons, generator=generator).argsort(dim=1)[:, : given.k]
-    chosen = texts.Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
-    text = texts.unit(torch.randn(given.classes, len(pool.c_bias), generator=generator))
+    chosen = naming.Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
+    text = naming.unit(torch.randn(given.classes, len(pool.c_bias), generator=generator))
     value_mean = torch.zeros(pool.heads, pool.tokens, pool.neurons // pool.heads)
     query = segmentation.Query(pool, text, value_mean, sink=None)
     pairs = segmentation.selected_pairs(chosen, given.k, pool.heads, pool.neurons)

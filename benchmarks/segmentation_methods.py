@@ -19,15 +19,20 @@ import pandas as pd
 import torch
 import yaml
 from common import ROOT, report, run_command
+from nadpipe.segmentation import Method
 from torch import Tensor
 
-from nadpipe import segmentation
-from nadpipe.artifacts import read_parquet
-from nadpipe.inputs import blocks, open_shards, read_pool, read_selection
-from nadpipe.segmentation import METHODS, Method, Pairs, Query, Tokens, mend
+from nadpipe.circuit import segmentation
+from nadpipe.circuit.segmentation import METHODS, Pairs, Query, Tokens, mend
 from nadpipe.stages.make_demo_data import make_demo_data
 from nadpipe.stages.score_segmentation import score_segmentation
 from nadpipe.stages.segment_images import segment_images
+from nadpipe.store.kinds.features import FEATURES
+from nadpipe.store.kinds.segmentation import DIFFERENCES
+from nadpipe.store.pool import read_pool
+from nadpipe.store.selection import read_selection
+from nadpipe.store.shards import blocks, open_shards
+from nadpipe.store.tables import read_parquet
 
 SETS = {"tuning": 0, "held_out": 1}  # data set: seed
 _CALIBRATION = 200  # discovery images that a class's mean logit is taken over
@@ -65,7 +70,7 @@ def measure(given: argparse.Namespace) -> list[dict]:
     where = ("--directory", Path.cwd(), "--configfile", Path.cwd() / "config.yaml")
     run_command("snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "all", *made, *where)
     about = register(artifacts)
-    pool = artifacts / "model/attnpool.zarr"
+    pool = artifacts / "model/readout.zarr"
     contributions = tuple((artifacts / "discovery/contributions").iterdir())
     for dataset in SETS:
         own = artifacts / dataset
@@ -75,7 +80,7 @@ def measure(given: argparse.Namespace) -> list[dict]:
     confusions = tuple(Path(f"{dataset}.parquet") for dataset in SETS)
     classes = tuple(artifacts / dataset / "classes.parquet" for dataset in SETS)
     score_segmentation(confusions, classes, pool, Path("s.csv"), Path("c.parquet"), Path("d.parquet"))
-    return table(about, pd.read_csv("s.csv"), read_parquet(Path("d.parquet"), "differences"))
+    return table(about, pd.read_csv("s.csv"), read_parquet(Path("d.parquet"), DIFFERENCES))
 
 
 def table(about: dict[str, str], scores: pd.DataFrame, differences: pd.DataFrame) -> list[dict]:
@@ -122,9 +127,9 @@ SHIPPED = {
 
 def register(artifacts: Path) -> dict[str, str]:
     """Put the variations beside the methods; gives what each is."""
-    pool, model = read_pool(artifacts / "model/attnpool.zarr")
+    pool, model = read_pool(artifacts / "model/readout.zarr")
     chosen = read_selection(artifacts / "selection/tuning.zarr", model)
-    stores = open_shards(list((artifacts / "discovery/features").iterdir()), "features", model)
+    stores = open_shards(list((artifacts / "discovery/features").iterdir()), FEATURES, model)
     z = torch.cat([part.float() for (part,) in blocks(stores, "activation")])
     z = z[:: max(1, len(z) // _CALIBRATION)]
     deviation = z.flatten(0, 1).std(0) + 1e-6

@@ -20,18 +20,20 @@ import torch
 from common import random_checkpoint, report, timed
 from PIL import Image
 
-from nadpipe import texts
-from nadpipe.artifacts import create_zarr, open_zarr
+from nadpipe.circuit import naming
+from nadpipe.circuit.segmentation import METHODS
 from nadpipe.demo.world import Odds, draw_scene
-from nadpipe.inputs import read_pool
-from nadpipe.segmentation import METHODS
 from nadpipe.stages.compute_contributions import compute_contributions
-from nadpipe.stages.export_attnpool import export_attnpool
+from nadpipe.stages.export_readout import export_readout
 from nadpipe.stages.extract_features import extract_features
 from nadpipe.stages.index_classes import index_classes
 from nadpipe.stages.index_images import index_images
 from nadpipe.stages.measure_registers import measure_registers
 from nadpipe.stages.segment_images import segment_images
+from nadpipe.store.arrays import create_zarr, open_zarr
+from nadpipe.store.kinds.features import FEATURES
+from nadpipe.store.kinds.units import SELECTION
+from nadpipe.store.pool import read_pool
 
 SIZE = 375, 500
 
@@ -61,7 +63,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict]:
     random_checkpoint(given.architecture, folder / "model.safetensors")
     model = {"architecture": given.architecture, "pretrained": str(folder / "model.safetensors")}
     pool = folder / "pool.zarr"
-    export_attnpool(output=pool, **model)
+    export_readout(output=pool, **model)
     write_images(given, folder)
     select(given, pool, folder / "selection.zarr")
     classes = folder / "classes.parquet"
@@ -99,7 +101,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict]:
     def each(title: str) -> float:
         return (best[f"{title} all"] - best[f"{title} few"]) / (given.images - given.few)
 
-    views = open_zarr(folder / "all.zarr", "features")["activation"].shape[0] / given.images
+    views = open_zarr(folder / "all.zarr", FEATURES)["activation"].shape[0] / given.images
     base = each("features")
     rows = [{"stage": "features", "methods": "", "views an image": views, "images/s": round(1 / base, 2), "on top": ""}]
     for title in sets:
@@ -134,10 +136,10 @@ def select(given: argparse.Namespace, store: Path, path: Path) -> None:
     pool, stamp = read_pool(store)
     generator = torch.Generator().manual_seed(4)
     order = torch.rand(given.classes, pool.heads * pool.neurons, generator=generator).argsort(dim=1)[:, : given.k]
-    query = texts.unit(torch.randn(given.classes, len(pool.c_bias), generator=generator))
+    query = naming.unit(torch.randn(given.classes, len(pool.c_bias), generator=generator))
     sizes = {"text": given.classes, "rank": given.k, "embed": query.shape[1]}
     names = [f"class {at}" for at in range(given.classes)]
-    with create_zarr(path, "selection", stamp, sizes, texts=names) as made:
+    with create_zarr(path, SELECTION, stamp, sizes, texts=names) as made:
         values = {
             "head": order // pool.neurons,
             "neuron": order % pool.neurons,

@@ -18,9 +18,10 @@ import pandas as pd
 from common import ROOT, random_checkpoint, report, timed
 from PIL import Image
 
-from nadpipe.artifacts import open_zarr
 from nadpipe.demo.world import Odds, draw_scene
 from nadpipe.stages.index_images import index_images
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import FEATURES
 
 ONE_CORE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
@@ -41,7 +42,7 @@ def main() -> None:
             for shards, times in took.items():
                 times.append(timed(encode, folder, given.architecture, shards)[0])
         one, two = (
-            np.concatenate([open_zarr(folder / f"{shards}-{at}.zarr", "features")["embedding"][:] for at in range(shards)])
+            np.concatenate([open_zarr(folder / f"{shards}-{at}.zarr", FEATURES)["embedding"][:] for at in range(shards)])
             for shards in took
         )
     best = {shards: min(times) for shards, times in took.items()}

@@ -14,7 +14,7 @@ from common import random_pool, report, timed
 from orthogonal_matching_pursuit_gpu import omp
 from sklearn.linear_model import orthogonal_mp_gram
 
-from nadpipe import attnpool, texts
+from nadpipe.circuit import attention, naming
 
 SIGNALS = 512
 OF_SCIKIT_LEARN = 16  # of them, since it takes seconds for each
@@ -28,11 +28,11 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     given = options.parse_args()
     pool = random_pool("RN50x16")
-    signal = texts.unit(attnpool.write_vectors(pool, 0))[:SIGNALS].to(given.device)
+    signal = naming.unit(attention.write_vectors(pool, 0))[:SIGNALS].to(given.device)
     rows = []
     for count in given.atoms:
         generator = torch.Generator().manual_seed(5)
-        dictionary = texts.unit(torch.randn(count, signal.shape[1], generator=generator)).to(given.device)
+        dictionary = naming.unit(torch.randn(count, signal.shape[1], generator=generator)).to(given.device)
         rows += compare(signal, dictionary, given.rank)
     report(
         "sparse_text", f"Sparse codes of {given.rank} atoms of RN50x16's pair directions (width 768), on {given.device}", rows
@@ -44,8 +44,8 @@ def compare(signal: torch.Tensor, dictionary: torch.Tensor, rank: int) -> list[d
     found: dict[str, torch.Tensor] = {}
     took: dict[str, float] = {}
     for name, screen in (("nadpipe", None), ("nadpipe, no screening", False)):
-        strongest = texts.Strongest(dictionary, screen)
-        pursue = functools.partial(texts.matching_pursuit, signal, dictionary, rank, strongest)
+        strongest = naming.Strongest(dictionary, screen)
+        pursue = functools.partial(naming.matching_pursuit, signal, dictionary, rank, strongest)
         timings = [timed(pursue) for _ in range(2)]
         took[name], found[name] = min(time for time, _ in timings) / len(signal), timings[0][1].atom
     columns = dictionary.T.contiguous()

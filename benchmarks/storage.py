@@ -9,8 +9,9 @@ from pathlib import Path
 
 from common import PUBLISHED, random_pool, report, save_pool, timed, write_random_features
 
-from nadpipe.artifacts import open_zarr
 from nadpipe.stages.compute_contributions import compute_contributions
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def measure(architecture: str, dtype: str, views: int, folder: Path) -> dict:
     save_pool(pool, folder / "pool.zarr")
     write_random_features(pool, views, dtype, folder / "f.zarr")
     compute_contributions(folder / "f.zarr", folder / "pool.zarr", folder / "c.zarr", dtype=dtype)
-    features, store = open_zarr(folder / "f.zarr", "features"), open_zarr(folder / "c.zarr", "contributions")
+    features, store = open_zarr(folder / "f.zarr", FEATURES), open_zarr(folder / "c.zarr", CONTRIBUTIONS)
     sizes = {
         name: size(folder / path) / views for name, path in (("activation", "f.zarr"), ("coefficient", "c.zarr/coefficient"))
     }

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from common import random_checkpoint, report, timed
 
-from nadpipe.dictionaries import read_dictionary, read_templates
-from nadpipe.models import load_model
+from nadpipe.data.dictionaries import read_dictionary, read_templates
+from nadpipe.towers.model import load_model
+from nadpipe.towers.text import text_tower
 
 
 def main() -> None:
@@ -29,14 +30,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         clip = random_checkpoint(given.architecture, path).to(given.device)
-        model = load_model(given.architecture, str(path), given.device)
+        tower = text_tower(load_model(given.architecture, str(path), given.device))
     some = prompts[: given.batch_size]
 
     def plain() -> torch.Tensor:
-        return clip.encode_text(model.tokenize(some).to(given.device))
+        return clip.encode_text(tower.tokenize(some).to(given.device))
 
     def own() -> torch.Tensor:
-        return model.embed_texts(prompts, given.batch_size)
+        return tower.embed_texts(prompts, given.batch_size)
 
     with torch.inference_mode():
         slow, expected = min((timed(plain) for _ in range(2)), key=lambda done: done[0])

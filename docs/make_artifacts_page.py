@@ -1,9 +1,11 @@
 """Print docs/artifacts.md from the schemas in nadpipe/artifacts.py: python docs/make_artifacts_page.py > docs/artifacts.md"""
 
-from nadpipe.artifacts import CSV, FORMAT, PARQUET, ZARR
+from nadpipe.artifacts import CSV, PARQUET, ZARR
+
+from nadpipe.store.schema import FORMAT
 
 WHERE = {
-    "attention pool": "results/artifacts/model/attnpool.zarr",
+    "attention pool": "results/artifacts/model/readout.zarr",
     "features": "results/artifacts/&lt;dataset&gt;/features/&lt;shard&gt;.zarr",
     "contributions": "results/artifacts/&lt;dataset&gt;/contributions/&lt;shard&gt;.zarr",
     "dense contributions": "results/artifacts/&lt;dataset&gt;/dense/&lt;shard&gt;.zarr (for the data sets in `dense.datasets`)",

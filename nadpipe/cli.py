@@ -1,71 +1,99 @@
-"""The console command: `nadpipe <stage> --option …`, one command a stage, as the rules call them; and commands that look at
-results."""
+"""Run `nadpipe COMMAND --option …`: one command per stage of the workflow, and commands that show results."""
 
 import ast
 import errno
 import importlib
+import os
 import pkgutil
+import select
 import sys
 from pathlib import Path
 
 from nadpipe import __version__
 from nadpipe.errors import NadpipeError
 
-_HERE = Path(__file__).parent
-_GROUPS = {"stages": "stages, as the workflow runs them", "looks": "looking at results"}
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # of the user's disk, not of the code
+_PACKAGE = Path(__file__).parent
+_GROUPS = {"looks": "Commands that show results:", "stages": "Stages, which the workflow runs:"}
+# Errors of the user's disk, not of the code. Other errors keep their traceback.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_OK, _BAD_INPUT, _WRONG_USAGE, _CLOSED_OUTPUT = 0, 1, 2, 141  # 141: what shells report for a program that SIGPIPE ends
 
 
 def commands() -> dict[str, str]:
-    """Command names with the module of each, found without importing anything heavy."""
-    found = {}
-    for group in _GROUPS:
-        for module in pkgutil.iter_modules([str(_HERE / group)]):
-            found[module.name.replace("_", "-")] = f"nadpipe.{group}.{module.name}"
-    return found
+    """Return the module of each command by the command's name, without importing the modules."""
+    return {
+        module.name.replace("_", "-"): f"nadpipe.{group}.{module.name}"
+        for group in _GROUPS
+        for module in pkgutil.iter_modules([str(_PACKAGE / group)])
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for bad input (one line on standard error), 2 for wrong usage."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    known = commands()
+    """Run one command and return its exit code.
+
+    0 is success, 1 is bad input (one line on standard error), 2 is wrong usage, 141 is a reader that closed standard output
+    early, such as `head`.
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():  # another pipe broke, such as that of a worker process
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output again at exit
+        return _CLOSED_OUTPUT
+
+
+def _run(arguments: list[str]) -> int:
+    modules = commands()
     if arguments[:1] == ["--version"]:
         print(f"nadpipe {__version__}")
-        return 0
+        return _OK
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview(known))
-        return 0 if arguments else 2
+        print(_overview(modules))
+        return _OK if arguments else _WRONG_USAGE
     command, *options = arguments
-    if command not in known:
-        print(f"nadpipe: no command {command}; there are {', '.join(known)}", file=sys.stderr)
-        return 2
-    stage = getattr(importlib.import_module(known[command]), command.replace("-", "_"))
-    import tyro
+    if command not in modules:
+        print(f"nadpipe {command}: unknown command; use one of {', '.join(modules)}", file=sys.stderr)
+        return _WRONG_USAGE
+    function = getattr(importlib.import_module(modules[command]), command.replace("-", "_"))
+    import tyro  # imported here because it takes longer than the overview
 
     try:
-        tyro.cli(stage, prog=f"nadpipe {command}", args=options)
+        tyro.cli(function, prog=f"nadpipe {command}", args=options)
     except NadpipeError as error:
         print(f"nadpipe {command}: {error}", file=sys.stderr)
-        return 1
+        return _BAD_INPUT
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _DISK_ERRORS:
             raise
-        told = f"{error.filename or 'results'}: {error.strerror}; make room, or change its permissions"
-        print(f"nadpipe {command}: {told}", file=sys.stderr)
-        return 1
-    return 0
+        message = f"{error.filename or 'results'}: {error.strerror}; make room, or change its permissions"
+        print(f"nadpipe {command}: {message}", file=sys.stderr)
+        return _BAD_INPUT
+    return _OK
 
 
-def _overview(known: dict[str, str]) -> str:
-    width = max(map(len, known))
-    lines = ["usage: nadpipe COMMAND [OPTIONS]   (nadpipe COMMAND --help)"]
+def _output_is_closed() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors alone
+    return bool(poll.poll(0))
+
+
+def _overview(modules: dict[str, str]) -> str:
+    """Return the list of commands with one line on each."""
+    width = max(map(len, modules))
+    lines = ["usage: nadpipe COMMAND [OPTIONS]", "", "`nadpipe COMMAND --help` explains the options of a command."]
     for group, title in _GROUPS.items():
-        lines += ["", f"{title}:"]
-        lines += [f"  {name:<{width}}  {_about(module)}" for name, module in known.items() if f".{group}." in module]
+        lines += ["", title]
+        lines += [f"  {name:<{width}}  {_summary(module)}" for name, module in modules.items() if f".{group}." in module]
     return "\n".join(lines)
 
 
-def _about(module: str) -> str:
-    """The first line of a module's docstring."""
-    path = _HERE.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+def _summary(module: str) -> str:
+    """Return the first line of a module's docstring, without importing the module."""
+    path = _PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].removesuffix(".")

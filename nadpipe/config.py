@@ -1,12 +1,14 @@
-"""The one contract for the config: keys, types, bounds, and no unknown keys.
+"""Define and check the config: keys, types, bounds and paths.
 
-config.yaml at the root explains each key. `check` runs before the first job; what it returns is complete, so that rules
-read keys and never fall back on a default.
+The descriptions below are the source of docs/configuration.md. `check` runs before the first job. It returns a complete
+config, so rules read keys and need no defaults.
 """
 
+import dataclasses
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,163 +17,191 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     Tag,
     ValidationError,
     model_validator,
 )
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
-from nadpipe.classes import parse_names
-from nadpipe.dictionaries import check_templates, is_named
+from nadpipe.circuit.methods import METHODS
+from nadpipe.data.classes import parse_names
+from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
+from nadpipe.data.layouts import LAYOUTS
 from nadpipe.errors import NadpipeError
 
-MADE_HERE = Path("results/demo")  # the workflow itself makes these
-_MADE = {MADE_HERE / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
-_MADE |= {MADE_HERE / f"{name}{end}" for name in ("discovery", "segmentation", "monitoring") for end in ("", ".csv")}
+DEMO_FOLDER = Path("results/demo")
+_DEMO_SETS = ("discovery", "segmentation", "monitoring")
+# The workflow generates these paths, so they need not exist when the config is checked.
+_GENERATED = {DEMO_FOLDER / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
+_GENERATED |= {DEMO_FOLDER / f"{name}{suffix}" for name in _DEMO_SETS for suffix in ("", ".csv")}
+_CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+Value = TypeVar("Value")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names something on another machine, such as s3://bucket/photos."""
+    """Return whether a path is a URL, such as s3://bucket/photos."""
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
-def _tidy(url: str) -> str:
-    """A URL without slashes that do not count."""
+# Validators. They raise ValueError, which pydantic collects; `_describe_error` adds the key.
+
+
+def _as_value_error(function: Callable[[Value], object]) -> Callable[[Value], Value]:
+    """Turn a check that raises NadpipeError into a validator that returns its argument."""
+
+    def validate(value: Value) -> Value:
+        try:
+            function(value)
+        except NadpipeError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return validate
+
+
+def _normalise_url(url: str) -> str:
+    """Remove repeated and trailing slashes."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{re.sub('/+', '/', rest).rstrip('/')}"
 
 
-def image_folder(layout: str, path: str) -> str:
-    """The folder that the images of a data set lie in: of a table, the one that it lies in."""
-    return path.rpartition("/")[0] if layout == "table" else path
-
-
-def _exists(path: str) -> str:
+def _check_path(path: str) -> str:
     if is_url(path):
-        return _tidy(path)
-    if not Path(path).exists() and Path(path) not in _MADE:
-        raise ValueError(f"no such file or folder: {path}")
+        return _normalise_url(path)
+    if not Path(path).exists() and Path(path) not in _GENERATED:
+        raise ValueError(f"{path!r} does not exist; give an existing path or a URL")
     return path
 
 
-def _distinct(values: list) -> list:
-    twice = {value for value in values if values.count(value) > 1}
-    if twice:
-        raise ValueError(f"listed twice: {', '.join(map(str, sorted(twice)))}")
+def _check_dictionary(name: str) -> str:
+    try:
+        named = is_named(name)
+    except NadpipeError as error:
+        raise ValueError(str(error)) from None
+    return name if named else _check_path(name)
+
+
+def _check_architecture(name: str) -> str:
+    return _check_path(name) if name.endswith(".json") else name
+
+
+def _check_checkpoint(name: str) -> str:
+    return _check_path(name) if "/" in name or Path(name).suffix in _CHECKPOINT_SUFFIXES else name
+
+
+def _check_distinct(values: list) -> list:
+    repeated = {value for value in values if values.count(value) > 1}
+    if repeated:
+        raise ValueError(f"{', '.join(map(repr, sorted(repeated)))} is listed more than once; list each value once")
     return values
 
 
-def _dictionary(name: str) -> str:
-    try:
-        return name if is_named(name) else _exists(name)
-    except NadpipeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _null(value: Any) -> Any:
-    return None if value == "null" else value  # snakemake --config passes it as text
-
-
-def _templates(templates: list[str]) -> list[str]:
-    try:
-        return check_templates(templates)
-    except NadpipeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _one_line(text: str) -> str:
+def _check_line(text: str) -> str:
     if not text.strip() or "\n" in text:
-        raise ValueError("one line of text, not empty")
+        raise ValueError(f"{text!r} is not one line of text; give one line that is not empty")
     return text
 
 
-def _architecture(name: str) -> str:
-    return _exists(name) if name.endswith(".json") else name
-
-
-def _checkpoint(name: str) -> str:
-    return _exists(name) if "/" in name or Path(name).suffix in (".safetensors", ".pt", ".pth", ".bin") else name
-
-
-def _no_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"input should be a valid number, not {value}")
-    return value
-
-
-def _device(name: str) -> str:
+def _check_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"auto, cpu, mps, cuda or cuda:<number>, not {name!r}")
+        raise ValueError(f"{name!r} is not a device; use auto, cpu, mps, cuda or cuda:<number>")
     return name
 
 
-def _sink(value: Any) -> Any:
+def _parse_sink(value: Any) -> Any:
     if value in ("auto", "none"):
         return value
     if re.fullmatch(r"\d+", str(value)):
         return int(value)
-    raise ValueError(f"auto, none or the index of a spatial token from 0, not {value!r}")
+    raise ValueError(f"{value!r} is not a sink; use auto, none or the index of a spatial token, from 0")
 
 
-def _class_names(given: list[str]) -> list[str]:
-    try:
-        for names in given:
-            parse_names(names)
-    except NadpipeError as error:
-        raise ValueError(str(error)) from None
-    return given
-
-
-def _reference(group: str) -> str:
+def _check_reference(group: str) -> str:
     if group.startswith("rolling:") and not re.fullmatch(r"rolling:[1-9]\d*", group):
-        raise ValueError(f"write rolling:<n> with the number of groups, such as rolling:3, not {group!r}")
+        raise ValueError(f"{group!r} has no number of groups; write rolling:<n>, such as rolling:3")
     return group
 
 
-def _several(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _dataset_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
-        raise ValueError(f"small letters, digits and _, and none of {', '.join(sorted(_RESERVED))}, not {name!r}")
+def _check_dataset_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError("the name is invalid; use lower-case letters, digits and _, with a letter first")
+    if name in _RESERVED:
+        raise ValueError(f"the name is reserved; use any name but {', '.join(sorted(_RESERVED))}")
     return name
 
 
-Whole = Annotated[int, BeforeValidator(_no_boolean)]  # numbers as text are taken: snakemake --config passes them so
-Count = Annotated[Whole, Field(ge=1)]
-Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+def _check_class_names(classes: list[str]) -> None:
+    for names in classes:
+        parse_names(names)
+
+
+def _reject_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # an int to Python
+        raise ValueError(f"{value} is not a number; give a number")
+    return value
+
+
+def _wrap_string(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _wrap_scalar(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _parse_null(value: Any) -> Any:
+    return None if value == "null" else value  # `snakemake --config` passes null as text
+
+
+# Types. `allowed` is the text of the column "Allowed values" where the type itself says too little.
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Accept the keys of a registry and no other string."""
+
+    names: Iterable[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+def _allowed(text: str) -> Any:
+    return Field(json_schema_extra={"allowed": text})
+
+
+Integer = Annotated[int, BeforeValidator(_reject_boolean)]  # also accepts text: `snakemake --config` passes numbers as text
+Count = Annotated[Integer, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(gt=0, le=1)]
-Resamples = Annotated[Whole, Field(ge=100)]
+Resamples = Annotated[Integer, Field(ge=100)]
 Confidence = Annotated[Number, Field(gt=0.5, lt=1)]
-ExistingPath = Annotated[str, AfterValidator(_exists)]
-Text = Annotated[str, AfterValidator(_one_line)]
-Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
-ClassNames = Annotated[list[Text], Field(min_length=2, max_length=256), AfterValidator(_distinct), AfterValidator(_class_names)]
-_FILE, _NAMES = "class file", "class names"  # of the union below; pydantic puts them into the path of a fault
+Device = Annotated[str, AfterValidator(_check_device), _allowed("`auto`, `cpu`, `mps`, `cuda`, `cuda:<number>`")]
+ExistingPath = Annotated[str, AfterValidator(_check_path), _allowed("path or URL")]
+DatasetName = Annotated[str, AfterValidator(_check_dataset_name)]
+Text = Annotated[str, AfterValidator(_check_line)]
+Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_check_distinct)]
+ClassNames = Annotated[
+    list[Text],
+    Field(min_length=2, max_length=256),
+    AfterValidator(_check_distinct),
+    AfterValidator(_as_value_error(_check_class_names)),
+]
+_FILE, _NAMES = "class file", "class names"  # tags of the union below; pydantic adds them to the location of an error
 Classes = Annotated[
     Annotated[ExistingPath, Tag(_FILE)] | Annotated[ClassNames, Tag(_NAMES)],
-    Discriminator(lambda given: _FILE if isinstance(given, str) else _NAMES),
+    Discriminator(lambda value: _FILE if isinstance(value, str) else _NAMES),
+    _allowed("path or URL of a class file, or a list of 2 to 256 texts"),
 ]
-Method = Literal["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "attention"]
-Layout = Literal[
-    "table",
-    "tree",
-    "stanford_cars",
-    "folder",
-    "voc20",
-    "voc21",
-    "context59",
-    "context60",
-    "ade20k",
-    "coco_stuff164k",
-    "coco_object",
-    "cityscapes",
-]
+Layout = Annotated[str, OneOf(LAYOUTS)]
+Method = Annotated[str, OneOf(METHODS)]
+SelectBy = Literal["direction", "write"]
+StoredType = Literal["float32", "float16"]
 _RESERVED = {"dictionary", "concepts", "labels", "cache", "model", "text", "directions", "selection", "assignments"}
+
+_SELECT_BY = "`direction` ranks pairs by cosine of the text to their signed direction, `write` by cosine to their write vector"
 
 
 class _Section(BaseModel):
@@ -179,158 +209,269 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """Which model, and its weights."""
+    """The model and its weights. "Models" below says more."""
 
-    architecture: Annotated[str, AfterValidator(_architecture)]
-    pretrained: Annotated[str, AfterValidator(_checkpoint)] | None
+    architecture: Annotated[
+        str,
+        AfterValidator(_check_architecture),
+        _allowed("name in open_clip, `hf-hub:<org>/<name>`, path or URL of a JSON file"),
+    ] = Field(description="CLIP-ResNet that open_clip can build.")
+    pretrained: (
+        Annotated[str, AfterValidator(_check_checkpoint), _allowed("tag of open_clip, path or URL of a checkpoint")] | None
+    ) = Field(description="Weights of the model. null is for `hf-hub:` models, which bring their own.")
 
 
 class Dataset(_Section):
-    """Where images come from, and what their masks mean. The only section with defaults: a data set names what it needs."""
+    """Data sets: their images, and the meaning of their masks.
 
-    layout: Layout
-    path: ExistingPath
-    split: str | None = None
-    path_column: str = "path"
-    mask_column: str | None = None
-    group_column: str | None = None
-    label_column: str | None = None
-    labels: ExistingPath | None = None
-    bad_images: Literal["fail", "skip"] = "fail"
-    shards: Count = 1
-    classes: Classes | None = None
-    reduce_zero_label: bool = False
-    ignore: Annotated[Whole, Field(ge=0, le=65535)] = 255
-    background_names: bool = True
-    background_threshold: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    area_threshold: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    `discovery`, `monitoring` and the data sets of `segmentation.datasets` are required; any number of others can follow. Only
+    here do keys have defaults; all other keys are required.
+    """
+
+    layout: Layout = Field(description='Layout on disk; "Your own images" below describes each.')
+    path: ExistingPath = Field(description="Table or folder of the data set.")
+    split: str | None = Field(
+        None,
+        description="Split of a published layout; null is its validation split. For `folder`, the list `splits/<split>.txt`; "
+        "null is all images.",
+    )
+    path_column: str = Field("path", description="Column of a table that contains the image paths.")
+    mask_column: str | None = Field(None, description="Column of a table that contains the mask paths.")
+    group_column: str | None = Field(None, description="Column of a table that contains the group (year, batch, source).")
+    label_column: str | None = Field(None, description="Column of a table that contains the class label.")
+    labels: ExistingPath | None = Field(
+        None,
+        description="CSV file with more columns, joined by file name (its first column). Columns contain 0 and 1, or words; "
+        "each word becomes a 0/1 column.",
+    )
+    bad_images: Literal["fail", "skip"] = Field(
+        "fail",
+        description="Response to unusable images: unreadable, truncated, several frames, over 64 times longer than wide, "
+        "32-bit or floating-point pixels, listed twice, or with a mask of another size. `fail` reports all of them and stops. "
+        "`skip` lists them in images.parquet with the reason and continues.",
+    )
+    shards: Count = Field(1, description="Number of jobs that share the images. Memory does not depend on it.")
+    classes: Classes | None = Field(
+        None,
+        description="Class names in the order of the mask values, or a class file. Synonyms are separated by commas. For a "
+        "published layout, the names replace its own.",
+    )
+    reduce_zero_label: bool = Field(False, description="Ignore mask value 0; value 1 is the first class.")
+    ignore: Annotated[Integer, Field(ge=0, le=65535)] = Field(
+        255, description="Mask value that is ignored, if `classes` is a list."
+    )
+    background_names: bool = Field(True, description="Whether the names of the class `background` compete with the others.")
+    background_threshold: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="Pixels whose best class has a lower probability become background. 0 turns this off."
+    )
+    area_threshold: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="Classes that cover a smaller share of the image are removed."
+    )
 
 
-Datasets = dict[Annotated[str, AfterValidator(_dataset_name)], Dataset]
+Datasets = dict[DatasetName, Dataset]
 
 
 class Demo(_Section):
-    """Sizes of the demo's data sets."""
+    """Sizes of the demo's data sets. They have no effect on other data sets."""
 
-    discovery_images: Count
-    segmentation_images: Count
-    monitoring_images_per_year: Count
+    discovery_images: Count = Field(description="Images of `discovery`.")
+    segmentation_images: Count = Field(description="Images of `segmentation`.")
+    monitoring_images_per_year: Count = Field(description="Images of `monitoring` per year; there are 8 years.")
 
 
 class Features(_Section):
-    """Running the image tower."""
+    """The image tower."""
 
-    batch_size: Count
-    workers: Annotated[Whole, Field(ge=0)]
-    precision: Literal["float32", "bfloat16"]
-    dtype: Literal["float32", "float16"]
+    batch_size: Count = Field(description="Views per step. RN50x16 takes about 35 MB of memory per view.")
+    workers: Annotated[Integer, Field(ge=0)] = Field(
+        description="Processes that decode images ahead of the model. With 0, the main process decodes."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        description="Precision of the convolutions. bfloat16 (autocast) is several times faster on hardware that supports it; "
+        "the attention pool stays in float32. The log and the attribute `encode_image_error` report the difference from "
+        "`encode_image` in float32 for the first views."
+    )
+    dtype: StoredType = Field(
+        description="Type of the stored activations. float16 halves the disk space; the array `rounding` holds the resulting "
+        "error of each view's embedding."
+    )
 
 
 class Contributions(_Section):
-    """Taking the attention pool apart."""
+    """The coefficients of the pairs."""
 
-    batch_size: Count
-    dtype: Literal["float32", "float16"]
-    tolerance: Annotated[Number, Field(gt=0, le=0.1)]
+    batch_size: Count = Field(description="Views per step.")
+    dtype: StoredType = Field(
+        description="Type of the stored coefficients. float16 halves the disk space; the array `rounding` holds the resulting "
+        "error of each view's sum over pairs."
+    )
+    tolerance: Annotated[Number, Field(gt=0, le=0.1)] = Field(
+        description="Largest relative difference between the sum over pairs and the embedding, beyond the `rounding` of the "
+        "features. A larger difference is an error."
+    )
 
 
 class Dense(_Section):
-    """The dense tensor, for those who want it."""
+    """The dense contribution tensor (view, head, neuron, embed), an optional export."""
 
-    datasets: Annotated[list[str], AfterValidator(_distinct)]
-    dtype: Literal["float32", "float16"]
+    datasets: Annotated[list[str], AfterValidator(_check_distinct), _allowed("list of names in `datasets`")] = Field(
+        description="Data sets whose dense tensor `all` writes; RN50x16 takes 453 MB per image. A single shard is also "
+        "available by its path, `results/artifacts/<dataset>/dense/<shard>.zarr`."
+    )
+    dtype: StoredType = Field(
+        description="Type of the stored tensor. float16 halves the disk space and keeps three digits, fewer below 6e-5."
+    )
 
 
 class Directions(_Section):
-    """Fitting directions."""
+    """The directions of pairs, neurons and heads."""
 
-    top_images: Count
-    components: Count
+    top_images: Count = Field(description="Images with the largest norm that a direction is fitted to.")
+    components: Count = Field(description="Directions per neuron and per head. A pair has one.")
 
 
 class TextSection(_Section):
-    """Texts and how they are embedded."""
+    """Texts and their embeddings."""
 
-    dictionary: Annotated[str, AfterValidator(_dictionary)]
-    templates: Annotated[Texts, BeforeValidator(_as_list), AfterValidator(_templates)]  # a set's name may stand alone
-    batch_size: Count
-    cache: Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_null)]
+    dictionary: Annotated[
+        str,
+        AfterValidator(_check_dictionary),
+        _allowed("path or URL of a text file, `wordfreq:<count>`, `imagenet`"),
+    ] = Field(
+        description="Texts that name the units; their mean also centres the concepts. A file has one text per line. "
+        "`wordfreq:<count>` is the most frequent English words of the wordfreq package. `imagenet` is open_clip's class names, "
+        "each once; write `./imagenet` for a file of that name."
+    )
+    templates: Annotated[
+        Texts,
+        BeforeValidator(_wrap_string),
+        AfterValidator(_as_value_error(check_templates)),
+        _allowed(f"list of texts with one `{{}}` each, {', '.join(f'`{name}`' for name in TEMPLATE_SETS)}"),
+    ] = Field(
+        description="Prompts; `{}` stands for the text. An embedding is the mean over the prompts, so time grows with their "
+        "number. open_clip's `imagenet` has 80 prompts, `imagenet-simple` 7."
+    )
+    batch_size: Count = Field(description="Prompts per step of the text tower.")
+    cache: Annotated[Annotated[str, Field(min_length=1), _allowed("path")] | None, BeforeValidator(_parse_null)] = Field(
+        description="Folder that keeps every embedding by model, templates and code, so a text is embedded once. Files in it "
+        "never change, and any of them can be deleted. null turns the cache off."
+    )
 
 
 class Assignments(_Section):
-    """Naming units with texts."""
+    """The texts that name units."""
 
-    nearest: Count
-    atoms: Count
-    sparse_share: Share
-    device: Annotated[str, AfterValidator(_device)]
-
-
-class Segmentation(_Section):
-    """Training-free segmentation."""
-
-    datasets: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
-    methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_distinct)]
-    k: Annotated[list[Count], Field(min_length=1), BeforeValidator(_several), AfterValidator(_distinct)]
-    select_by: Literal["direction", "write"]
-    scale: Annotated[Number, Field(ge=1)]
-    crop: Annotated[Number, Field(gt=0)]
-    stride: Share
-    block: Annotated[Annotated[Whole, Field(ge=0)] | None, BeforeValidator(_null)]
-    temperature: Annotated[Number, Field(gt=0)]
-    sink: Annotated[Any, AfterValidator(_sink)]
-    overlays: Count
-    extremes: Count
-    resamples: Resamples
-    confidence: Confidence
+    nearest: Count = Field(description="Texts per unit with the largest cosine.")
+    atoms: Count = Field(description="Texts in a unit's sparse code. Time grows with it.")
+    sparse_share: Share = Field(
+        description="Share of the units that get a sparse code, those with the largest `std_norm`. All units get nearest texts."
+    )
+    device: Device = Field(description="Device of the matching pursuit.")
 
 
 class Registers(_Section):
-    """Measuring attention sinks and the neurons behind them."""
+    """Attention sinks and register neurons."""
 
-    images: Count
-    sink_factor: Annotated[Number, Field(gt=1)]
+    images: Count = Field(description="Discovery images on which they are measured.")
+    sink_factor: Annotated[Number, Field(gt=1)] = Field(
+        description="A token is the sink if its mean attention exceeds the median token's by this factor."
+    )
+
+
+class Segmentation(_Section):
+    """Training-free segmentation: [segmentation.md](segmentation.md)."""
+
+    datasets: Annotated[
+        list[str], Field(min_length=1), AfterValidator(_check_distinct), _allowed("list of names in `datasets`")
+    ] = Field(
+        description="Data sets with masks to evaluate on. `discovery` and `monitoring` are not allowed, because their images "
+        "are seen as one centre crop."
+    )
+    methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
+        description="Methods to evaluate. " + " ".join(f"`{name}` is {method.summary}." for name, method in METHODS.items())
+    )
+    k: Annotated[list[Count], Field(min_length=1), BeforeValidator(_wrap_scalar), AfterValidator(_check_distinct)] = Field(
+        description="Pairs selected per text, of heads × neurons (published: 20,000 of the 147,456 of RN50x16). Several values "
+        "are a sweep."
+    )
+    select_by: SelectBy = Field(description=f"Ranking of the pairs: {_SELECT_BY}.")
+    scale: Annotated[Number, Field(ge=1)] = Field(
+        description="Short side of the resized image, in multiples of the model's native size. Time grows with its square."
+    )
+    crop: Annotated[Number, Field(gt=0)] = Field(
+        description="Side of the sliding crops, in multiples of the model's native size; a whole number of tokens, at most "
+        "`scale`. Values other than 1 interpolate the positional embedding."
+    )
+    stride: Share = Field(description="Distance between sliding crops, as a share of their side. Smaller is slower.")
+    block: Annotated[Annotated[Integer, Field(ge=0)] | None, BeforeValidator(_parse_null)] = Field(
+        description="Block of the last stage whose activations are used, from 0. null is the last block."
+    )
+    temperature: Annotated[Number, Field(gt=0)] = Field(description="Factor on the logits before the softmax.")
+    sink: Annotated[Any, AfterValidator(_parse_sink), _allowed("`auto`, `none`, integer ≥ 0")] = Field(
+        description="Attention sink that is replaced: `auto` is the token measured in results/registers.parquet, an integer is "
+        "the index of a spatial token."
+    )
+    overlays: Count = Field(description="Images drawn with their label maps.")
+    extremes: Count = Field(description="Best images, and as many worst images, on each method's contact sheet.")
+    resamples: Resamples = Field(description="Bootstrap resamples of the images.")
+    confidence: Confidence = Field(description="Confidence level of the intervals.")
 
 
 class Shift(_Section):
-    """Monitoring concepts over groups."""
+    """Concept scores per group of images."""
 
-    concepts: Texts
-    k: Count
-    select_by: Literal["direction", "write"]
-    reference: Annotated[str, AfterValidator(_reference)] | None
-    test: Literal["mann_whitney", "welch", "ks"]
-    small_group: Count
-    examples: Count
-    resamples: Resamples
-    confidence: Confidence
-
-
-class Analyses(_Section):
-    """What the pairs carry, and whether their names are true."""
-
-    dataset: str
-    images: Count
-    shares: Annotated[list[Share], Field(min_length=1), AfterValidator(_distinct)]
-    draws: Count
-    atoms: Annotated[list[Count], Field(min_length=1), AfterValidator(_distinct)]
-    top: Annotated[Whole, Field(ge=2)]
-    sheets: Count
-    confidence: Confidence
+    concepts: Texts = Field(description="Texts to score.")
+    k: Count = Field(description="Pairs selected per concept.")
+    select_by: SelectBy = Field(description=f"Ranking of the pairs: {_SELECT_BY}.")
+    reference: Annotated[str, AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")] | None = Field(
+        description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each."
+    )
+    test: Literal["mann_whitney", "welch", "ks"] = Field(
+        description="Test of a group against its reference. `ks` is Kolmogorov-Smirnov."
+    )
+    small_group: Count = Field(description="Groups with fewer images, and comparisons with them, are marked as small.")
+    examples: Count = Field(description="Example images per pair in the table of discovered shifts.")
+    resamples: Resamples = Field(description="Bootstrap resamples of the images.")
+    confidence: Confidence = Field(description="Confidence level of the intervals.")
 
 
 class Explorer(_Section):
-    """The pages over all pairs."""
+    """The pages on all pairs."""
 
-    images: Count
-    thumbnail: Annotated[Whole, Field(ge=16)]
+    images: Count = Field(description="Images shown for each end of a pair's direction.")
+    thumbnail: Annotated[Integer, Field(ge=16)] = Field(description="Side of these images, in pixels.")
+
+
+class Analyses(_Section):
+    """Analyses of the pairs and of their names: [analyses.md](analyses.md)."""
+
+    dataset: Annotated[str, _allowed("name in `datasets`")] = Field(
+        description="Data set with the labels for zero-shot accuracy and the 0/1 columns that names are compared with. It "
+        "needs `label_column`, or folders as labels. ImageNet synsets (n01440764) get their class names."
+    )
+    images: Count = Field(description="Largest number of labelled images, evenly spread over the data set.")
+    shares: Annotated[list[Share], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
+        description="Shares of the pairs to keep; the other pairs are set to their mean."
+    )
+    draws: Count = Field(description="Random selections, as controls.")
+    atoms: Annotated[list[Count], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
+        description="Numbers of texts that replace a direction, at most `assignments.atoms`."
+    )
+    top: Annotated[Integer, Field(ge=2)] = Field(description="Top images of a unit.")
+    sheets: Count = Field(description="Neurons whose top images, and those of their pairs, are drawn.")
+    confidence: Confidence = Field(description="Confidence level of the Wilson intervals.")
 
 
 class Config(_Section):
-    """The whole config."""
+    """All settings."""
 
-    seed: Annotated[Whole, Field(ge=0)]
-    device: Annotated[str, AfterValidator(_device)]
+    seed: Annotated[Integer, Field(ge=0)] = Field(
+        description="Seed of the demo's scenes, the bootstraps and the random controls."
+    )
+    device: Device = Field(
+        description="Device of the image and text towers; no other stage uses it. `auto` is a GPU if there is one."
+    )
     model: ModelSection
     datasets: Datasets
     demo: Demo
@@ -347,84 +488,100 @@ class Config(_Section):
     analyses: Analyses
 
     @model_validator(mode="after")
-    def _named_datasets(self) -> "Config":
-        wanted = {"datasets": ["discovery", "monitoring"], "dense.datasets": self.dense.datasets}
-        wanted |= {"segmentation.datasets": self.segmentation.datasets, "analyses.dataset": [self.analyses.dataset]}
-        for key, names in wanted.items():
+    def _check_datasets(self) -> "Config":
+        """Raise ValueError if a section names an unknown data set, or a data set that it cannot use."""
+        required = {
+            "datasets": ["discovery", "monitoring"],
+            "dense.datasets": self.dense.datasets,
+            "segmentation.datasets": self.segmentation.datasets,
+            "analyses.dataset": [self.analyses.dataset],
+        }
+        for key, names in required.items():
             missing = [name for name in names if name not in self.datasets]
             if missing:
-                raise ValueError(f"{key}: no data set {missing[0]}; datasets has {', '.join(self.datasets)}")
+                raise ValueError(f"{key}: no data set {missing[0]!r}; datasets has {', '.join(self.datasets)}")
         for name in self.segmentation.datasets:
-            given = self.datasets[name]
+            dataset = self.datasets[name]
             if name in ("discovery", "monitoring"):
                 raise ValueError(
-                    f"segmentation.datasets: {name} is looked at by single crops; list its images under another name"
+                    f"segmentation.datasets: {name} is seen as one centre crop per image; list its images under another name"
                 )
-            if given.layout in ("table", "tree", "stanford_cars") and given.classes is None:
-                raise ValueError(f"datasets.{name}.classes: missing; a {given.layout} has none of its own")
+            if dataset.classes is None and not LAYOUTS[dataset.layout].has_classes:
+                raise ValueError(
+                    f"datasets.{name}.classes: missing; name the classes, because the layout {dataset.layout} has none"
+                )
         if self.segmentation.crop > self.segmentation.scale:
             raise ValueError(
-                f"segmentation.crop: at most segmentation.scale, {self.segmentation.scale}: crops must fit in the image"
+                f"segmentation.crop: {self.segmentation.crop} is larger than segmentation.scale, {self.segmentation.scale}; "
+                "crops must fit in the resized image"
             )
         return self
 
     @model_validator(mode="after")
-    def _urls_apart(self) -> "Config":
-        """A folder is fetched whole: what lies in it and is fetched by itself would be taken for the folder."""
-        paths = {f"model.{name}": getattr(self.model, name) for name in ("architecture", "pretrained")}
+    def _check_urls(self) -> "Config":
+        """Raise ValueError if a URL is inside an image folder.
+
+        An image folder is fetched as a whole, and a file inside it would be mistaken for the folder.
+        """
+        paths: dict[str, Any] = {f"model.{name}": getattr(self.model, name) for name in ("architecture", "pretrained")}
         paths["text.dictionary"] = self.text.dictionary
         folders = {}
-        for name, given in self.datasets.items():
-            paths |= {f"datasets.{name}.{key}": getattr(given, key) for key in ("labels", "classes")}
-            if is_url(given.path):
-                folders[f"datasets.{name}.path"] = image_folder(given.layout, given.path)
-        paths = folders | {key: path for key, path in paths.items() if isinstance(path, str) and is_url(path)}
+        for name, dataset in self.datasets.items():
+            paths |= {f"datasets.{name}.{key}": getattr(dataset, key) for key in ("labels", "classes")}
+            if is_url(dataset.path):
+                folders[f"datasets.{name}.path"] = LAYOUTS[dataset.layout].image_folder(dataset.path)
+        urls = folders | {key: path for key, path in paths.items() if isinstance(path, str) and is_url(path)}
         for key, folder in folders.items():
             if folder.count("/") < 3:
-                raise ValueError(f"{key}: images must be in a folder of {folder}, which is fetched whole")
-            inside = [other for other, path in paths.items() if path.startswith(f"{folder}/")]
+                raise ValueError(f"{key}: {folder} is a whole bucket; move the images to a folder, which is fetched as a whole")
+            inside = [other for other, url in urls.items() if url.startswith(f"{folder}/")]
             if inside:
-                raise ValueError(f"{inside[0]}: {paths[inside[0]]} is in {folder}, which {key} fetches whole; keep them apart")
+                raise ValueError(
+                    f"{inside[0]}: {urls[inside[0]]} is inside {folder}, which is fetched as a whole for {key}; keep them apart"
+                )
         return self
 
 
 def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
-    """The validated config as plain values. Raises NadpipeError with one line a fault: the key's full path, what is wrong,
-    and what is allowed; all faults at once."""
+    """Return the complete config as plain values.
+
+    source: first word of every message, such as the name of the config file.
+
+    Raises NadpipeError if the config has errors. The message has one line per error: the full key, what is wrong, and what
+    to do.
+    """
     try:
         return Config.model_validate(config).model_dump()
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(fault) for fault in error.errors())
+        lines = dict.fromkeys(_describe_error(details) for details in error.errors())
         raise NadpipeError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def _explain(fault: dict[str, Any]) -> str:
-    """One line for one fault of pydantic."""
-    path = [part for part in fault["loc"] if not _is_choice(part)]
-    key = ".".join(map(str, path if path[-1:] != ["[key]"] else path[:-1]))
-    kind, message = fault["type"], fault["msg"]
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key; allowed here: {', '.join(_keys(path[:-1]))}"
-    if kind == "missing":
-        return f"{key}: missing; add it (docs/configuration.md shows every key)"
-    if kind == "value_error":
-        message = str(fault["ctx"]["error"])
-        if not path:
-            return message  # of several keys, which it names itself
-    return f"{key}: {message[0].lower()}{message[1:]}, not {fault['input']!r}" if kind != "value_error" else f"{key}: {message}"
+def _describe_error(details: ErrorDetails) -> str:
+    """Return one line for one error of pydantic."""
+    location = [step for step in details["loc"] if step not in (_FILE, _NAMES)]
+    key = ".".join(map(str, location if location[-1:] != ["[key]"] else location[:-1]))
+    match details["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key; use one of {', '.join(_section_keys(location[:-1]))}"
+        case "missing":
+            return f"{key}: missing; add it (docs/configuration.md lists every key)"
+        case "value_error":
+            message = str(details["ctx"]["error"])
+            return f"{key}: {message}" if location else message  # checks of several keys name the key themselves
+        case "too_short":
+            return f"{key}: {details['ctx']['actual_length']} items are too few; list at least {details['ctx']['min_length']}"
+        case "too_long":
+            return f"{key}: the list is too long; list at most {details['ctx']['max_length']} items"
+    rule = re.sub(r"^(Input|String) should", "it should", details["msg"])
+    rule = re.sub(r", (unable to|got a) .*", "", rule)
+    rule = re.sub(r"a valid dictionary( or instance of \w+)?", "a section with keys", rule)
+    return f"{key}: {details['input']!r} is invalid; {rule}"
 
 
-def _is_choice(part: Any) -> bool:
-    """Pydantic adds the member of a union to the path of a fault; the user's key has no such part."""
-    return part in ("int", "str", _FILE, _NAMES) or str(part).startswith(("literal[", "constrained-", "function-"))
-
-
-def _keys(path: list[Any]) -> list[str]:
-    """Names of the keys of the section at a path."""
+def _section_keys(location: list[int | str]) -> list[str]:
+    """Return the keys of the section at a location."""
     section: Any = Config
-    for part in path:
-        if section == Datasets:
-            section = Dataset  # whatever its name
-        else:
-            section = section.model_fields[part].annotation
+    for step in location:
+        section = Dataset if section == Datasets else section.model_fields[step].annotation
     return list(section.model_fields)

@@ -1,5 +1,5 @@
-"""The one exception that a user is meant to read."""
+"""Define the exception for errors that the user can fix."""
 
 
 class NadpipeError(Exception):
-    """Bad input: one line that names the file or key, says what is wrong and what to do. Commands exit with 1."""
+    """Report bad input in one line: `<file or key>: <what is wrong>; <what to do>`. Commands print it and exit with code 1."""

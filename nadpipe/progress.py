@@ -1,21 +1,20 @@
-"""Progress of long work: a bar with a rate on a terminal, plain lines in a log."""
+"""Show the progress of long work: a bar on a terminal, plain lines in a log."""
 
-import io
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-_LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_noinv_fmt}, {elapsed} elapsed, {remaining} left"
+_LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} {unit}, {rate_noinv_fmt}, {elapsed} elapsed, {remaining} left"
 
 
-class _Lines:
-    """A stream that turns the carriage returns of a progress bar into lines of a log."""
+class _LineStream:
+    """Write each state of a progress bar as a line, without the carriage returns that redraw a bar."""
 
-    def __init__(self, stream: io.TextIOBase):
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> None:
@@ -27,19 +26,22 @@ class _Lines:
         self.stream.flush()
 
 
-def track(items: Iterable[Item], label: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items and show how many are done, how fast, and how long is left, on standard error."""
+def track(items: Iterable[Item], label: str, noun: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items, and show on standard error how many are done, how fast, and the time left.
+
+    label: what is done, such as "drawing". noun: singular of the counted items. total: number of items, if they have no length.
+    """
     if sys.stderr.isatty():
-        return iter(tqdm(items, desc=label, unit=f" {unit}", total=total))
+        return iter(tqdm(items, desc=label, unit=f" {noun}", total=total))
     return iter(
         tqdm(
             items,
             desc=label,
-            unit=unit,
+            unit=noun,
             total=total,
-            mininterval=10,
+            mininterval=10,  # seconds between lines
             maxinterval=30,
-            file=_Lines(sys.stderr),
-            bar_format=_LINE,
+            file=_LineStream(sys.stderr),
+            bar_format=_LINE_FORMAT,
         )
     )

@@ -1,3 +1,8 @@
+def of_analyses(pattern):
+    """Return a path of the data set that the analyses use."""
+    return pattern.format(dataset=config["analyses"]["dataset"])
+
+
 rule measure_sparsity:
     input:
         images=of_analyses("results/artifacts/{dataset}/images.parquet"),
@@ -5,15 +10,10 @@ rule measure_sparsity:
         labels="results/artifacts/text/labels.zarr",
         pairs="results/artifacts/directions/pair.zarr",
         neurons="results/artifacts/directions/neuron.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table=report(
             "results/sparsity.csv",
-            caption="captions/sparsity.rst",
-            category="Analyses",
-        ),
-        plot=report(
-            "results/sparsity.png",
             caption="captions/sparsity.rst",
             category="Analyses",
         ),
@@ -40,7 +40,7 @@ rule measure_sparsity:
         nadpipe measure-sparsity \
             --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} \
             --pair-directions {input.pairs:q} --neuron-directions {input.neurons:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --readout {input.readout:q} --output {output.table:q} \
             --dataset {params.dataset} --most {params.most} --confidence {params.confidence} \
             --shares {params.shares} --draws {params.draws} --seed {params.seed} \
             2>{log}
@@ -55,15 +55,10 @@ rule measure_reconstruction:
         pairs="results/artifacts/directions/pair.zarr",
         neurons="results/artifacts/directions/neuron.zarr",
         heads="results/artifacts/directions/head.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table=report(
             "results/reconstruction.csv",
-            caption="captions/reconstruction.rst",
-            category="Analyses",
-        ),
-        plot=report(
-            "results/reconstruction.png",
             caption="captions/reconstruction.rst",
             category="Analyses",
         ),
@@ -87,7 +82,7 @@ rule measure_reconstruction:
         nadpipe measure-reconstruction \
             --images {input.images:q} --contributions {input.contributions:q} --labels {input.labels:q} \
             --pair-directions {input.pairs:q} --neuron-directions {input.neurons:q} --head-directions {input.heads:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --readout {input.readout:q} --output {output.table:q} \
             --dataset {params.dataset} --most {params.most} --confidence {params.confidence} \
             2>{log}
         """
@@ -105,15 +100,10 @@ rule measure_sparse_text:
         neuron_texts=assignments_of("neuron"),
         head_texts=assignments_of("head"),
         dictionary="results/artifacts/text/dictionary.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table=report(
             "results/sparse_text.csv",
-            caption="captions/sparse_text.rst",
-            category="Analyses",
-        ),
-        plot=report(
-            "results/sparse_text.png",
             caption="captions/sparse_text.rst",
             category="Analyses",
         ),
@@ -140,7 +130,7 @@ rule measure_sparse_text:
             --pair-directions {input.pairs:q} --neuron-directions {input.neurons:q} --head-directions {input.heads:q} \
             --pair-assignments {input.pair_texts:q} --neuron-assignments {input.neuron_texts:q} --head-assignments {input.head_texts:q} \
             --dictionary {input.dictionary:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --readout {input.readout:q} --output {output.table:q} \
             --dataset {params.dataset} --most {params.most} --confidence {params.confidence} --atoms {params.atoms} \
             2>{log}
         """
@@ -153,14 +143,9 @@ rule measure_polysemanticity:
         neuron_directions="results/artifacts/directions/neuron.zarr",
         pairs="results/pairs.parquet",
         neurons="results/neurons.parquet",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table="results/polysemanticity.parquet",
-        plot=report(
-            "results/polysemanticity.png",
-            caption="captions/polysemanticity.rst",
-            category="Analyses",
-        ),
     log:
         "logs/measure_polysemanticity.log",
     benchmark:
@@ -179,7 +164,7 @@ rule measure_polysemanticity:
         nadpipe measure-polysemanticity \
             --contributions {input.contributions:q} --pair-directions {input.pair_directions:q} \
             --neuron-directions {input.neuron_directions:q} --pairs {input.pairs:q} --neurons {input.neurons:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} --top {params.top} \
+            --readout {input.readout:q} --output {output.table:q} --top {params.top} \
             2>{log}
         """
 
@@ -227,13 +212,9 @@ rule measure_naming:
         directions="results/artifacts/directions/pair.zarr",
         assignments="results/assignments.parquet",
         correlated="results/artifacts/assignments/correlated.parquet",
-        attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table=report(
             "results/naming.csv", caption="captions/naming.rst", category="Analyses"
-        ),
-        plot=report(
-            "results/naming.png", caption="captions/naming.rst", category="Analyses"
         ),
     log:
         "logs/measure_naming.log",
@@ -253,7 +234,7 @@ rule measure_naming:
         nadpipe measure-naming \
             --images {input.images:q} --contributions {input.contributions:q} --directions {input.directions:q} \
             --assignments {input.assignments:q} --correlated {input.correlated:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} --dataset {params.dataset} \
+            --output {output.table:q} --dataset {params.dataset} \
             2>{log}
         """
 
@@ -264,15 +245,10 @@ rule measure_faithfulness:
         contributions=shards(config["analyses"]["dataset"], "contributions"),
         selection="results/artifacts/selection/concepts.zarr",
         directions="results/artifacts/directions/pair.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table=report(
             "results/faithfulness.csv",
-            caption="captions/faithfulness.rst",
-            category="Analyses",
-        ),
-        plot=report(
-            "results/faithfulness.png",
             caption="captions/faithfulness.rst",
             category="Analyses",
         ),
@@ -296,7 +272,7 @@ rule measure_faithfulness:
         nadpipe measure-faithfulness \
             --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
             --directions {input.directions:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-plot {output.plot:q} \
+            --readout {input.readout:q} --output {output.table:q} \
             --dataset {params.dataset} --draws {params.draws} --seed {params.seed} \
             2>{log}
         """

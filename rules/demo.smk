@@ -1,3 +1,10 @@
+def demo_images(dataset):
+    """Return the number of images that the demo draws for a data set; for monitoring, per year."""
+    return config["demo"][
+        "monitoring_images_per_year" if dataset == "monitoring" else f"{dataset}_images"
+    ]
+
+
 rule make_demo_data:
     output:
         folder=directory("results/demo/{name}"),
@@ -29,7 +36,7 @@ rule make_demo_data:
 
 rule make_demo_model:
     input:
-        checkpoint=local(os.path.relpath(CHECKPOINT)),  # so that a moved folder reruns nothing
+        checkpoint=local(os.path.relpath(CHECKPOINT)),  # relative, so moving the folder reruns nothing
     output:
         weights="results/demo/model.safetensors",
         config="results/demo/model.json",

@@ -1,7 +1,33 @@
+def coefficients_for(unit):
+    """Return the stores that a unit's directions are fitted to; pairs need only their moments."""
+    return [] if UNITS[unit].rank_one else shards("discovery", "contributions")
+
+
+def contributions_options(paths):
+    """Return the option that gives contributions, if there are any."""
+    return ["--contributions", *paths] if paths else []
+
+
+def component_options(unit):
+    """Return the option for the number of directions of a unit that is not rank one."""
+    components = config["directions"]["components"]
+    return "" if UNITS[unit].rank_one else f"--components {components}"
+
+
+def correlations_of(unit):
+    """Return the table of a unit's texts by correlation. Only pairs have one."""
+    correlated = "results/artifacts/assignments/correlated.parquet"
+    return [correlated] if UNITS[unit].rank_one else []
+
+
+def correlated_options(paths):
+    """Return the option that gives texts by correlation, if there are any."""
+    return ["--correlated", *paths] if paths else []
+
+
 rule accumulate_pairs:
     input:
         contributions="results/artifacts/discovery/contributions/{shard}.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
     output:
         moments=directory("results/artifacts/discovery/moments/{shard}.zarr"),
     log:
@@ -20,7 +46,7 @@ rule accumulate_pairs:
     shell:
         """
         nadpipe accumulate-pairs \
-            --contributions {input.contributions:q} --attnpool-store {input.attnpool:q} \
+            --contributions {input.contributions:q} \
             --output {output.moments:q} --top-images {params.top_images} \
             2>{log}
         """
@@ -30,7 +56,7 @@ rule fit_directions:
     input:
         moments=shards("discovery", "moments"),
         contributions=lambda wildcards: coefficients_for(wildcards.unit),
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         directions=directory("results/artifacts/directions/{unit}.zarr"),
     log:
@@ -53,17 +79,17 @@ rule fit_directions:
         """
         nadpipe fit-directions \
             --unit {wildcards.unit} --moments {input.moments:q} {params.contributions:q} \
-            --attnpool-store {input.attnpool:q} --output {output.directions:q} {params.components} \
+            --readout {input.readout:q} --output {output.directions:q} {params.components} \
             2>{log}
         """
 
 
-# Texts of pairs are a result; those of neurons and heads reach their tables.
+# The texts of pairs are a result. The texts of neurons and heads are intermediate: tabulate_units reads them.
 rule assign_texts:
     input:
         directions="results/artifacts/directions/pair.zarr",
         dictionary="results/artifacts/text/dictionary.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         assignments="results/assignments.parquet",
     log:
@@ -88,7 +114,7 @@ rule assign_texts:
         """
         nadpipe assign-texts \
             --unit {params.unit} --directions {input.directions:q} --dictionary {input.dictionary:q} \
-            --attnpool-store {input.attnpool:q} --output {output.assignments:q} \
+            --readout {input.readout:q} --output {output.assignments:q} \
             --nearest {params.nearest} --atoms {params.atoms} --sparse-share {params.sparse_share} \
             --device {resources.device:q} \
             2>{log}
@@ -99,7 +125,7 @@ use rule assign_texts as assign_texts_to_subspaces with:
     input:
         directions="results/artifacts/directions/{unit}.zarr",
         dictionary="results/artifacts/text/dictionary.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         assignments="results/artifacts/assignments/{unit}.parquet",
     log:
@@ -119,7 +145,6 @@ rule correlate_texts:
         contributions=shards("discovery", "contributions"),
         directions="results/artifacts/directions/pair.zarr",
         dictionary="results/artifacts/text/dictionary.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
     output:
         correlated="results/artifacts/assignments/correlated.parquet",
     log:
@@ -139,7 +164,7 @@ rule correlate_texts:
         """
         nadpipe correlate-texts \
             --contributions {input.contributions:q} --directions {input.directions:q} --dictionary {input.dictionary:q} \
-            --attnpool-store {input.attnpool:q} --output {output.correlated:q} --nearest {params.nearest} \
+            --output {output.correlated:q} --nearest {params.nearest} \
             2>{log}
         """
 
@@ -149,7 +174,6 @@ rule tabulate_units:
         directions="results/artifacts/directions/{unit}.zarr",
         assignments=lambda wildcards: assignments_of(wildcards.unit),
         correlated=lambda wildcards: correlations_of(wildcards.unit),
-        attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/{unit}s.parquet",
     log:
@@ -169,6 +193,6 @@ rule tabulate_units:
         """
         nadpipe tabulate-units \
             --unit {wildcards.unit} --directions {input.directions:q} --assignments {input.assignments:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} {params.correlated:q} \
+            --output {output.table:q} {params.correlated:q} \
             2>{log}
         """

@@ -1,12 +1,12 @@
-# The one rule that --cache may share between workflows: it reads nothing but its inputs. Images are no inputs, only their
-# manifest is; texts have a cache of their own (text.cache). A rule that is shared has no benchmark.
-rule export_attnpool:
+# Only this rule can be shared between workflows (--cache), because it reads nothing but its inputs. Other rules read images,
+# and only the manifest of the images is an input. Texts have their own cache (text.cache). A shared rule has no benchmark.
+rule export_readout:
     input:
         files=model_files(),
     output:
-        attnpool=directory("results/artifacts/model/attnpool.zarr"),
+        readout=directory("results/artifacts/model/readout.zarr"),
     log:
-        "logs/export_attnpool.log",
+        "logs/export_readout.log",
     cache: True
     conda:
         "../envs/nadpipe.yaml"
@@ -16,10 +16,10 @@ rule export_attnpool:
         runtime=20,
     params:
         model=model_options(),
-        code=code("export_attnpool"),
+        code=code("export_readout"),
     shell:
         """
-        nadpipe export-attnpool \
-            {params.model:q} --output {output.attnpool:q} \
+        nadpipe export-readout \
+            {params.model:q} --output {output.readout:q} \
             2>{log}
         """

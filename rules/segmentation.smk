@@ -1,14 +1,28 @@
+def segmented_shards(pattern, datasets):
+    """Return a path per shard of the segmented data sets."""
+    return [
+        pattern.format(dataset=dataset, shard=shard)
+        for dataset in datasets
+        for shard in shard_numbers(dataset)
+    ]
+
+
+def labelling_options(dataset):
+    """Return the options that turn the logits of a data set's texts into classes."""
+    known = config["datasets"][dataset]
+    return [
+        flag("background-names", known["background_names"]),
+        *("--background-threshold", known["background_threshold"]),
+        *("--area-threshold", known["area_threshold"]),
+    ]
+
+
 rule measure_registers:
     input:
         features=shards("discovery", "features"),
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table="results/registers.parquet",
-        plot=report(
-            "results/registers.png",
-            caption="captions/registers.rst",
-            category="Registers",
-        ),
     log:
         "logs/measure_registers.log",
     benchmark:
@@ -26,8 +40,8 @@ rule measure_registers:
     shell:
         """
         nadpipe measure-registers \
-            --features {input.features:q} --attnpool-store {input.attnpool:q} \
-            --output {output.table:q} --output-plot {output.plot:q} \
+            --features {input.features:q} --readout {input.readout:q} \
+            --output {output.table:q} \
             --images {params.images} --sink-factor {params.sink_factor} \
             2>{log}
         """
@@ -40,9 +54,9 @@ rule segment_images:
         classes="results/artifacts/{dataset}/classes.parquet",
         features="results/artifacts/{dataset}/features/{shard}.zarr",
         selection="results/artifacts/selection/{dataset}.zarr",
-        contributions=shards("discovery", "contributions"),
+        head_means="results/artifacts/discovery/head_means.zarr",
         registers="results/registers.parquet",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         confusion="results/artifacts/{dataset}/confusion/{shard}.parquet",
         labels=directory("results/segmentation/{dataset}/labels/{shard}"),
@@ -68,8 +82,8 @@ rule segment_images:
         """
         nadpipe segment-images \
             --images {input.images:q} {params.copied:q} --classes {input.classes:q} --features {input.features:q} \
-            --selection {input.selection:q} --contributions {input.contributions:q} --registers {input.registers:q} \
-            --attnpool-store {input.attnpool:q} --output {output.confusion:q} --output-labels {output.labels:q} \
+            --selection {input.selection:q} --head-means {input.head_means:q} --registers {input.registers:q} \
+            --readout {input.readout:q} --output {output.confusion:q} --output-labels {output.labels:q} \
             --methods {params.methods} --k {params.k} --temperature {params.temperature} --sink {params.sink} \
             {params.labelling} \
             2>{log}
@@ -83,7 +97,6 @@ rule score_segmentation:
             config["segmentation"]["datasets"],
         ),
         classes=of_segmentation("results/artifacts/{dataset}/classes.parquet"),
-        attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table=report(
             "results/segmentation.csv",
@@ -110,7 +123,7 @@ rule score_segmentation:
     shell:
         """
         nadpipe score-segmentation \
-            --confusion {input.confusion:q} --classes {input.classes:q} --attnpool-store {input.attnpool:q} \
+            --confusion {input.confusion:q} --classes {input.classes:q} \
             --output {output.table:q} --output-classes {output.classes:q} --output-differences {output.differences:q} \
             --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
             2>{log}
@@ -122,7 +135,7 @@ rule draw_overlays:
         images="results/artifacts/{dataset}/images.parquet",
         source=lambda wildcards: copied_images(wildcards.dataset),
         classes="results/artifacts/{dataset}/classes.parquet",
-        labels=lambda wildcards: segmented_shards(
+        label_maps=lambda wildcards: segmented_shards(
             "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
         ),
     output:
@@ -150,7 +163,7 @@ rule draw_overlays:
     shell:
         """
         nadpipe draw-overlays \
-            --images {input.images:q} {params.copied:q} --classes {input.classes:q} --labels {input.labels:q} \
+            --images {input.images:q} {params.copied:q} --classes {input.classes:q} --label-maps {input.label_maps:q} \
             --output {output.overlays:q} --count {params.overlays} \
             2>{log}
         """
@@ -165,7 +178,7 @@ rule draw_contact_sheets:
             "results/artifacts/{dataset}/confusion/{shard}.parquet",
             [wildcards.dataset],
         ),
-        labels=lambda wildcards: segmented_shards(
+        label_maps=lambda wildcards: segmented_shards(
             "results/segmentation/{dataset}/labels/{shard}", [wildcards.dataset]
         ),
     output:
@@ -194,35 +207,6 @@ rule draw_contact_sheets:
         """
         nadpipe draw-contact-sheets \
             --images {input.images:q} {params.copied:q} --classes {input.classes:q} --confusion {input.confusion:q} \
-            --labels {input.labels:q} --output {output.sheets:q} --count {params.extremes} \
-            2>{log}
-        """
-
-
-rule plot_classes:
-    input:
-        classes="results/segmentation/per_class.parquet",
-    output:
-        plot=report(
-            "results/segmentation/{dataset}/per_class.png",
-            caption="captions/per_class.rst",
-            category="Segmentation",
-        ),
-    log:
-        "logs/plot_classes/{dataset}.log",
-    benchmark:
-        "results/benchmarks/plot_classes/{dataset}.tsv"
-    conda:
-        "../envs/nadpipe.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000),
-        runtime=30,
-    params:
-        code=code("plot_classes"),
-    shell:
-        """
-        nadpipe plot-classes \
-            --classes {input.classes:q} --dataset {wildcards.dataset} --output {output.plot:q} \
+            --label-maps {input.label_maps:q} --output {output.sheets:q} --count {params.extremes} \
             2>{log}
         """

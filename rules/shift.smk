@@ -1,9 +1,27 @@
+def reference_options():
+    """Return the option for the reference group, if the config names one."""
+    reference = config["shift"]["reference"]
+    return [] if reference is None else ["--reference", reference]
+
+
+def comparison_options():
+    """Return the options for the comparison of groups."""
+    section = config["shift"]
+    return [
+        *reference_options(),
+        "--test",
+        section["test"],
+        "--small-group",
+        section["small_group"],
+    ]
+
+
 rule score_shift:
     input:
         images="results/artifacts/monitoring/images.parquet",
         contributions=shards("monitoring", "contributions"),
         selection="results/artifacts/selection/concepts.zarr",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table=report(
             "results/shift.csv", caption="captions/shift.rst", category="Shift"
@@ -29,7 +47,7 @@ rule score_shift:
         """
         nadpipe score-shift \
             --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} --output-scores {output.scores:q} \
+            --readout {input.readout:q} --output {output.table:q} --output-scores {output.scores:q} \
             {params.comparison:q} --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
             2>{log}
         """
@@ -40,7 +58,6 @@ rule rank_shifts:
         images="results/artifacts/monitoring/images.parquet",
         contributions=shards("monitoring", "contributions"),
         pairs="results/pairs.parquet",
-        attnpool="results/artifacts/model/attnpool.zarr",
     output:
         table="results/shift/discovered.parquet",
     log:
@@ -62,20 +79,20 @@ rule rank_shifts:
         """
         nadpipe rank-shifts \
             --images {input.images:q} --contributions {input.contributions:q} --pairs {input.pairs:q} \
-            --attnpool-store {input.attnpool:q} --output {output.table:q} {params.reference:q} \
+            --output {output.table:q} {params.reference:q} \
             --examples {params.examples} --small-group {params.small_group} \
             2>{log}
         """
 
 
-# A batch is any further data set: its scores against those of the monitored images, which are not made again.
+# A batch is any further data set. It is compared with the stored scores of the monitoring images.
 rule score_batch:
     input:
         images="results/artifacts/{dataset}/images.parquet",
         contributions=lambda wildcards: shards(wildcards.dataset, "contributions"),
         selection="results/artifacts/selection/concepts.zarr",
         scores="results/shift/scores.parquet",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table="results/shift/batches/{dataset}.csv",
     log:
@@ -98,7 +115,7 @@ rule score_batch:
         """
         nadpipe score-batch \
             --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
-            --reference-scores {input.scores:q} --attnpool-store {input.attnpool:q} --output {output.table:q} \
+            --reference-scores {input.scores:q} --readout {input.readout:q} --output {output.table:q} \
             --dataset {wildcards.dataset} {params.comparison:q} \
             --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
             2>{log}

@@ -1,17 +1,95 @@
-# Where results are in storage: which folders there are whole.
-#
-# A folder is stored file by file, so that a lost connection leaves a part of it under its name, which Snakemake takes for the
-# folder. So every rule that makes a folder also makes a file, <folder>.uploaded, which is stored behind it, and every rule that
-# reads the folder asks for that file: a folder without it is made again.
-if STORED:
+# Results and inputs in remote storage such as S3, and local copies of them.
+from snakemake.io import is_flagged
+
+# True if results are in remote storage such as S3, not on disk.
+STORED = workflow.storage_settings.default_storage_provider is not None
+STORED_BELOW = os.path.join(workflow.storage_settings.default_storage_prefix or "", "")
+
+
+def is_copied(path):
+    """Return whether jobs use a staged copy of a path: URLs, and generated files when results are remote."""
+    return is_url(path) or (STORED and Path(path).is_relative_to(DEMO_FOLDER))
+
+
+def given(path):
+    """Return a path of the config as an input: URLs are fetched, generated files are stored with the results, and all other
+    files are on local disk."""
+    if is_url(path):
+        return storage(path)
+    return path if Path(path).is_relative_to(DEMO_FOLDER) else local(path)
+
+
+def check_apart():
+    """Exit if results would be stored in a folder that is fetched as images."""
+    for dataset in config["datasets"]:
+        folder = source_root(dataset)
+        if is_url(folder) and STORED_BELOW.startswith(f"{folder}/"):
+            print(
+                f"--default-storage-prefix: {STORED_BELOW} is in {folder}, which datasets.{dataset}.path fetches whole; choose another",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+
+
+def found_at(path):
+    """Return the path under which jobs find a path of the config: the path itself or its staged copy."""
+    if is_url(path):
+        return str(storage(path))
+    if is_copied(path):
+        provider = workflow.storage_registry.default_storage_provider
+        return str(provider.object(f"{STORED_BELOW}{path}").local_path())
+    return path
+
+
+def written(path):
+    """Return a path as its rule writes it, without the storage prefix."""
+    query = path.storage_object.query if path.is_storage else str(path)
+    return query.removeprefix(STORED_BELOW)
+
+
+def inputs_of(item, wildcards):
+    """Return the paths of one input: its pattern, or the one, several or no paths that its function returns."""
+    if not callable(item):
+        return [written(item).format(**wildcards)]
+    found = item(wildcards)
+    return [found] if isinstance(found, str) else list(found)
+
+
+def paths_of(pattern):
+    """Return a regular expression for the paths of a folder. Wildcards match neither a slash nor a dot."""
+    return re.compile("[^/.]+".join(map(re.escape, re.split(r"{\w+}", pattern))))
+
+
+def ask_for_uploads(reader, folders):
+    """Make a rule that reads folders require their upload markers."""
+    asked = list(reader.input)
+
+    def uploads(wildcards):
+        paths = [path for item in asked for path in inputs_of(item, wildcards)]
+        return [
+            f"{path}.uploaded"
+            for path in paths
+            if any(folder.fullmatch(path) for folder in folders)
+        ]
+
+    reader.set_input(uploaded=uploads)
+
+
+def mark_uploads():
+    """Add upload markers to all rules, which tell complete folders in remote storage from incomplete ones.
+
+    Snakemake uploads a folder file by file, so a lost connection leaves an incomplete folder under its final name, which
+    Snakemake takes for complete. Every rule that makes a folder therefore also makes a file, <folder>.uploaded, which is uploaded
+    after it. Every rule that reads the folder requires this file. A folder without it is made again.
+    """
     makers = [
         (maker, written(made))
         for maker in workflow.rules
         for made in maker.output
         if is_flagged(made, "directory")
     ]
-    for maker, folder in makers:
-        maker.set_output(uploaded=touch(f"{folder}.uploaded"))
+    for number, (maker, folder) in enumerate(makers):
+        maker.set_output(**{f"uploaded_{number}": touch(f"{folder}.uploaded")})
     folders = [paths_of(folder) for _, folder in makers]
     for reader in workflow.rules:
         ask_for_uploads(reader, folders)

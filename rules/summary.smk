@@ -1,10 +1,26 @@
+def used_datasets():
+    """Return the data sets that a run uses."""
+    return ["discovery", "monitoring", *config["segmentation"]["datasets"]]
+
+
+def settings_of_results():
+    """Return the config without settings that affect only how stages run, and without the dense export, which no table uses."""
+    how = ("batch_size", "workers", "cache", "device")
+    sections = {
+        name: {key: value for key, value in section.items() if key not in how}
+        for name, section in config.items()
+        if isinstance(section, dict) and name != "dense"
+    }
+    return {"seed": config["seed"], **sections}
+
+
 rule describe_results:
     input:
         tables=FINAL_TABLES,
         images=expand(
             "results/artifacts/{dataset}/images.parquet", dataset=used_datasets()
         ),
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         provenance="results/provenance.json",
     log:
@@ -23,7 +39,7 @@ rule describe_results:
     shell:
         """
         nadpipe describe-results \
-            --tables {input.tables:q} --images {input.images:q} --attnpool-store {input.attnpool:q} \
+            --tables {input.tables:q} --images {input.images:q} --readout {input.readout:q} \
             --config {params.config:q} --output {output.provenance:q} \
             2>{log}
         """
@@ -41,7 +57,7 @@ rule build_explorer:
         heads="results/heads.parquet",
         assignments="results/assignments.parquet",
         correlated="results/artifacts/assignments/correlated.parquet",
-        attnpool="results/artifacts/model/attnpool.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         explorer=directory("results/explorer"),
     log:
@@ -59,13 +75,13 @@ rule build_explorer:
         shown=config["explorer"]["images"],
         thumbnail=config["explorer"]["thumbnail"],
         code=code("build_explorer"),
-        web=files_fingerprint("web"),
+        web=files_fingerprint("pages/web"),
     shell:
         """
         nadpipe build-explorer \
             --images {input.images:q} {params.copied:q} --features {input.features:q} --contributions {input.contributions:q} \
             --directions {input.directions:q} --pairs {input.pairs:q} --neurons {input.neurons:q} --heads {input.heads:q} \
-            --assignments {input.assignments:q} --correlated {input.correlated:q} --attnpool-store {input.attnpool:q} \
+            --assignments {input.assignments:q} --correlated {input.correlated:q} --readout {input.readout:q} \
             --output {output.explorer:q} --shown {params.shown} --thumbnail {params.thumbnail} \
             2>{log}
         """
@@ -80,10 +96,10 @@ rule make_report:
             "results/artifacts/{dataset}/images.parquet", dataset=used_datasets()
         ),
         source=copied_images("monitoring"),
-        contributions=[
+        head_means=[
             store
             for dataset in ("discovery", "monitoring")
-            for store in shards(dataset, "contributions")
+            for store in shards(dataset, "head_means")
         ],
     output:
         report=report(
@@ -105,11 +121,11 @@ rule make_report:
         segmented=config["segmentation"]["datasets"],
         concepts=config["shift"]["concepts"],
         code=code("make_report"),
-        template=files_fingerprint("templates"),
+        template=files_fingerprint("pages/templates"),
     shell:
         """
         nadpipe make-report \
-            --results {params.results:q} {params.copied:q} --contributions {input.contributions:q} --output {output.report:q} \
+            --results {params.results:q} {params.copied:q} --head-means {input.head_means:q} --output {output.report:q} \
             --segmented {params.segmented:q} --concepts {params.concepts:q} \
             2>{log}
         """

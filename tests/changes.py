@@ -7,6 +7,7 @@ test_workflow.py makes each change and compares what Snakemake plans.
 
 import json
 
+from nadpipe.analyses import ANALYSES, PLOTTED
 from nadpipe.demo.world import CLASSES
 
 SCORED = {"score_segmentation": 1, "plot_classes": 1}
@@ -25,7 +26,7 @@ MEASURED = {"measure_registers": 1, **SEGMENTED}
 ENCODED = {"extract_features": 4, **DECOMPOSED, **MEASURED}
 EMBEDDED = {"embed_texts": 4, **NAMED, **REBUILT, "select_pairs": 2, **SEGMENTED, **CONCEPTS}
 LISTED = {"index_images": 3, "embed_texts": 1, **ENCODED}
-MODEL = {"export_attnpool": 1, **ENCODED, **EMBEDDED}
+MODEL = {"export_readout": 1, **ENCODED, **EMBEDDED}
 CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
 OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
 OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
@@ -133,7 +134,7 @@ EDITS = {
     "stages/index_images.py": LISTED,
     "stages/index_classes.py": CLASSED,
     "stages/measure_registers.py": MEASURED,
-    "stages/export_attnpool.py": {"export_attnpool": 1, **DECOMPOSED, **MEASURED},
+    "stages/export_readout.py": {"export_readout": 1, **DECOMPOSED, **MEASURED},
     "stages/extract_features.py": ENCODED,
     "stages/compute_contributions.py": DECOMPOSED,
     "stages/accumulate_pairs.py": ACCUMULATED,
@@ -155,8 +156,21 @@ EDITS = {
     "stages/describe_results.py": {"describe_results": 1, "make_report": 1},
     "stages/build_explorer.py": {"build_explorer": 1},
     "stages/make_report.py": {"make_report": 1},
-    "explorer.py": {"build_explorer": 1},
-    "report.py": {"make_report": 1},
+    "stages/plot_table.py": {"plot_table": len(PLOTTED)},
+    "analyses.py": {},
+    "circuit/activity.py": {"build_explorer": 1},
+    "pages/charts.py": {"make_report": 1},
+    "pages/explorer.py": {},
+    "pages/explorer_files.py": {"build_explorer": 1},
+    **{f"pages/figures/{name}.py": {"plot_table": 1} for name in PLOTTED},
+    "pages/html.py": {"make_report": 1},
+    "pages/pictures.py": {
+        **{"draw_overlays": 1, "draw_contact_sheets": 1, "draw_retrieval": 1},
+        **{"build_explorer": 1, "make_report": 1},
+    },
+    "pages/plots.py": {"plot_table": len(PLOTTED), "plot_classes": 1},
+    "pages/report.py": {"make_report": 1},
+    **{f"looks/{name}.py": {} for name in ("explain", "search", "show")},
     "stages/segment_images.py": SEGMENTED,
     "stages/score_segmentation.py": SCORED,
     "stages/draw_overlays.py": {"draw_overlays": 1},
@@ -168,22 +182,26 @@ EDITS = {
     "segmentation.py": SEGMENTED,
     "metrics.py": SEGMENTED,
     "registers.py": MEASURED,
-    "class_tables.py": {"index_classes": 1, **EMBEDDED},
-    "layouts.py": {**CLASSED, **LISTED, "embed_texts": 2},  # of classes, and of labels
-    "plots.py": {**MEASURED, **REBUILT, **RANKED, "measure_naming": 1, "measure_faithfulness": 1},
+    "data/class_tables.py": {"index_classes": 1, **EMBEDDED},
+    "data/layouts.py": {**CLASSED, **LISTED, "embed_texts": 2},  # of classes, and of labels
     "ablation.py": {**REBUILT, "measure_faithfulness": 1},
-    "labelled.py": REBUILT,
-    "labels.py": EMBEDDED,
+    "data/labelled.py": REBUILT,
+    "data/labels.py": EMBEDDED,
     "shift.py": {"score_shift": 1, "rank_shifts": 1},
     "directions.py": {**DECOMPOSED, **MEASURED},
-    "models.py": MODEL,
+    "towers/checkpoints.py": MODEL,
+    "towers/clip_resnet.py": MODEL,
+    "towers/devices.py": MODEL,
+    "towers/family.py": MODEL,
+    "towers/model.py": MODEL,
+    "towers/preprocessing.py": MODEL,
+    "towers/sources.py": MODEL,
+    "towers/text.py": EMBEDDED,
     "cli.py": {},
 }
 
-TABLES = {  # rules that make final tables, or what provenance.json tells of
-    *("index_images", "export_attnpool", "score_segmentation", "measure_registers", "score_shift", "rank_shifts"),
-    *("tabulate_units", "assign_texts", "measure_polysemanticity", *ANALYSED),
-}
+# rules that make final tables, or what provenance.json records of the data sets and the model
+TABLES = {"index_images", "export_readout", *(analysis.stage for analysis in ANALYSES.values())}
 
 
 def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
@@ -191,6 +209,9 @@ def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
     whole = dict(plan)
     if "tabulate_units" in plan or key.startswith("explorer."):
         whole["build_explorer"] = 1
+    plots = sum(analysis.stage in plan for analysis in PLOTTED.values())
+    if plots:
+        whole["plot_table"] = plots
     if TABLES & plan.keys() or (bool(whole) and not key.startswith("dense.")):
         whole |= {"describe_results": 1, "make_report": 1}
     if "draw_overlays" in plan:

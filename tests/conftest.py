@@ -1,18 +1,15 @@
 import os
-import re
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
-import yaml
+from checkout import Checkout
+from filelock import FileLock
 from open_clip.modified_resnet import AttentionPool2d
+from PIL import Image
 
-from nadpipe.attnpool import AttentionPool
+from nadpipe.circuit.attention import AttentionPool
 
 # heads, neurons, embed, side of the token grid: few and many of each, odd grids, more embed than neurons and less
 SHAPES = [(2, 8, 12, 2), (4, 64, 16, 3), (1, 6, 5, 1), (16, 32, 24, 3), (3, 96, 10, 5)]
@@ -50,6 +47,12 @@ def activations(pool, views, seed=1):
     return torch.randn(views, pool.tokens - 1, pool.neurons, generator=generator).clamp(min=0)
 
 
+def ink(path):
+    """Return the share of a picture's pixels that differ from the background, the colour of its first pixel."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return (np.abs(pixels - pixels[0, 0]).max(axis=2) > 16).mean()
+
+
 TINY = {
     "embed_dim": 12,
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32},
@@ -74,97 +77,58 @@ def tiny_clip():
     return clip
 
 
-ROOT = Path(__file__).parents[1]
-SMALL = {
-    "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 30},
-    "directions": {"top_images": 20, "components": 3},
-    "text": {"cache": None},  # with one, last bits depend on which set of texts was embedded first
-    "shift": {"resamples": 200},
-    "segmentation": {"overlays": 3},
-    "registers": {"images": 20},
-}
+@pytest.fixture
+def run(tmp_path, tiny_clip):
+    """Return a working folder with the tiny model, and its stages."""
+    from stage_run import Run  # imports all stages
+
+    return Run(tmp_path, tiny_clip)
 
 
-class Checkout:
-    """A copy of the workflow with a small demo, and ways to run and to change it."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        for name in ("rules", "nadpipe", "envs", "profiles"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("Snakefile", "config.yaml", "README.md"):
-            shutil.copy(ROOT / name, folder / name)
-        self.config = yaml.safe_load((ROOT / "config.yaml").read_text())
-        for section, keys in SMALL.items():
-            self.config[section].update(keys)
-        self.config["datasets"]["more"] = self.config["datasets"]["segmentation"]
-        self.write_config(self.config)
-
-    @classmethod
-    def at(cls, folder):
-        """A copy that exists."""
-        made = cls.__new__(cls)
-        made.folder = folder
-        return made
-
-    def write_config(self, config):
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-
-    def _command(self, *arguments):
-        """Snakemake as the README runs it, on this copy's code: the command and its environment."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PATH": path}
-        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments], environment
-
-    def start(self, *arguments):
-        """Begin a run."""
-        command, environment = self._command(*arguments)
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, **quiet)
-
-    def run(self, *arguments, check=True, timeout=None, **variables):
-        """Run to the end, with more variables in the environment."""
-        command, environment = self._command(*arguments)
-        environment |= variables
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout)
-        assert done.returncode == 0 or not check, done.stdout[-3000:] + done.stderr[-6000:]
-        return done
-
-    def plan(self, *arguments):
-        """Rules that would run, with the number of their jobs."""
-        done = self.run("-n", "all", *arguments)
-        text = done.stdout + done.stderr
-        table = re.search(r"^Job stats:\n.*\n-.*\n((?:\w+ +\d+\n)+)", text, re.MULTILINE)
-        if table is None:
-            assert "Nothing to be done" in text
-            return {}
-        jobs = dict(line.split() for line in table[1].splitlines())
-        return {rule: int(count) for rule, count in jobs.items() if rule not in ("all", "total")}
+FIRST = ("test_changes", "test_slurm", "test_kills", "test_s3", "test_docs", "test_workflow", "test_pages", "test_looks")
+WHOLE_RUNS = {"finished", "checkout", "browser"}  # fixtures
 
 
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory):
-    made = Checkout(tmp_path_factory.mktemp("checkout"))
-    made.first = made.run("all")
-    return made
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of workers: none for one or two files, else one more than cores, because some tests wait."""
+    few = config.args_source is pytest.Config.ArgsSource.ARGS and len(config.args) <= 2
+    return 0 if few else os.cpu_count() + 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, and mark as quick what needs no finished run, no browser and no patience."""
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        whole_run = item.path.stem in FIRST or WHOLE_RUNS & set(item.fixturenames)
+        if not whole_run and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def on_slurm(request, tmp_path_factory):
-    """The small demo on a Slurm of one node, if a test of it is to run: a future of the checkout, the job that was killed, and
-    the cluster. It begins with the session and goes on beside other tests, for it waits more than it works."""
-    if all(item.path.name != "test_slurm.py" for item in request.session.items):
-        yield None
-        return
-    import slurm  # which itself needs Checkout from here
+def _one_thread_per_worker() -> None:
+    """Use one thread per worker, so that parallel workers do not compete for cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
-    folder, daemons, started = tmp_path_factory.mktemp("submitted"), tmp_path_factory.mktemp("slurm"), []
 
-    def run():
-        started.append(slurm.Slurm(daemons))
-        return Checkout.at(folder), slurm.run_the_demo(folder, started[0], "results/segmentation.csv"), started[0]
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Return a finished run of the small demo, made once for all workers. Tests must not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "finished.lock"):
+        if (folder / "finished.log").exists():
+            return Checkout.open(folder / "finished")
+        checkout = Checkout(folder / "finished")
+        done = checkout.run("all")
+        (folder / "finished.log").write_text(done.stderr)
+        return checkout
 
-    with ThreadPoolExecutor(1) as pool:
-        yield None if slurm.missing() else pool.submit(run)
-    for cluster in started:
-        cluster.stop()
+
+@pytest.fixture(scope="module")
+def checkout(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Return a copy of the finished run for the tests of one file, which may change it."""
+    return finished.copy(tmp_path_factory.mktemp("checkout"))

@@ -1,13 +1,13 @@
-"""Runs that are killed at random moments, and the commands that recover them.
+"""Runs that are killed while jobs write their artifacts, and the commands that recover them.
 
     python tests/kills.py --kills 30
 
-Prints one line a kill, then whether the tables of the run are those of one that nobody disturbed.
+Print one line per kill, then whether the tables equal those of an undisturbed run.
 """
 
 import argparse
+import contextlib
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,106 +15,115 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
-from conftest import Checkout
+from checkout import Checkout
 
 KINDS = ("worker", "snakemake", "both")
-SOONEST, LATEST = 3.0, 12.0  # seconds after the start; the first jobs begin after three
+PATIENCE = 300.0  # seconds until a job must have begun to write
 
 
 class Victim:
     """A checkout whose runs are killed."""
 
-    def __init__(self, made: Checkout, targets: tuple[str, ...], seed: int = 0):
-        self.made = made
+    def __init__(self, checkout: Checkout, targets: tuple[str, ...]) -> None:
+        self.checkout = checkout
         self.targets = targets
-        self.random = random.Random(seed)
 
-    def run_and_kill(self, kind: str) -> str | None:
-        """Start as recovery does and kill after a while; returns what was killed, None if the run ended well before."""
-        with self.made.start(*self.targets, "--rerun-incomplete") as process:
-            try:
-                if process.wait(self.random.uniform(SOONEST, LATEST)) == 0:
+    def run_and_kill(self, kind: str, skip: int = 0) -> str | None:
+        """Start a run and kill it while a job writes; return what was killed, None if the run ended first.
+
+        skip: jobs that may write undisturbed before.
+        """
+        known = self._partial_files()  # left by earlier kills
+        writers = 0
+        deadline = time.monotonic() + PATIENCE
+        with self.checkout.start(*self.targets, "--rerun-incomplete") as process:
+            while True:
+                if process.poll() is not None:
+                    assert process.returncode == 0
                     return None
-            except subprocess.TimeoutExpired:
-                pass
-            killed = self._kill(kind, process.pid)
-            process.wait(120)
-        return killed
+                assert time.monotonic() < deadline, f"only {writers} jobs wrote within {PATIENCE:.0f} s"
+                new = self._partial_files() - known
+                known |= new
+                writers += len(new)
+                if new and writers > skip and (killed := self._kill(kind, process.pid, min(new))):
+                    process.wait(120)
+                    return killed
+                time.sleep(0.005)
 
-    def _kill(self, kind: str, pid: int) -> str:
+    def _partial_files(self) -> set[Path]:
+        """Return the temporary paths that jobs write to."""
+        return set((self.checkout.folder / "results").rglob(".*.partial"))
+
+    def _kill(self, kind: str, pid: int, partial: Path) -> str | None:
+        """Kill the job that writes `partial`, Snakemake, or both with all other jobs; return None if the job has ended."""
         try:
-            snakemake = psutil.Process(pid)
-            below = snakemake.children(recursive=True)
+            worker, snakemake = psutil.Process(int(partial.name.split(".")[-2])), psutil.Process(pid)
+            victims = {"worker": [worker], "snakemake": [snakemake], "both": [snakemake, *snakemake.children(recursive=True)]}
+            stage = _stage(worker)
+            victims[kind][0].kill()
         except psutil.NoSuchProcess:
-            return f"{kind}: too late"
-        jobs = [process for process in below if "nadpipe" in _command(process)]
-        chosen = {"worker": jobs[-1:], "snakemake": [snakemake], "both": [snakemake, *below]}[kind]
-        names = {part.partition(" --")[0] for part in map(_command, jobs)}
-        for process in chosen:
-            try:
+            return None
+        for process in victims[kind][1:]:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        return f"{kind}: during {', '.join(sorted(names)) or 'planning'}"
+        return f"{kind}: during {stage}"
 
     def recover(self, finish: bool = False) -> None:
-        """What the README says: unlock, and with `finish` run to the end."""
-        self.made.run("--unlock", *self.targets)
+        """Unlock as the README says, and run to the end if `finish`."""
+        self.checkout.run("--unlock", *self.targets)
         if finish:
-            self.made.run(*self.targets, "--rerun-incomplete")
+            self.checkout.run(*self.targets, "--rerun-incomplete")
 
     def leftovers(self) -> list[Path]:
-        """Files that no finished run leaves."""
-        return [path for path in (self.made.folder / "results").rglob(".*") if path.suffix in (".partial", ".lock")]
+        """Return files that a finished run does not leave."""
+        return [path for path in (self.checkout.folder / "results").rglob(".*") if path.suffix in (".partial", ".lock")]
 
 
-def _command(process: psutil.Process) -> str:
-    try:
-        words = process.cmdline()
-    except psutil.NoSuchProcess:
-        return ""
-    return " ".join(words[words.index("nadpipe") :]) if "nadpipe" in words else ""
+def _stage(process: psutil.Process) -> str:
+    """Return the stage that a job runs."""
+    words = process.cmdline()
+    return words[words.index("nadpipe") + 1]
 
 
-def same_tables(one: Path, other: Path) -> list[str]:
-    """Final tables of two results folders that are not the same; CSV by byte, Parquet by value."""
+def different_tables(one: Path, other: Path) -> list[str]:
+    """Return the final tables of `one` that differ in `other`: CSV by bytes, Parquet by values."""
     names = [path.relative_to(one) for pattern in ("*.csv", "*.parquet", "s*/*.parquet") for path in sorted(one.glob(pattern))]
     assert names
-    return [str(name) for name in names if not _same(one / name, other / name)]
+    return [str(name) for name in names if not _equal(one / name, other / name)]
 
 
-def _same(one: Path, other: Path) -> bool:
+def _equal(one: Path, other: Path) -> bool:
     if one.suffix == ".csv":
         return one.read_bytes() == other.read_bytes()
     return pd.read_parquet(one).equals(pd.read_parquet(other))
 
 
 def main() -> None:
-    """Kill a run of the small demo again and again."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--kills", type=int, default=30)
-    options.add_argument("--seed", type=int, default=0)
-    given = options.parse_args()
+    """Kill runs of the small demo again and again."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    skips = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        calm, victim = Checkout(Path(folder, "calm")), Victim(Checkout(Path(folder, "killed")), ("all",), given.seed)
-        calm.run("all")
-        done = rounds = 0
-        while done < given.kills:
-            killed = victim.run_and_kill(KINDS[done % len(KINDS)])
+        undisturbed, victim = Checkout(Path(folder, "undisturbed")), Victim(Checkout(Path(folder, "killed")), ("all",))
+        undisturbed.run("all")
+        kills = rounds = 0
+        while kills < options.kills:
+            killed = victim.run_and_kill(KINDS[kills % len(KINDS)], skips.randrange(5))
             victim.recover()
             if killed is None:
                 rounds += 1
-                assert same_tables(calm.folder / "results", victim.made.folder / "results") == []
-                victim.made.run("--delete-all-output", "all")
+                assert different_tables(undisturbed.folder / "results", victim.checkout.folder / "results") == []
+                victim.checkout.run("--delete-all-output", "all")
                 continue
-            done += 1
-            print(f"{done}. {killed}", flush=True)
+            kills += 1
+            print(f"{kills}. {killed}", flush=True)
         victim.recover(finish=True)
-        time.sleep(5)
-        differ = same_tables(calm.folder / "results", victim.made.folder / "results")
+        different = different_tables(undisturbed.folder / "results", victim.checkout.folder / "results")
         left = victim.leftovers()
-        print(f"\n{done} kills in {rounds + 1} runs. Tables that differ: {differ or 'none'}. Left over: {left or 'none'}.")
-        sys.exit(bool(differ or left))
+        print(f"\n{kills} kills in {rounds + 1} runs. Tables that differ: {different or 'none'}. Left over: {left or 'none'}.")
+        sys.exit(bool(different or left))
 
 
 if __name__ == "__main__":

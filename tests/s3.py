@@ -1,4 +1,4 @@
-"""A local S3 server for the tests, whose connection can be lost at any request."""
+"""A local S3 server for the tests. Its connection can break at any request."""
 
 import os
 import socket
@@ -15,12 +15,12 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEF
 
 
 class _Quiet(WSGIRequestHandler):
-    def log_request(self, *about: object) -> None:
-        """Requests are not told."""
+    def log_request(self, *arguments: object) -> None:
+        """Print nothing."""
 
 
 class Server:
-    """Serves on a free port until `stop`. `lose_at` says at which request the connection is lost, until `mend`."""
+    """A server on a free port, started on creation and ended by `stop`."""
 
     def __init__(self) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
@@ -41,18 +41,18 @@ class Server:
             raise ConnectionResetError
         return self._app(environ, start_response)
 
-    def lose_at(self, method: str, part: str, count: int) -> None:
-        """Lose the connection at the count-th request of a method for keys that hold a text."""
-        seen = []
+    def lose_at(self, method: str, pattern: str, count: int) -> None:
+        """Break the connection at the count-th request of a method for keys that contain a pattern, until `mend`."""
+        requests = []
 
-        def loses(asked: str, path: str) -> bool:
-            seen.extend([path] * (asked == method and part in path))
-            return len(seen) >= count
+        def loses(used: str, path: str) -> bool:
+            requests.extend([path] * (used == method and pattern in path))
+            return len(requests) >= count
 
         self._loses = loses
 
     def mend(self) -> None:
-        """The connection is there again."""
+        """Restore the connection."""
         self.lost, self._loses = False, lambda method, path: False
 
     def put(self, file: Path, key: str) -> None:
@@ -60,7 +60,7 @@ class Server:
         self.bucket.upload_file(str(file), key)
 
     def keys(self, prefix: str) -> list[str]:
-        """What is stored below a prefix."""
+        """Return the keys below a prefix."""
         return [item.key for item in self.bucket.objects.filter(Prefix=prefix)]
 
     def stop(self) -> None:

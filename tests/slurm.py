@@ -1,4 +1,4 @@
-"""A one-node Slurm, started by hand for the tests and stopped by its pid files: no systemd, no cgroups, no accounting."""
+"""A one-node Slurm for the tests, without systemd, cgroups and accounting. It is stopped through its pid files."""
 
 import importlib.util
 import os
@@ -8,10 +8,11 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from conftest import Checkout
+from checkout import Checkout
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 CONFIG = Path("/etc/slurm/slurm.conf")  # the executor strips SLURM_* variables, so that no other place is found
@@ -20,7 +21,7 @@ _MARK = "# made by nadpipe's tests"
 
 
 def missing() -> str | None:
-    """Why Slurm cannot be started here, if so."""
+    """Return the reason why Slurm cannot be started here, None if it can."""
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
         return f"{', '.join(absent)} not installed (Debian packages slurm-wlm and munge)"
@@ -34,7 +35,7 @@ def missing() -> str | None:
 
 
 class Slurm:
-    """Starts the daemons in a folder; `stop` ends them."""
+    """Daemons whose files are in one folder, started on creation and ended by `stop`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +91,7 @@ class Slurm:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
     def _wait(self, seconds: float = 60) -> None:
-        """Until the node takes jobs."""
+        """Wait until the node takes jobs."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             state = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, timeout=30).stdout.strip()
@@ -101,25 +102,26 @@ class Slurm:
         raise AssertionError("\n".join([f"node is {state!r} after {seconds} s", *logs]))
 
     def jobs(self) -> list[dict[str, str]]:
-        """What every job asked for and how it ended."""
+        """Return the properties of every job: what it requested and how it ended."""
         shown = subprocess.run(["scontrol", "show", "job", "-o"], capture_output=True, text=True, timeout=60, check=True).stdout
-        lines = [line for line in shown.splitlines() if line.startswith("JobId=")]  # or that there are none
+        lines = [line for line in shown.splitlines() if line.startswith("JobId=")]
         return [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in lines]
 
-    def kill(self, comment: str, seconds: float) -> str:
-        """SIGKILL all processes of the first job that runs with this comment; returns its id."""
+    def kill(self, comment: str, began: Callable[[], bool], seconds: float) -> str:
+        """Kill all processes of the first running job with this comment as soon as its Snakemake has begun; return its id."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for job in self.jobs():
                 if job["JobState"] == "RUNNING" and job.get("Comment", "").startswith(comment):
-                    time.sleep(3)  # until its own Snakemake has begun
+                    while not began() and time.monotonic() < end:
+                        time.sleep(0.1)
                     self._run("scancel", "--full", "--signal=KILL", job["JobId"])
                     return job["JobId"]
             time.sleep(0.5)
         raise AssertionError(f"no job {comment} ran within {seconds} s")
 
     def stop(self) -> None:
-        """End the daemons and take the config away."""
+        """End the daemons and remove the config."""
         for name in (self.folder / "slurmd.pid", self.folder / "slurmctld.pid", self.folder / "munge" / "pid"):
             if name.exists():
                 _end(int(name.read_text()))
@@ -128,19 +130,21 @@ class Slurm:
 
 
 def run_the_demo(folder: Path, running: "Slurm", target: str) -> str:
-    """Run the small demo of a checkout in bounded time; kill the first job that encodes images, and return its id."""
+    """Run a small demo in bounded time; kill the first job that encodes images, and return its id."""
     made = Checkout(folder)
-    made.config["datasets"]["discovery"]["shards"] = 1  # a job of Slurm takes some ten seconds, whatever it does
+    made.config["datasets"]["discovery"]["shards"] = 1  # every Slurm job takes about ten seconds
     made.write_config(made.config)
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(made.run, target, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=900)
-        killed = running.kill("rule_extract_features", seconds=300)
+        ended = pool.submit(made.run, target, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=900, warm=False)
+        killed = running.kill(
+            "rule_extract_features", lambda: any((folder / "logs" / "extract_features").rglob("*.log")), seconds=300
+        )
         ended.result()
     return killed
 
 
 def _end(process: int) -> None:
-    """Ask a process to end, and wait until it has."""
+    """Ask a process to end and wait for it; kill it after ten seconds."""
     os.kill(process, signal.SIGTERM)
     for _ in range(100):
         if not Path(f"/proc/{process}").exists():
@@ -150,6 +154,6 @@ def _end(process: int) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

@@ -4,20 +4,20 @@ import torch
 from conftest import activations
 from scipy.stats import binomtest
 
-from nadpipe import ablation, attnpool
-from nadpipe.texts import unit
+from nadpipe.circuit import ablation, attention
+from nadpipe.circuit.naming import normalise
 
 
 @pytest.fixture
 def coefficient(pool):
-    x = attnpool.tokens(activations(pool, 7), pool)
-    return attnpool.coefficients(attnpool.attention(x, pool), x)
+    x = attention.tokens(activations(pool, 7), pool)
+    return attention.coefficients(attention.attention(x, pool), x)
 
 
 def test_all_pairs_kept_are_the_embedding_and_none_its_mean(pool, coefficient):
     mean = coefficient.mean(0)
     everything = torch.ones(mean.shape, dtype=torch.bool)
-    whole = attnpool.sum_pairs(coefficient, pool)
+    whole = attention.sum_pairs(coefficient, pool)
     torch.testing.assert_close(ablation.keep_pairs(coefficient, mean, everything, pool), whole)
     none = ablation.keep_pairs(coefficient, mean, ~everything, pool)
     torch.testing.assert_close(none, whole.mean(0).expand_as(none), rtol=1e-4, atol=1e-5)
@@ -29,7 +29,7 @@ def test_what_pairs_add_is_additive(pool, coefficient):
     first = torch.rand(mean.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     base = ablation.keep_pairs(coefficient, mean, torch.zeros_like(first), pool)
     parts = [ablation.keep_pairs(coefficient, mean, kept, pool) - base for kept in (first, ~first)]
-    torch.testing.assert_close(base + sum(parts), attnpool.sum_pairs(coefficient, pool), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(base + sum(parts), attention.sum_pairs(coefficient, pool), rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_pairs_are_the_largest():
@@ -45,16 +45,16 @@ def rebuilt_from(coefficient, pool, directions):
     """Mean plus what each neuron writes along directions (neuron, component, embed)."""
     mean = coefficient.mean(0)
     coordinate = sum(
-        ablation.coordinates(coefficient[:, head] - mean[head], attnpool.write_vectors(pool, head), directions)
+        ablation.coordinates(coefficient[:, head] - mean[head], attention.write_vectors(pool, head), directions)
         for head in range(pool.heads)
     )
-    return attnpool.sum_pairs(mean[None], pool) + ablation.decode(coordinate, directions)
+    return attention.sum_pairs(mean[None], pool) + ablation.decode(coordinate, directions)
 
 
 def test_neurons_on_a_whole_basis_are_rebuilt_and_on_less_are_projected(pool, coefficient):
-    write = torch.stack([attnpool.write_vectors(pool, head) for head in range(pool.heads)], dim=1)
+    write = torch.stack([attention.write_vectors(pool, head) for head in range(pool.heads)], dim=1)
     basis = torch.linalg.qr(write.transpose(1, 2))[0].transpose(1, 2).contiguous()
-    whole = attnpool.sum_pairs(coefficient, pool)
+    whole = attention.sum_pairs(coefficient, pool)
     rebuilt = rebuilt_from(coefficient, pool, basis)
     torch.testing.assert_close(rebuilt[-1], whole, rtol=1e-3, atol=1e-4)
     centred = coefficient - coefficient.mean(0)
@@ -65,7 +65,7 @@ def test_neurons_on_a_whole_basis_are_rebuilt_and_on_less_are_projected(pool, co
 
 def test_a_direction_in_the_span_of_its_texts_is_kept_and_fewer_texts_are_least_squares():
     generator = torch.Generator().manual_seed(0)
-    atom = unit(torch.randn(5, 4, 9, generator=generator))
+    atom = normalise(torch.randn(5, 4, 9, generator=generator))
     atom[1, 2:] = 0  # a code that ended early
     weight = torch.randn(5, 4, generator=generator)
     direction = torch.einsum("ur,ure->ue", weight, atom)

@@ -9,10 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
+from nadpipe.artifacts import CSV, PARQUET, ZARR
 
 from nadpipe import artifacts
-from nadpipe.artifacts import CSV, PARQUET, ZARR, Stamp, create_zarr, open_zarr, read_parquet, whole, write_csv, write_parquet
 from nadpipe.errors import NadpipeError
+from nadpipe.store.arrays import create_zarr, open_zarr
+from nadpipe.store.atomic import atomic_path
+from nadpipe.store.kinds.features import CONTRIBUTIONS, DENSE
+from nadpipe.store.kinds.images import IMAGES
+from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.kinds.units import UNIT_TABLES
+from nadpipe.store.stamp import Stamp
+from nadpipe.store.tables import read_parquet, write_csv, write_parquet
 
 MODEL = Stamp(model="a" * 64, architecture="RN50", code="123")
 OTHER = Stamp(model="b" * 64, architecture="RN50x16", code="123")
@@ -85,14 +93,14 @@ def test_blocks_of_any_size_are_joined_and_files_stay_few(tmp_path, monkeypatch)
     coefficient = np.random.default_rng(0).normal(size=(23, 2, 6)).astype("f4")
     rest = {name: np.ones([sizes[a] for a in ZARR["contributions"][name].axes]) for name in ("attention", "embedding")}
     means = {name: np.ones([sizes[a] for a in ZARR["contributions"][name].axes]) for name in ("value_mean", "attention_mean")}
-    with create_zarr(tmp_path / "c.zarr", "contributions", MODEL, sizes) as store:
+    with create_zarr(tmp_path / "c.zarr", CONTRIBUTIONS, MODEL, sizes) as store:
         store.append(coefficient=coefficient[:1])
         store.append(coefficient=coefficient[1:20])
         store.append(coefficient=coefficient[20:])
         store.append(**rest, residual=np.zeros(23), rounding=np.zeros(23), image_id=np.arange(23))
         for name, value in means.items():
             store.write(name, value)
-    store = open_zarr(tmp_path / "c.zarr", "contributions")
+    store = open_zarr(tmp_path / "c.zarr", CONTRIBUTIONS)
     np.testing.assert_array_equal(store["coefficient"][:], coefficient)
     files = [path for path in (tmp_path / "c.zarr" / "coefficient").rglob("*") if path.is_file()]
     assert 1 < len(files) - 1 <= 4
@@ -108,12 +116,12 @@ def test_one_image_and_one_pair_are_both_read_from_small_parts_of_a_shard():
 def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
     with (
         pytest.raises(ValueError, match="coefficient has 3 of 5 rows"),
-        create_zarr(tmp_path / "c.zarr", "contributions", MODEL, SIZES) as store,
+        create_zarr(tmp_path / "c.zarr", CONTRIBUTIONS, MODEL, SIZES) as store,
     ):
         store.append(coefficient=np.zeros((3, 2, 6)))
     with (
         pytest.raises(ValueError, match="value_mean has 0 of 2 rows"),
-        create_zarr(tmp_path / "c.zarr", "contributions", MODEL, SIZES) as store,
+        create_zarr(tmp_path / "c.zarr", CONTRIBUTIONS, MODEL, SIZES) as store,
     ):
         for name, array in ZARR["contributions"].items():
             if name != "value_mean":
@@ -125,14 +133,14 @@ def test_regions_are_put_in_any_order_each_a_whole_file(tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "_FILE_BYTES", 30)
     monkeypatch.setattr(artifacts, "_CHUNK_BYTES", 12)
     values = np.random.default_rng(0).normal(size=(5, 2, 6, 3)).astype("f4")
-    with create_zarr(tmp_path / "d.zarr", "dense contributions", MODEL, SIZES) as store:
+    with create_zarr(tmp_path / "d.zarr", DENSE, MODEL, SIZES) as store:
         store.write("image_id", np.arange(5))
         regions = store.regions("contribution")
         assert len(regions) == 5 * 2 * 3  # two neurons of 12 bytes a file
         for region in regions[::-1][1:]:
             store.put("contribution", region, values[region])
         store.put("contribution", (slice(4, None), slice(1, 2), slice(-2, None), slice(None)), values[4:, 1:, -2:])
-    np.testing.assert_array_equal(open_zarr(tmp_path / "d.zarr", "dense contributions")["contribution"][:], values)
+    np.testing.assert_array_equal(open_zarr(tmp_path / "d.zarr", DENSE)["contribution"][:], values)
     files = [path for path in (tmp_path / "d.zarr" / "contribution" / "c").rglob("*") if path.is_file()]
     assert len(files) == len(regions)
 
@@ -153,7 +161,7 @@ def test_regions_that_cut_double_or_miss_files_are_an_error_and_leave_nothing(tm
     monkeypatch.setattr(artifacts, "_CHUNK_BYTES", 12)
     with (
         pytest.raises(ValueError, match=message),
-        create_zarr(tmp_path / "d.zarr", "dense contributions", MODEL, SIZES) as store,
+        create_zarr(tmp_path / "d.zarr", DENSE, MODEL, SIZES) as store,
     ):
         store.write("image_id", np.arange(5))
         for part, length in ((slice(0, 2), 2), (neurons, given)):
@@ -173,7 +181,7 @@ import sys
 from pathlib import Path
 from nadpipe.artifacts import whole
 
-with whole(Path(sys.argv[1])) as partial:
+with atomic_path(Path(sys.argv[1])) as partial:
     partial.mkdir()
     (partial / "first").write_text(sys.argv[2])
     print("begun", flush=True)
@@ -206,7 +214,7 @@ def test_the_lock_of_a_killed_writer_is_let_go(tmp_path):
     assert killed.stdout.readline() == "begun\n"
     killed.kill()
     killed.communicate(timeout=60)
-    with whole(tmp_path / "store") as partial:
+    with atomic_path(tmp_path / "store") as partial:
         partial.mkdir()
     assert [name.name for name in tmp_path.iterdir()] == ["store"]
 
@@ -214,18 +222,18 @@ def test_the_lock_of_a_killed_writer_is_let_go(tmp_path):
 def test_an_interrupted_writer_leaves_the_old_artifact_and_no_half_one(tmp_path):
     path = tmp_path / "text.zarr"
     before = fill("text", path)
-    with pytest.raises(KeyboardInterrupt), create_zarr(path, "text", MODEL, SIZES, texts=TEXTS):
+    with pytest.raises(KeyboardInterrupt), create_zarr(path, TEXT, MODEL, SIZES, texts=TEXTS):
         raise KeyboardInterrupt
-    np.testing.assert_array_equal(open_zarr(path, "text")["embedding"][:], before["embedding"])
+    np.testing.assert_array_equal(open_zarr(path, TEXT)["embedding"][:], before["embedding"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["text.zarr"]
 
 
 def test_writing_again_replaces_every_chunk(tmp_path):
     fill("text", tmp_path / "t.zarr")
     small = {**SIZES, "text": 1}
-    with create_zarr(tmp_path / "t.zarr", "text", OTHER, small, texts=["x"]) as store:
+    with create_zarr(tmp_path / "t.zarr", TEXT, OTHER, small, texts=["x"]) as store:
         store.write("embedding", np.ones((1, 3)))
-    assert open_zarr(tmp_path / "t.zarr", "text", OTHER)["embedding"].shape == (1, 3)
+    assert open_zarr(tmp_path / "t.zarr", TEXT, OTHER)["embedding"].shape == (1, 3)
 
 
 @pytest.mark.parametrize("kind", ZARR)
@@ -261,7 +269,7 @@ def test_a_store_that_lacks_a_file_is_refused_and_not_read_as_zeros(tmp_path, ki
 def test_images_that_were_copied_are_found_in_the_copy(tmp_path):
     table = rows("images").assign(path=["far/a.png", "far/sub/b.png"], mask_path=["far/m/a.png", None])
     table["problem"] = [None, "far/sub/b.png: is empty"]
-    write_parquet(tmp_path / "i.parquet", "images", table, MODEL)
+    write_parquet(tmp_path / "i.parquet", IMAGES, table, MODEL)
     images = artifacts.read_images(tmp_path / "i.parquet", ("far", "/near/it"))
     assert images["path"].tolist() == ["/near/it/a.png", "/near/it/sub/b.png"]
     assert images["mask_path"].tolist() == ["/near/it/m/a.png", None]
@@ -282,7 +290,7 @@ def test_a_store_with_other_axes_or_numbers_is_refused(tmp_path):
         group.create_array("embedding", shape=shape, dtype=dtype, dimension_names=axes)[:] = 1
         zarr.consolidate_metadata(group.store)
         with pytest.raises(NadpipeError, match=message):
-            open_zarr(path, "text")
+            open_zarr(path, TEXT)
 
 
 @pytest.mark.parametrize("content", [None, "", "{"])
@@ -292,7 +300,7 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path, content):
         path.mkdir()
         (path / "zarr.json").write_text(content)
     with pytest.raises(NadpipeError) as error:
-        open_zarr(path, "text")
+        open_zarr(path, TEXT)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -346,13 +354,13 @@ def test_a_foreign_or_broken_table_is_refused(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     for name, message in [("foreign", "holds no nadpipe artifact"), ("broken", "no readable"), ("absent", "no readable")]:
         with pytest.raises(NadpipeError, match=message):
-            read_parquet(tmp_path / f"{name}.parquet", "images")
+            read_parquet(tmp_path / f"{name}.parquet", IMAGES)
 
 
 def test_the_source_tables_own_columns_are_kept(tmp_path):
     table = rows("images").assign(camera=["x", "y"], fish=[0, 1])
-    write_parquet(tmp_path / "i.parquet", "images", table, MODEL, sources=True)
-    assert read_parquet(tmp_path / "i.parquet", "images")[["camera", "fish"]].to_numpy().tolist() == [["x", 0], ["y", 1]]
+    write_parquet(tmp_path / "i.parquet", IMAGES, table, MODEL, sources=True)
+    assert read_parquet(tmp_path / "i.parquet", IMAGES)[["camera", "fish"]].to_numpy().tolist() == [["x", 0], ["y", 1]]
 
 
 @pytest.mark.parametrize("kind", CSV)
@@ -365,7 +373,7 @@ def test_results_tables_have_their_columns_in_order(tmp_path, kind):
 def test_the_same_values_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         fill("contributions", tmp_path / name / "c.zarr")
-        write_parquet(tmp_path / name / "t.parquet", "pairs", rows("pairs"), MODEL)
+        write_parquet(tmp_path / name / "t.parquet", UNIT_TABLES["pair"], rows("pairs"), MODEL)
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert len(files) > 10
     for file in files:

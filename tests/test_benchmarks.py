@@ -12,7 +12,7 @@ import torch
 from conftest import activations
 from reference import dense_contributions, dense_direction
 
-from nadpipe import attnpool, segmentation, texts
+from nadpipe.circuit import attention, naming, segmentation
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -28,9 +28,9 @@ def published():
 
 def test_the_published_dense_contributions_are_the_formula(published, pool):
     z = activations(pool, 3)
-    x = attnpool.tokens(z, pool)
+    x = attention.tokens(z, pool)
     pair, _, _ = dense_contributions(z, pool)
-    np.testing.assert_allclose(published.dense_contributions(x, attnpool.attention(x, pool), pool), pair, atol=1e-4)
+    np.testing.assert_allclose(published.dense_contributions(x, attention.attention(x, pool), pool), pair, atol=1e-4)
 
 
 def test_the_published_direction_is_the_first_singular_vector(published):
@@ -43,8 +43,8 @@ def test_the_published_gather_is_the_sparse_product(published, pool):
     z = activations(pool, 1)
     generator = torch.Generator().manual_seed(1)
     order = torch.rand(2, pool.heads * pool.neurons, generator=generator).argsort(dim=1)[:, :5]
-    chosen = texts.Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
-    text = texts.unit(torch.randn(2, len(pool.c_bias), generator=generator))
+    chosen = naming.Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
+    text = naming.unit(torch.randn(2, len(pool.c_bias), generator=generator))
     value_mean = torch.zeros(pool.heads, pool.tokens, pool.neurons // pool.heads)
     tokens = segmentation.Tokens(z, segmentation.Query(pool, text, value_mean, sink=None))
     gathered = published.gathered_logits(z[0], tokens.similarity[0], chosen.head, chosen.neuron)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from nadpipe import __version__
+from nadpipe import __version__, cli
 from nadpipe.cli import commands, main
 
 
@@ -20,14 +20,14 @@ def test_every_command_explains_every_option(command, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     stage = getattr(importlib.import_module(commands()[command]), command.replace("-", "_"))
-    explained = inspect.getdoc(stage)
-    for option, about in inspect.signature(stage).parameters.items():
-        if "Positional" not in str(about.annotation):
+    docstring = inspect.getdoc(stage)
+    for option, parameter in inspect.signature(stage).parameters.items():
+        if "Positional" not in str(parameter.annotation):
             assert f"--{option.replace('_', '-')}" in text
-        assert re.search(rf"^    {option}: \S", explained, re.MULTILINE), f"{option} has no line under Args"
+        assert re.search(rf"^    {option}: \S", docstring, re.MULTILINE), f"{option} has no line under Args"
 
 
-def test_a_stage_is_named_as_its_module():
+def test_a_command_has_the_name_of_its_module():
     for command, name in commands().items():
         assert name.rpartition(".")[2] == command.replace("-", "_")
         assert callable(getattr(importlib.import_module(name), command.replace("-", "_")))
@@ -42,13 +42,34 @@ def test_the_overview_lists_every_command(capsys):
     assert __version__ in capsys.readouterr().out
 
 
-def test_an_unknown_command_lists_the_known_ones(capsys):
+def test_an_unknown_command_lists_all_commands(capsys):
     assert main(["fit"]) == 2
-    assert "no command fit; there are accumulate-pairs" in capsys.readouterr().err
+    assert re.match(r"nadpipe fit: unknown command; .*accumulate-pairs, ", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", ["--help", "make-demo-data --help"])
+def test_a_closed_output_ends_a_command_quietly(arguments, buffered):
+    command = [sys.executable, *(() if buffered else ("-u",)), "-m", "nadpipe", *arguments.split()]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running.stdout.close()  # before the command writes, as `head` may after its first lines
+    assert running.stderr.read() == ""
+    assert running.wait() == 141
+
+
+def test_another_broken_pipe_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "_run", lambda arguments: (_ for _ in ()).throw(BrokenPipeError))
+    with pytest.raises(BrokenPipeError):
+        main([])
 
 
 def test_bad_input_is_one_line_and_exit_code_1(tmp_path, capsys):
-    arguments = ["--features", "no.zarr", "--attnpool-store", str(tmp_path / "no.zarr"), "--output", str(tmp_path / "o.zarr")]
+    paths = {"readout": "no.zarr", "output": "contributions.zarr", "output-means": "means.zarr"}
+    arguments = [
+        "--features",
+        "no.zarr",
+        *(text for name, file in paths.items() for text in (f"--{name}", str(tmp_path / file))),
+    ]
     assert main(["compute-contributions", *arguments]) == 1
     text = capsys.readouterr().err
     assert text.startswith("nadpipe compute-contributions: ")
@@ -56,18 +77,18 @@ def test_bad_input_is_one_line_and_exit_code_1(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importing_the_package_or_asking_for_help_does_not_load_torch():
+def test_import_and_help_do_not_load_torch():
     code = "import sys, nadpipe, nadpipe.cli; nadpipe.cli.main(['--help']); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("False\n")
 
 
-def test_jaxtyping_is_switched_on_in_these_tests():
-    from nadpipe.texts import unit
+def test_jaxtyping_checks_shapes_in_tests():
+    from nadpipe.circuit.naming import normalise
 
     with pytest.raises(Exception, match="Type-check error"):
-        unit("no tensor")
-    assert unit(torch.ones(2, 3)).shape == (2, 3)
+        normalise("no tensor")
+    assert normalise(torch.ones(2, 3)).shape == (2, 3)
 
 
 def test_no_module_turns_annotations_into_strings(pytestconfig):

@@ -7,8 +7,14 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from nadpipe.datasets import add_labels, examine, read_cars, read_table, read_tree, shard_rows
+from nadpipe.data.layouts import LAYOUTS, Source
+from nadpipe.data.manifest import examine, shard_rows
+from nadpipe.data.tables import add_labels, read_table
 from nadpipe.errors import NadpipeError
+
+
+def list_images(layout, root, split=None):
+    return LAYOUTS[layout].list_images(Source(root, split))
 
 
 @pytest.fixture
@@ -25,8 +31,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_folder_gives_groups_and_labels_by_its_folders(folder):
-    rows = examine(read_tree(folder))
+def test_a_tree_takes_groups_and_labels_from_its_folders(folder):
+    rows = examine(list_images("tree", folder))
     assert rows["path"].tolist() == [
         str(folder / name) for name in ("2019/cat/a b.jpg", "2019/dog/ü.PNG", "2020/cat/c.webp", "top.bmp")
     ]
@@ -37,7 +43,7 @@ def test_a_folder_gives_groups_and_labels_by_its_folders(folder):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_table_keeps_its_own_columns_and_its_paths_are_relative_to_it(folder, form):
+def test_a_table_keeps_its_columns_and_its_paths_are_relative_to_its_folder(folder, form):
     table = pd.DataFrame(
         {
             "file": ["top.bmp", "2020/cat/c.webp"],
@@ -58,19 +64,19 @@ def test_a_table_keeps_its_own_columns_and_its_paths_are_relative_to_it(folder, 
     assert rows["fish"].tolist() == [0, 1]
     assert rows["width"].tolist() == [4, 9]
     assert rows["source_width"].tolist() == [1, 2]
-    assert rows["year"].tolist()[0] == 2019  # a column that serves as group stays under its own name
+    assert rows["year"].tolist()[0] == 2019  # the group's column is also kept under its own name
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("file,year\n", "no rows"),
-        ("a,b\n1,2\n", "no column file; it has a, b"),
+        ("a,b\n1,2\n", "no column file; .*a, b"),
         ("file,x\n,1\n", "column file is empty in row 1"),
         ("", "not a readable CSV or Parquet table"),
     ],
 )
-def test_tables_that_do_not_fit_are_one_line(tmp_path, content, message):
+def test_an_invalid_table_is_reported_in_one_line(tmp_path, content, message):
     path = tmp_path / "t.csv"
     path.write_text(content)
     with pytest.raises(NadpipeError, match=message) as error:
@@ -78,20 +84,20 @@ def test_tables_that_do_not_fit_are_one_line(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_missing_tables_images_and_empty_folders_are_named(tmp_path):
+def test_missing_tables_images_and_empty_folders_are_reported(tmp_path):
     with pytest.raises(NadpipeError, match=r"gone\.csv: not a readable"):
         read_table(tmp_path / "gone.csv", "path", None, None, None)
     with pytest.raises(NadpipeError, match="no images"):
-        read_tree(tmp_path)
+        list_images("tree", tmp_path)
     with pytest.raises(NadpipeError, match=r"gone\.jpg: no such image"):
         examine(pd.DataFrame({"path": ["gone.jpg"], "mask_path": None, "group": None, "label": None}))
 
 
 @pytest.mark.parametrize(("images", "shards"), [(1, 1), (10, 3), (7, 7), (1000, 16)])
-def test_shards_share_all_images_nearly_equally(images, shards):
-    parts = [list(shard_rows(images, shard, shards)) for shard in range(shards)]
-    assert functools.reduce(operator.iadd, parts, []) == list(range(images))
-    sizes = np.array([len(part) for part in parts])
+def test_shards_divide_all_images_nearly_equally(images, shards):
+    blocks = [list(shard_rows(images, shard, shards)) for shard in range(shards)]
+    assert functools.reduce(operator.iadd, blocks, []) == list(range(images))
+    sizes = np.array([len(block) for block in blocks])
     assert sizes.min() >= 1
     assert np.ptp(sizes) <= 1
 
@@ -102,7 +108,7 @@ def test_more_shards_than_images_are_refused():
 
 
 @pytest.mark.parametrize(("name", "message"), [("small.png", "mask is 2 × 3, its image 4 × 4 pixels"), ("no.png", "no such")])
-def test_masks_are_looked_at_before_anything_is_computed(folder, name, message):
+def test_masks_are_checked_with_their_images(folder, name, message):
     Image.new("L", (2, 3)).save(folder / "small.png")
     (folder / "t.csv").write_text(f"path,mask\ntop.bmp,{name}\n")
     with pytest.raises(NadpipeError, match=f"{name}: {message}"):
@@ -111,7 +117,7 @@ def test_masks_are_looked_at_before_anything_is_computed(folder, name, message):
 
 @pytest.fixture
 def cars(tmp_path):
-    """Stanford Cars in small, its .mat files as MATLAB struct arrays."""
+    """A small copy of Stanford Cars, with MATLAB struct arrays in its .mat files."""
     names = np.array(["AM General Hummer SUV 2000", "Audi TTS Coupe 2012"], dtype=object)
     (tmp_path / "devkit").mkdir()
     savemat(tmp_path / "devkit/cars_meta.mat", {"class_names": names})
@@ -126,28 +132,28 @@ def cars(tmp_path):
 
 
 @pytest.mark.parametrize("split", [None, "train", "test"])
-def test_cars_have_their_class_and_its_year(cars, split):
-    rows = examine(read_cars(cars, split))
+def test_cars_have_their_class_as_label_and_its_year_as_group(cars, split):
+    rows = examine(list_images("stanford_cars", cars, split))
     assert rows["path"].tolist() == [str(cars / f"cars_{split or 'train'}" / name) for name in ("00001.jpg", "00002.jpg")]
     assert rows["label"].tolist() == ["Audi TTS Coupe 2012", "AM General Hummer SUV 2000"]
     assert rows["group"].tolist() == ["2012", "2000"]
 
 
 @pytest.mark.parametrize("missing", ["devkit/cars_meta.mat", "devkit/cars_train_annos.mat"])
-def test_cars_that_do_not_lie_as_published_are_told(cars, missing):
+def test_missing_and_invalid_files_of_stanford_cars_are_reported(cars, missing):
     (cars / missing).unlink()
-    with pytest.raises(NadpipeError, match=rf"{missing}: missing; Stanford Cars lies as devkit/cars_meta\.mat"):
-        read_cars(cars)
+    with pytest.raises(NadpipeError, match=rf"{missing}: missing; expected .*stanford_cars.* devkit/cars_meta\.mat"):
+        list_images("stanford_cars", cars)
     (cars / missing).write_bytes(b"no matlab")
     with pytest.raises(NadpipeError, match="not a readable MATLAB file"):
-        read_cars(cars)
-    with pytest.raises(NadpipeError, match="no split val; there are train, test"):
-        read_cars(cars, "val")
+        list_images("stanford_cars", cars)
+    with pytest.raises(NadpipeError, match=r"no split val; .*train, test"):
+        list_images("stanford_cars", cars, "val")
 
 
-def test_labels_of_another_table_become_columns(cars):
+def test_a_label_table_adds_columns(cars):
     (cars / "colours.csv").write_text("image,colour,convertible\ncars_train/00002.jpg,red,0\n00001,blue,1\n")
-    rows = add_labels(read_cars(cars), cars / "colours.csv")
+    rows = add_labels(list_images("stanford_cars", cars), cars / "colours.csv")
     assert rows[["red", "blue", "convertible"]].to_numpy().tolist() == [[0, 1, 1], [1, 0, 0]]
     assert examine(rows)["red"].tolist() == [0, 1]
 
@@ -161,7 +167,7 @@ def test_labels_of_another_table_become_columns(cars):
         ("", "not a readable CSV"),
     ],
 )
-def test_tables_of_labels_at_fault_are_named(cars, content, message):
+def test_an_invalid_label_table_is_reported(cars, content, message):
     (cars / "labels.csv").write_text(content)
     with pytest.raises(NadpipeError, match=rf"labels\.csv: {message}"):
-        add_labels(read_cars(cars), cars / "labels.csv")
+        add_labels(list_images("stanford_cars", cars), cars / "labels.csv")

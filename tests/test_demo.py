@@ -27,11 +27,11 @@ def scenes(count, odds=None, seed=0, size=(96, 128)):
     return [draw_scene(rng, *size, odds or Odds(radius=(16.0, 30.0))) for _ in range(count)]
 
 
-def test_the_mask_tells_what_the_scene_holds():
+def test_mask_and_truth_agree_with_the_objects_of_a_scene():
     for scene in scenes(40):
-        seen = {CLASSES[at] for at in np.unique(scene.mask)}
-        assert scene.background in seen
-        assert seen - {scene.background} <= {thing.kind for thing in scene.things}
+        visible = {CLASSES[value] for value in np.unique(scene.mask)}
+        assert scene.background in visible
+        assert visible - {scene.background} <= {thing.kind for thing in scene.things}
         truth = scene.truth()
         assert {word for word in KINDS if truth[word]} == {thing.kind for thing in scene.things}
         assert {word for word in BACKGROUNDS if truth[word]} == {scene.background}
@@ -47,8 +47,8 @@ def test_captions_are_true():
         assert words & set(CONCEPTS)
 
 
-def test_a_small_patch_tells_kinds_apart():
-    """The motif is local: 24 × 24 pixels inside an object are nearest, by their colours, to patches of the same kind."""
+def test_a_small_patch_identifies_the_kind():
+    """Compare the colours of patches of 24 × 24 pixels inside objects: patches of the same kind overlap more than others."""
     patches = {}
     for kind in KINDS:
         odds = Odds(
@@ -62,14 +62,14 @@ def test_a_small_patch_tells_kinds_apart():
             counts = Counter(map(tuple, pixels.tolist()))
             patches[kind].append({colour: n / len(pixels) for colour, n in counts.items()})
     share = {
-        kind: np.mean([[sum(min(a[c], b.get(c, 0)) for c in a) for b in own if b is not a] for a in own])
-        for kind, own in patches.items()
+        kind: np.mean([[sum(min(a[c], b.get(c, 0)) for c in a) for b in same if b is not a] for a in same])
+        for kind, same in patches.items()
     }
-    for kind, own in patches.items():
+    for kind, same in patches.items():
         other = np.mean(
             [
                 sum(min(a[c], b.get(c, 0)) for c in a)
-                for a in own
+                for a in same
                 for name, rest in patches.items()
                 if name != kind
                 for b in rest
@@ -84,8 +84,7 @@ def test_the_same_seed_draws_the_same_files(tmp_path):
     make_demo_data("segmentation", 3, 6, tmp_path / "c" / "s", tmp_path / "c" / "s.csv")
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 7
-    same = [(tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files]
-    assert all(same)
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
     assert (tmp_path / "a/s/images/000000.jpg").read_bytes() != (tmp_path / "c/s/images/000000.jpg").read_bytes()
     table = pd.read_csv(tmp_path / "a" / "s.csv")
     for row in table.itertuples():
@@ -100,7 +99,7 @@ def test_planted_concepts_drift_and_the_others_do_not():
     early, late = (rows[rows["year"].isin(years)] for years in (YEARS[:2], YEARS[-2:]))
     for word in CONCEPTS:
         change = late[word].mean() - early[word].mean()
-        error = np.sqrt(sum(part[word].var() / len(part) for part in (early, late)))
+        error = np.sqrt(sum(years[word].var() / len(years) for years in (early, late)))
         if word in DRIFTS:
             assert np.sign(change) == np.sign(DRIFTS[word][1] - DRIFTS[word][0])
             assert abs(change) > 3 * error
@@ -126,7 +125,7 @@ def test_the_checkpoint_is_small_and_unpacks_to_open_clips_own_names(tmp_path):
 
 @pytest.fixture(scope="module")
 def packaged():
-    """The packaged model with the demo's own small vocabulary, and scenes that training never saw."""
+    """Return the packaged model with the demo's vocabulary, the vocabulary, and held-out scenes."""
     vocabulary = training.Vocabulary()
     state, config = unpack_model()
     state["token_embedding.weight"] = state["token_embedding.weight"][vocabulary.ids]
@@ -145,7 +144,7 @@ def test_the_packaged_model_knows_its_world(packaged):
         assert mean[group] == pytest.approx(value, abs=0.05)
 
 
-def test_the_model_card_tells_what_was_measured():
+def test_the_model_card_states_the_measured_precision():
     text = (DEMO / "MODEL_CARD.md").read_text()
     card = json.loads((DEMO / "metrics.json").read_text())
     assert hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest() in text
@@ -165,7 +164,7 @@ def tiny_course():
 
 
 def test_training_is_reproducible_by_seed(monkeypatch):
-    monkeypatch.setattr(training, "_TESTED", 4)
+    monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     first, _ = training.train(tiny_course(), workers=1)
@@ -178,8 +177,8 @@ def test_training_is_reproducible_by_seed(monkeypatch):
     assert first.visual.attnpool.positional_embedding.shape == (10, 128)
 
 
-def test_the_training_command_packs_what_it_trained_and_measures_what_it_packed(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "_TESTED", 4)
+def test_the_training_command_packs_the_trained_model_and_evaluates_the_packed_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
     monkeypatch.setattr(command, "COURSE", tiny_course())
     monkeypatch.setattr(command, "IMAGE_SIZE", 96)
     threads = torch.get_num_threads()
@@ -191,10 +190,10 @@ def test_the_training_command_packs_what_it_trained_and_measures_what_it_packed(
     assert list(measured["word"]) == list(CONCEPTS)
     assert all(0 < value <= 1 for value in measured["word"].values())
     assert measured["mean"] == pytest.approx(training.mean_by_group(measured["word"]))
-    used = training.Vocabulary().ids
-    rows = state["token_embedding.weight"].abs().sum(1) > 0
-    assert rows.sum() == len(used)
-    assert rows[used].all()
+    ids = training.Vocabulary().ids
+    nonzero = state["token_embedding.weight"].abs().sum(1) > 0
+    assert nonzero.sum() == len(ids)
+    assert nonzero[ids].all()
 
 
 def test_the_largest_token_is_still_the_end_of_text():
@@ -208,5 +207,4 @@ def test_words_of_every_caption_are_in_the_vocabulary():
     vocabulary = training.Vocabulary()
     rng = np.random.default_rng(3)
     texts = [write_caption(rng, scene) for scene in scenes(50)] + [*COLOURS, *TEXTURES]
-    known = set(vocabulary.ids.tolist())
-    assert set(vocabulary.tokenizer(texts).unique().tolist()) <= known
+    assert set(vocabulary.tokenizer(texts).unique().tolist()) <= set(vocabulary.ids.tolist())

@@ -11,15 +11,22 @@ import pytest
 import torch
 import xarray as xr
 from conftest import activations, make_pool
+from nadpipe.artifacts import ZARR
 from reference import dense_contributions
 from test_stages import Run, noise
 
-from nadpipe import artifacts, attnpool, dense
-from nadpipe.artifacts import ZARR, Array, Stamp, create_zarr, open_zarr
-from nadpipe.dense import DenseContributions, open_dense
+from nadpipe import artifacts
+from nadpipe.circuit import attention
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.stages.export_dense import export_dense
+from nadpipe.store import dense
+from nadpipe.store.arrays import create_zarr, open_zarr
+from nadpipe.store.dense import DenseContributions, open_dense
+from nadpipe.store.kinds.features import CONTRIBUTIONS, DENSE
+from nadpipe.store.kinds.model import READOUT
+from nadpipe.store.schema import Array
+from nadpipe.store.stamp import Stamp
 
 MODEL = Stamp(model="a" * 64, architecture="RN50", code="123")
 SHARDS = (3, 1, 3)  # views of each
@@ -29,7 +36,7 @@ VIEWS = sum(SHARDS)
 def write_stores(folder, pool, coefficient, dtype="float32"):
     """The pool and the shards of these coefficients as the stages leave them; arrays that nothing here reads are zero."""
     sizes = {"head": pool.heads, "neuron": pool.neurons, "token": pool.tokens, "out": pool.neurons, "embed": len(pool.c_bias)}
-    with create_zarr(folder / "pool.zarr", "attention pool", MODEL, sizes, attributes={"heads": pool.heads}) as store:
+    with create_zarr(folder / "pool.zarr", READOUT, MODEL, sizes, attributes={"heads": pool.heads}) as store:
         for name in ZARR["attention pool"]:
             store.write(name, getattr(pool, name))
     sizes["width"] = pool.neurons // pool.heads
@@ -38,7 +45,7 @@ def write_stores(folder, pool, coefficient, dtype="float32"):
         paths.append(folder / f"{shard}.zarr")
         about = {"shard": shard, "shards": len(SHARDS), "images": "x"}
         sizes["view"] = views
-        with create_zarr(paths[-1], "contributions", MODEL, sizes, {"coefficient": dtype}, attributes=about) as store:
+        with create_zarr(paths[-1], CONTRIBUTIONS, MODEL, sizes, {"coefficient": dtype}, attributes=about) as store:
             for name, array in ZARR["contributions"].items():
                 store.write(name, np.zeros([sizes[axis] for axis in array.axes]))
             store.write("image_id", np.arange(start, start + views))
@@ -48,8 +55,8 @@ def write_stores(folder, pool, coefficient, dtype="float32"):
 
 
 def coefficients(z, pool):
-    x = attnpool.tokens(z, pool)
-    return attnpool.coefficients(attnpool.attention(x, pool), x)
+    x = attention.tokens(z, pool)
+    return attention.coefficients(attention.attention(x, pool), x)
 
 
 def by_axis(full, index):
@@ -194,8 +201,8 @@ def test_coefficients_stored_as_float16_are_computed_with_as_float32(tmp_path):
     coefficient = coefficients(activations(pool, VIEWS), pool)
     view = open_dense(*write_stores(tmp_path, pool, coefficient, "float16"))
     assert view[3:5].dtype == np.float32
-    rounded = coefficient.half().float()[..., None] * torch.stack([attnpool.write_vectors(pool, head) for head in (0, 1)])
-    np.testing.assert_allclose(view[...], rounded + attnpool.pair_constants(pool)[:, None], rtol=1e-5, atol=1e-6)
+    rounded = coefficient.half().float()[..., None] * torch.stack([attention.write_vectors(pool, head) for head in (0, 1)])
+    np.testing.assert_allclose(view[...], rounded + attention.pair_constants(pool)[:, None], rtol=1e-5, atol=1e-6)
 
 
 def test_shards_must_be_whole(small):
@@ -240,7 +247,7 @@ def test_the_store_is_the_dense_tensor_and_sums_to_the_embedding(run, capsys):
         output = run.folder / "new" / f"dense-{shard}.zarr"
         capsys.readouterr()
         export_dense(path, run.pool, output)
-        source, stored = open_zarr(path, "contributions"), open_zarr(output, "dense contributions")
+        source, stored = open_zarr(path, CONTRIBUTIONS), open_zarr(output, DENSE)
         views = source["image_id"].shape[0]
         lines = capsys.readouterr().err
         assert f"{output}: {views} view × 4 head × 128 neuron × 12 embed takes 0.0000" in lines
@@ -275,7 +282,7 @@ def test_a_view_larger_than_a_file_is_made_and_written_in_parts(run, monkeypatch
     assert len(blocks) == 5 * 4 * 8  # 18 neurons in each but the last
     files = [file for file in (run.folder / "dense.zarr" / "contribution" / "c").rglob("*") if file.is_file()]
     assert len(files) == len(blocks)
-    stored = open_zarr(run.folder / "dense.zarr", "dense contributions")["contribution"]
+    stored = open_zarr(run.folder / "dense.zarr", DENSE)["contribution"]
     np.testing.assert_allclose(stored[:], open_dense([path], run.pool)[...], rtol=1e-5, atol=1e-6)
 
 
@@ -297,7 +304,7 @@ def test_a_disk_that_cannot_hold_it_is_refused_before_anything_is_written(run, m
     assert sorted(run.folder.rglob("*")) == before
     monkeypatch.setattr(shutil, "disk_usage", disk(need))
     export_dense(path, run.pool, output, dtype)
-    assert open_zarr(output, "dense contributions")["contribution"].dtype == dtype
+    assert open_zarr(output, DENSE)["contribution"].dtype == dtype
 
 
 def test_a_disk_must_hold_all_shards_that_are_still_to_be_written(run, monkeypatch):
@@ -314,7 +321,7 @@ def test_a_disk_must_hold_all_shards_that_are_still_to_be_written(run, monkeypat
     (begun / "chunk").write_bytes(bytes(2 * own))
     monkeypatch.setattr(shutil, "disk_usage", disk(own // 2 + 1))
     export_dense(second, run.pool, outputs[1])
-    assert open_zarr(outputs[1], "dense contributions").attributes["shard"] == 1
+    assert open_zarr(outputs[1], DENSE).attributes["shard"] == 1
 
 
 def test_what_a_killed_export_left_does_not_count_against_the_next(run, monkeypatch):
@@ -323,13 +330,13 @@ def test_what_a_killed_export_left_does_not_count_against_the_next(run, monkeypa
     left.mkdir()
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk(0 if left.exists() else 10**9)(folder))
     export_dense(path, run.pool, run.folder / "dense.zarr")
-    assert open_zarr(run.folder / "dense.zarr", "dense contributions")["contribution"].shape[0] == 5
+    assert open_zarr(run.folder / "dense.zarr", DENSE)["contribution"].shape[0] == 5
 
 
 def test_float16_is_within_its_rounding(run):
     [path] = run.decompose()
     export_dense(path, run.pool, run.folder / "dense.zarr", "float16")
-    half = open_zarr(run.folder / "dense.zarr", "dense contributions")["contribution"][:]
+    half = open_zarr(run.folder / "dense.zarr", DENSE)["contribution"][:]
     exact = open_dense([path], run.pool)[...]
     assert half.dtype == np.float16
     np.testing.assert_allclose(half.astype("f4"), exact, rtol=2**-11 * 1.01, atol=2**-25 * 1.01)
@@ -346,7 +353,7 @@ def test_values_that_float16_cannot_hold_are_refused_and_leave_nothing(tmp_path)
         export_dense(paths[0], store, tmp_path / "dense.zarr", "float16")
     assert sorted(tmp_path.iterdir()) == before
     export_dense(paths[0], store, tmp_path / "dense.zarr")
-    assert np.abs(open_zarr(tmp_path / "dense.zarr", "dense contributions")["contribution"][:]).max() > 65504
+    assert np.abs(open_zarr(tmp_path / "dense.zarr", DENSE)["contribution"][:]).max() > 65504
 
 
 def test_contributions_of_another_model_are_refused(tmp_path, run):

@@ -6,7 +6,7 @@ import pytest
 import wordfreq
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
-from nadpipe.dictionaries import TEMPLATE_SETS, is_named, read_dictionary, read_templates
+from nadpipe.data.dictionaries import TEMPLATE_SETS, is_named, read_dictionary, read_templates
 from nadpipe.errors import NadpipeError
 
 
@@ -20,7 +20,7 @@ def test_the_most_frequent_words_come_first_and_once():
     assert all(word == word.strip() and word for word in words)
 
 
-def test_imagenets_names_are_each_there_once():
+def test_the_names_of_imagenet_occur_once_each():
     names = read_dictionary("imagenet")
     assert set(names) == set(IMAGENET_CLASSNAMES)
     assert len(names) == len(set(names)) < len(IMAGENET_CLASSNAMES) == 1000
@@ -28,7 +28,7 @@ def test_imagenets_names_are_each_there_once():
     assert {name for name in names if IMAGENET_CLASSNAMES.count(name) > 1} == {"sunglasses", "missile"}
 
 
-def test_a_file_has_one_text_a_line(tmp_path):
+def test_a_file_has_one_text_per_line(tmp_path):
     (tmp_path / "words.txt").write_text("  a fish \n\nübung\r\n \nlast", encoding="utf-8")
     assert read_dictionary(str(tmp_path / "words.txt")) == ["a fish", "übung", "last"]
 
@@ -36,21 +36,21 @@ def test_a_file_has_one_text_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("dictionary", "message"),
     [
-        ("wordfreq:", "wordfreq:: write wordfreq:<count>, such as wordfreq:30000"),
+        ("wordfreq:", "wordfreq:: .*write wordfreq:<count>"),
         ("wordfreq:0", "write wordfreq:<count>"),
         ("wordfreq:3e4", "write wordfreq:<count>"),
         ("wordfreq:-5", "write wordfreq:<count>"),
-        ("wordfreq:9000000", r"wordfreq:9000000: wordfreq has \d+ English words; ask for no more"),
+        ("wordfreq:9000000", r"wordfreq:9000000: wordfreq has \d+ English words; choose a smaller count"),
         ("imagenet-21k", "imagenet-21k: not a readable UTF-8 text file"),
     ],
 )
-def test_a_dictionary_that_cannot_be_read_says_why(dictionary, message):
+def test_an_invalid_dictionary_is_reported_in_one_line(dictionary, message):
     with pytest.raises(NadpipeError, match=message) as error:
         read_dictionary(dictionary)
     assert "\n" not in str(error.value)
 
 
-def test_names_are_told_from_files():
+def test_names_are_distinguished_from_files():
     assert [is_named(name) for name in ("imagenet", "wordfreq:5", "./imagenet", "words.txt", "imagenet-simple")] == [
         True,
         True,
@@ -61,7 +61,7 @@ def test_names_are_told_from_files():
 
 
 @pytest.mark.parametrize(("name", "count"), [("imagenet", 80), ("imagenet-simple", 7)])
-def test_a_template_set_has_one_place_for_the_text_each(name, count):
+def test_each_template_of_a_set_contains_the_placeholder_once(name, count):
     templates = read_templates([name])
     assert len(templates) == len(set(templates)) == count
     assert all(template.count("{}") == 1 and template != "{}" for template in templates)
@@ -74,20 +74,20 @@ def test_every_named_template_set_is_read():
     assert len({len(read_templates([name])) for name in TEMPLATE_SETS}) == len(TEMPLATE_SETS)
 
 
-def test_templates_of_ones_own_stay_as_they_are():
+def test_given_templates_are_returned_unchanged():
     assert read_templates(["{}", "a {} there"]) == ["{}", "a {} there"]
 
 
 @pytest.mark.parametrize("templates", [["fish"], ["{}", "imagenet"], ["{} and {}"], ["imagenet", "imagenet-simple"], []])
-def test_templates_without_one_place_are_refused(templates):
-    with pytest.raises(NadpipeError, match=r"each template holds \{\} once, .*imagenet, imagenet-simple|no templates"):
+def test_invalid_templates_are_refused(templates):
+    with pytest.raises(NadpipeError, match=r"must contain \{\} once.*imagenet, imagenet-simple|no templates"):
         read_templates(templates)
 
 
-def test_names_are_known_without_the_packages_behind_them():
-    """The config is checked in a moment: torch, open_clip and wordfreq are imported by the stage alone."""
+def test_names_are_checked_without_importing_their_packages():
+    """Checking the config must be fast, so only stages import torch, open_clip and wordfreq."""
     code = (
-        "import sys; from nadpipe.config import check; from nadpipe.dictionaries import is_named, check_templates; "
+        "import sys; from nadpipe.config import check; from nadpipe.data.dictionaries import is_named, check_templates; "
         "assert is_named('imagenet') and is_named('wordfreq:30000') and check_templates(['imagenet']); "
         "print(sorted({'torch', 'open_clip', 'wordfreq'} & set(sys.modules)))"
     )

@@ -4,12 +4,12 @@ import torch
 from conftest import activations, make_pool
 from reference import dense_contributions, dense_direction
 
-from nadpipe import attnpool, directions
+from nadpipe.circuit import attention, directions
 
 
 def coefficients(pool, views, seed=1):
-    x = attnpool.tokens(activations(pool, views, seed), pool)
-    return attnpool.coefficients(attnpool.attention(x, pool), x)
+    x = attention.tokens(activations(pool, views, seed), pool)
+    return attention.coefficients(attention.attention(x, pool), x)
 
 
 def extremes(coefficient, keep, block):
@@ -37,12 +37,12 @@ def test_a_pairs_direction_is_the_svd_of_its_dense_contributions(pool, views, ke
     dense, _, _ = dense_contributions(z, pool)
     deviation = extremes(coefficients(pool, views), keep, block=5).farthest()
     for head in range(pool.heads):
-        fit = directions.fit_pairs(deviation[:, head], attnpool.write_vectors(pool, head))
+        fit = directions.fit_pairs(deviation[:, head], attention.write_vectors(pool, head))
         for neuron in range(pool.neurons):
             right, explained, norm = dense_direction(dense[:, head, neuron], keep, 1)
             assert explained[0] == pytest.approx(1)
             tie = (deviation[:, head, neuron] > 0).sum() * 2 == min(keep, views)  # then w's own sign, the SVD's is chance
-            aligned = np.sign(right[0] @ attnpool.write_vectors(pool, head)[neuron].numpy()) if tie else 1
+            aligned = np.sign(right[0] @ attention.write_vectors(pool, head)[neuron].numpy()) if tie else 1
             np.testing.assert_allclose(fit.direction[neuron], right[0] * aligned, atol=2e-4)
             assert fit.top_norm[neuron] == pytest.approx(norm, rel=1e-3)
 

@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 import yaml
 from changes import CHANGES
-from conftest import TINY, Checkout
+from checkout import Checkout
+from conftest import TINY
+from nadpipe.artifacts import PARQUET
 from PIL import Image
 from safetensors.torch import save_file
 
-from nadpipe.artifacts import PARQUET
-from nadpipe.classes import read_class_file
 from nadpipe.config import check
+from nadpipe.data.classes import read_class_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "nadpipe" / "demo" / "MODEL_CARD.md"]
@@ -112,6 +113,11 @@ def test_class_files_in_the_docs_can_be_read(tmp_path):
 def test_the_page_of_artifacts_is_made_from_the_schemas():
     made = subprocess.run([sys.executable, "docs/make_artifacts_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
     assert made.decode() == (ROOT / "docs" / "artifacts.md").read_text()
+
+
+def test_the_page_of_the_configuration_is_made_from_the_config():
+    page = subprocess.run([sys.executable, "docs/make_configuration_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert page.decode() == (ROOT / "docs" / "configuration.md").read_text()
 
 
 def test_the_page_of_changes_is_what_the_tests_plan():

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from nadpipe.circuit.naming import activity_correlations, agreement, correlations, normalise, spread
+from nadpipe.data.labels import label_texts
 from nadpipe.errors import NadpipeError
-from nadpipe.faithfulness import activity_correlations, agreement, correlations, spread
-from nadpipe.labels import label_texts
-from nadpipe.texts import unit
 
 
 def noise(*shape, seed=0):
@@ -22,7 +21,7 @@ def test_correlations_are_numpys_and_zero_where_nothing_varies():
 
 
 def test_activity_correlations_are_those_with_the_similarity_of_image_and_text():
-    coefficient, embedding, text = noise(40, 5), unit(noise(40, 7, seed=1)), unit(noise(6, 7, seed=2))
+    coefficient, embedding, text = noise(40, 5), normalise(noise(40, 7, seed=1)), normalise(noise(6, 7, seed=2))
     found = activity_correlations(coefficient, embedding, text)
     expected = np.corrcoef(coefficient.numpy().T, (embedding @ text.T).numpy().T)[:5, 5:]
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -41,7 +40,7 @@ def test_equal_images_have_no_spread_and_opposite_ones_twice_that_of_random_ones
     embedding = torch.tensor([[1.0, 0], [1, 0], [-1, 0], [0, 1]])
     top = torch.tensor([[0, 1], [0, 2], [0, 3]])
     assert spread(embedding, top).tolist() == pytest.approx([0, 2, 1])
-    many = unit(noise(400, 50))
+    many = normalise(noise(400, 50))
     assert spread(many, torch.arange(400)[None]).item() == pytest.approx(1, abs=0.01)
 
 

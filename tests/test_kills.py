@@ -1,10 +1,10 @@
-"""A run that meets a full disk and is killed four times ends with the tables of one that nobody disturbed."""
+"""A run that meets a full disk and is killed four times ends with the tables of an undisturbed run."""
 
 import subprocess
 
 import pytest
-from conftest import Checkout
-from kills import KINDS, Victim, same_tables
+from checkout import Checkout
+from kills import KINDS, Victim, different_tables
 
 TARGETS = ("results/segmentation.csv", "results/shift.csv")
 TOO_SMALL, ENOUGH = "size=44m", "size=2g"
@@ -17,8 +17,8 @@ def victim(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_disk(victim):
-    """Results on a disk that is too small at first; yields what changes its options."""
-    folder = victim.made.folder / "results"
+    """Put the results on a disk that is too small at first; yield a function that changes its options."""
+    folder = victim.checkout.folder / "results"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o"]
     mounted = subprocess.run([*mount, TOO_SMALL, "tmpfs", str(folder)], capture_output=True, text=True)
@@ -29,34 +29,34 @@ def small_disk(victim):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(victim, small_disk):
-    done = victim.made.run(*TARGETS, check=False)
+    done = victim.checkout.run(*TARGETS, check=False)
     assert done.returncode != 0
-    logs = [path.read_text() for path in (victim.made.folder / "logs").rglob("*.log")]
-    told = [line for log in logs for line in log.splitlines() if "No space left on device; make room" in line]
-    assert told
-    assert all(line.startswith("nadpipe ") for line in told)
+    logs = [path.read_text() for path in (victim.checkout.folder / "logs").rglob("*.log")]
+    reported = [line for log in logs for line in log.splitlines() if "No space left on device" in line]
+    assert reported
+    assert all(line.startswith("nadpipe ") for line in reported)
     assert not any("Traceback" in log for log in logs)
     assert victim.leftovers() == []
     small_disk(ENOUGH)
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(victim, small_disk):
+def test_a_read_only_folder_is_reported(victim, small_disk):
     small_disk("ro")
-    done = victim.made.run(*TARGETS, check=False)
+    done = victim.checkout.run(*TARGETS, check=False)
     small_disk("rw")
     assert done.returncode != 0
     assert "Read-only file system" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("at", range(4))
-def test_a_killed_run_is_unlocked_and_goes_on(victim, at):
-    assert victim.run_and_kill(KINDS[at % len(KINDS)]) is not None
+@pytest.mark.parametrize("kill", range(4))
+def test_a_killed_run_is_unlocked_and_goes_on(victim, kill):
+    assert victim.run_and_kill(KINDS[kill % len(KINDS)], skip=kill) is not None
     victim.recover()
 
 
-def test_its_tables_are_those_of_an_undisturbed_run(victim, checkout):
+def test_its_tables_are_those_of_an_undisturbed_run(victim, finished):
     victim.recover(finish=True)
-    results = victim.made.folder / "results"
-    assert same_tables(results, checkout.folder / "results") == []
+    results = victim.checkout.folder / "results"
+    assert different_tables(results, finished.folder / "results") == []
     assert victim.leftovers() == []
-    assert "Nothing to be done" in victim.made.run(*TARGETS).stderr
+    assert "Nothing to be done" in victim.checkout.run(*TARGETS).stderr

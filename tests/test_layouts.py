@@ -1,13 +1,19 @@
-"""Each layout in small, as its files lie when they were downloaded and unpacked, with the encodings of the real ones."""
+"""A small copy of each layout, with folders and mask encodings as downloaded and unpacked."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from nadpipe.classes import IGNORED, read_mask
+from nadpipe.circuit.label_values import IGNORED
+from nadpipe.data.layouts import LAYOUTS, Source, find_layout
+from nadpipe.data.masks import read_mask
 from nadpipe.errors import NadpipeError
-from nadpipe.layouts import LAYOUTS, class_sources, find_classes, list_images
 
 H, W = 4, 6
 
@@ -21,7 +27,7 @@ def photograph(path, size=(W, H), orientation=None):
 
 
 def mask(path, values, mode="L"):
-    """A mask whose first pixels hold the values, the rest the last of them."""
+    """Save a mask whose first pixels hold the values; the other pixels hold the last value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((H, W), values[-1], np.uint16 if mode == "I;16" else np.uint8)
     pixels.flat[: len(values)] = values
@@ -38,7 +44,7 @@ def text(path, content):
 
 
 def make(layout, root):
-    """A data set of one or two images; gives the classes of the first mask's first pixels."""
+    """Write a data set; return the names of its images and the classes of the first mask's first pixels."""
     if layout in ("voc20", "voc21", "context59", "context60"):
         kind, masks = ("Segmentation", "SegmentationClass") if layout.startswith("voc") else ("SegmentationContext",) * 2
         masks = masks if layout.startswith("voc") else "SegmentationClassContext"
@@ -80,26 +86,34 @@ def make(layout, root):
     return ["b", "deeper/a"], ["sky", "cat"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def list_images(layout, root, split=None):
+    return LAYOUTS[layout].list_images(Source(root, split))
+
+
+def find_classes(layout, root, split=None):
+    return LAYOUTS[layout].find_classes(Source(root, split))
+
+
+@pytest.mark.parametrize("layout", [name for name, layout in LAYOUTS.items() if layout.has_classes])
 def test_images_masks_and_classes_are_found(tmp_path, layout):
     names, truth = make(layout, tmp_path)
     rows, classes = list_images(layout, tmp_path), find_classes(layout, tmp_path)
     assert list(rows.columns) == ["path", "mask_path", "group", "label"]
     assert [path.rsplit(".", 1)[0].endswith(name) for path, name in zip(rows["path"], names, strict=True)]
     read = read_mask(rows["mask_path"][0], rows["path"][0], (H, W), classes).ravel()[: len(truth)]
-    assert [None if at == IGNORED else classes.titles[at] for at in read] == truth
+    assert [None if index == IGNORED else classes.titles[index] for index in read] == truth
     assert rows["group"].tolist() == (["frankfurt", "lindau"] if layout == "cityscapes" else [None] * len(rows))
-    assert len(class_sources(layout, tmp_path)) == 1
+    assert len(LAYOUTS[layout].class_files(tmp_path)) == 1
     expected = {"voc20": 20, "context59": 59, "folder": 2, "coco_object": 81, "coco_stuff164k": 171, "cityscapes": 19}
     assert len(classes.titles) == expected.get(layout, len(classes.titles))
 
 
 @pytest.mark.parametrize("layout", ["voc20", "context59"])
-def test_without_background_the_numbers_of_classes_are_one_less(tmp_path, layout):
+def test_without_background_there_is_one_class_less(tmp_path, layout):
     make(layout, tmp_path)
     with_background = {"voc20": "voc21", "context59": "context60"}[layout]
-    whole, rest = (find_classes(name, tmp_path) for name in (with_background, layout))
-    assert whole.titles == ("background", *rest.titles)
+    complete, rest = (find_classes(name, tmp_path) for name in (with_background, layout))
+    assert complete.titles == ("background", *rest.titles)
     assert len(rest.titles) in (20, 59)
 
 
@@ -111,23 +125,23 @@ def test_without_background_the_numbers_of_classes_are_one_less(tmp_path, layout
         ("coco_object", "annotations/val2017", "_instanceTrainIds.png", [0, 80, 1], ["background", "toothbrush", "person"]),
     ],
 )
-def test_cocos_masks_may_be_converted_ones(tmp_path, layout, masks, end, values, titles):
+def test_cocos_masks_may_be_converted(tmp_path, layout, masks, end, values, titles):
     photograph(tmp_path / "images/val2017/1.jpg")
     path = mask(tmp_path / masks / f"1{end}", values)
-    mask(tmp_path / "stuffthingmaps/val2017/1.png", [255])  # the folder named first counts
+    mask(tmp_path / "stuffthingmaps/val2017/1.png", [255])  # the first encoding counts
     classes = find_classes(layout, tmp_path)
     assert list_images(layout, tmp_path)["mask_path"].tolist() == [str(path)]
     read = read_mask(str(path), "", (H, W), classes).ravel()[:3]
-    assert [None if at == IGNORED else classes.titles[at] for at in read] == titles
+    assert [None if index == IGNORED else classes.titles[index] for index in read] == titles
 
 
-def test_cityscapes_masks_may_be_converted_ones(tmp_path):
+def test_cityscapes_masks_may_be_converted(tmp_path):
     make("cityscapes", tmp_path)
     for city in ("lindau", "frankfurt"):
         mask(tmp_path / f"gtFine/val/{city}/{city}_000000_000019_gtFine_labelTrainIds.png", [0, 13, 18, 255])
     classes, rows = find_classes("cityscapes", tmp_path), list_images("cityscapes", tmp_path)
     read = read_mask(rows["mask_path"][0], rows["path"][0], (H, W), classes).ravel()[:4]
-    assert [classes.titles[at] for at in read[:3]] == ["road", "car", "bicycle"]
+    assert [classes.titles[index] for index in read[:3]] == ["road", "car", "bicycle"]
     assert read[3] == IGNORED
 
 
@@ -141,7 +155,7 @@ def test_a_folders_masks_may_be_coloured(tmp_path):
     assert read_mask(rows["mask_path"][0], rows["path"][0], (H, W), classes)[0, :3].tolist() == [0, 1, IGNORED]
 
 
-def test_other_splits_are_asked_for_by_name(tmp_path):
+def test_other_splits_are_chosen_by_name(tmp_path):
     make("folder", tmp_path)
     text(tmp_path / "splits/few.txt", "deeper/a\n")
     assert list_images("folder", tmp_path, "few")["path"].tolist() == [str(tmp_path / "images/deeper/a.png")]
@@ -150,42 +164,47 @@ def test_other_splits_are_asked_for_by_name(tmp_path):
     assert list_images("ade20k", tmp_path / "ade", "training")["path"].str.endswith("ADE_train_1.jpg").tolist() == [True]
 
 
-REMOVED = [  # layout, what is taken away, what the message says
-    ("voc21", "JPEGImages", "JPEGImages: missing; voc21 lies as the folder VOC2012 of VOCdevkit, with JPEGImages/"),
-    ("voc21", "ImageSets/Segmentation/val.txt", "ImageSets/Segmentation/val.txt: missing; voc21 lies as"),
-    ("voc20", "SegmentationClass", "SegmentationClass/2007_000042.png: no such mask; voc20 lies as"),
-    ("voc20", "SegmentationClass/2007_000033.png", "2007_000033.png: no such mask; the split or the folder"),
-    ("voc20", "JPEGImages/2007_000033.jpg", "2007_000033.jpg: no such image"),
-    ("context60", "SegmentationClassContext", "mask; context60 lies as the folder VOC2010 of VOCdevkit"),
-    ("ade20k", "images/validation", "images/validation: missing; ade20k lies as the folder ADEChallengeData2016"),
-    ("ade20k", "images/validation/ADE_val_1.jpg", r"images/validation: no images \*.jpg for split validation"),
+MISSING = [  # layout, missing file or folder, key words of the message
+    ("voc21", "JPEGImages", r"JPEGImages: missing; expected .*voc21.* VOCdevkit/VOC2012"),
+    ("voc21", "ImageSets/Segmentation/val.txt", r"ImageSets/Segmentation/val\.txt: missing; expected .*voc21"),
+    ("voc20", "SegmentationClass", r"SegmentationClass/2007_000042\.png: no such mask; expected .*voc20"),
+    ("voc20", "SegmentationClass/2007_000033.png", r"2007_000033\.png: no such mask"),
+    ("voc20", "JPEGImages/2007_000033.jpg", r"2007_000033\.jpg: no such image"),
+    ("context60", "SegmentationClassContext", r"no such mask; expected .*context60.* VOCdevkit/VOC2010"),
+    ("ade20k", "images/validation", r"images/validation: missing; expected .*ade20k.* ADEChallengeData2016"),
+    ("ade20k", "images/validation/ADE_val_1.jpg", r"images/validation: no images \*\.jpg for split validation"),
     (
         "coco_stuff164k",
         "stuffthingmaps",
-        "139_labelTrainIds.png or .*139.png or .*stuffthingmaps/val2017/0+139.png: no such mask",
+        r"139_labelTrainIds\.png or .*139\.png or .*stuffthingmaps/val2017/0+139\.png: no such mask",
     ),
-    ("cityscapes", "gtFine", "gtFine_labelTrainIds.png or .*_gtFine_labelIds.png: no such mask; cityscapes lies as"),
-    ("folder", "masks", "masks: missing; folder lies as a folder with images/, masks/"),
-    ("folder", "masks/b.png", "masks/b.png: no such mask"),
-    ("folder", "images/b.JPG", None),
-    ("folder", "classes.csv", "classes.csv: no class file; folder lies as"),
+    ("cityscapes", "gtFine", r"gtFine_labelTrainIds\.png or .*_gtFine_labelIds\.png: no such mask; expected .*cityscapes"),
+    ("folder", "masks", r"masks: missing; expected .*folder.* images/, masks/"),
+    ("folder", "masks/b.png", r"masks/b\.png: no such mask"),
+    ("folder", "classes.csv", r"classes\.csv: no class file; expected .*folder"),
+    ("stanford_cars", "devkit", r"devkit/cars_meta\.mat: missing; expected .*stanford_cars"),
+    ("tree", "images", "no images"),
 ]
 
 
-@pytest.mark.parametrize(("layout", "removed", "message"), REMOVED)
-def test_what_is_missing_is_named_with_how_the_layout_should_look(tmp_path, layout, removed, message):
-    make(layout, tmp_path)
-    (tmp_path / removed).rename(tmp_path.with_name(f"{tmp_path.name}_away"))
-    if message is None:
-        assert len(list_images(layout, tmp_path)) == 1
-        return
+@pytest.mark.parametrize(("layout", "missing", "message"), MISSING)
+def test_a_missing_path_is_reported_with_the_expected_layout(tmp_path, layout, missing, message):
+    if LAYOUTS[layout].has_classes:
+        make(layout, tmp_path)
+        (tmp_path / missing).rename(tmp_path.with_name(f"{tmp_path.name}_away"))
     with pytest.raises(NadpipeError, match=message) as error:
         list_images(layout, tmp_path)
         find_classes(layout, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_one_level_too_high_is_told(tmp_path):
+def test_a_folder_lists_the_remaining_images(tmp_path):
+    make("folder", tmp_path)
+    (tmp_path / "images/b.JPG").unlink()
+    assert len(list_images("folder", tmp_path)) == 1
+
+
+def test_a_folder_one_level_too_high_is_reported(tmp_path):
     make("voc21", tmp_path / "VOC2012")
     with pytest.raises(NadpipeError, match=f"set path to {tmp_path / 'VOC2012'}$"):
         list_images("voc21", tmp_path)
@@ -193,20 +212,56 @@ def test_a_folder_one_level_too_high_is_told(tmp_path):
         list_images("voc21", tmp_path / "no such folder")
 
 
-def test_splits_that_do_not_exist_are_named(tmp_path):
+def test_an_unknown_split_is_reported_with_the_known_ones(tmp_path):
     make("voc21", tmp_path)
-    with pytest.raises(NadpipeError, match="voc21: no split test; there are val, train, trainval"):
-        list_images("voc21", tmp_path, "test")
+    for read in (list_images, find_classes):
+        with pytest.raises(NadpipeError, match=r"voc21: no split test; .*val, train, trainval"):
+            read("voc21", tmp_path, "test")
     make("folder", tmp_path / "folder")
-    with pytest.raises(NadpipeError, match=r"splits/val\.txt: missing; a split of a folder is a list of image names"):
+    with pytest.raises(NadpipeError, match=r"splits/val\.txt: missing; expected .*splits/<split>\.txt"):
         list_images("folder", tmp_path / "folder", "val")
     text(tmp_path / "folder/splits/val.txt", "b\nzebra\n")
-    with pytest.raises(NadpipeError, match=r"zebra\.\*: no such image, but .*val.txt names it"):
+    with pytest.raises(NadpipeError, match=r"zebra\.\*: no such image; .*val\.txt"):
         list_images("folder", tmp_path / "folder", "val")
 
 
-def test_rows_are_a_manifest(tmp_path):
+def test_rows_are_a_table_without_labels(tmp_path):
     make("voc21", tmp_path)
     rows = list_images("voc21", tmp_path)
     assert isinstance(rows, pd.DataFrame)
     assert rows["label"].tolist() == [None, None]
+
+
+# ------------------------------------------------------------------------------------------------------------ the registry
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_record_is_complete(name):
+    layout = find_layout(name)
+    assert layout.name == name
+    assert layout.description
+    assert set(layout.keys) <= {field.name for field in dataclasses.fields(Source)} - {"path"}
+    assert not layout.splits or "split" in layout.keys
+    if not layout.has_classes:
+        assert not layout.has_fixed_values
+        with pytest.raises(NadpipeError, match="no classes"):
+            layout.find_classes(Source(Path()))
+
+
+def test_an_unknown_layout_is_reported_with_the_known_ones():
+    with pytest.raises(NadpipeError, match=r"no layout voc; .*table, tree, stanford_cars, folder"):
+        find_layout("voc")
+
+
+def test_the_folder_of_the_images_is_that_of_a_table_or_the_path_itself():
+    assert LAYOUTS["table"].image_folder("s3://bucket/photos/all.csv") == "s3://bucket/photos"
+    assert {layout.image_folder("a/b") for name, layout in LAYOUTS.items() if name != "table"} == {"a/b"}
+
+
+def test_the_registry_imports_quickly():
+    """The Snakefile imports it at every start."""
+    code = (
+        "import sys; import nadpipe.data.layouts, nadpipe.data.classes, nadpipe.data.dictionaries; "
+        "print(sorted({'torch', 'zarr', 'pyarrow', 'pandas', 'scipy', 'open_clip'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""The commands that show in a terminal what the explorer shows."""
+"""Commands that show the explorer's content in a terminal."""
 
 import re
 
@@ -9,15 +9,15 @@ import torch
 import xarray as xr
 from PIL import Image
 
-from nadpipe.attnpool import attention, tokens
+from nadpipe.circuit.attention import trace
 from nadpipe.cli import main
-from nadpipe.inputs import read_pool
-from nadpipe.pages import Pages
+from nadpipe.pages.explorer import Explorer
+from nadpipe.store.pool import read_pool
 
 
 @pytest.fixture
 def look(checkout, monkeypatch, capsys):
-    """Run a command in the checkout; returns its exit code and what it printed, in one line of words."""
+    """Return a function that runs a command in the checkout and returns its exit code, standard output and standard error."""
     monkeypatch.chdir(checkout.folder)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -35,42 +35,42 @@ def pairs(checkout):
 
 
 def test_a_pair_is_shown_with_its_texts_and_images(look, pairs, tmp_path):
-    code, told, _ = look("show", "pair", 3, 100, "--png", tmp_path / "p.png")
-    about = pairs.loc[(3, 100)]
+    code, printed, _ = look("show", "pair", 3, 100, "--png", tmp_path / "p.png")
+    pair = pairs.loc[(3, 100)]
     assert code == 0
-    assert f"pair 3/100: rank {about['contribution_rank']} of {len(pairs):,}" in told
-    assert f"{about['active_text']} ({about['active_correlation']:.2f})" in told
-    assert f"{about['nearest_text']} ({about['nearest_cosine']:.2f})" in told
-    assert re.search(r"top images \d+, \d+, \d+, \d+; bottom images \d+, \d+, \d+, \d+", told)
+    assert f"pair 3/100: rank {pair['contribution_rank']} of {len(pairs):,}" in printed
+    assert f"{pair['active_text']} ({pair['active_correlation']:.2f})" in printed
+    assert f"{pair['nearest_text']} ({pair['nearest_cosine']:.2f})" in printed
+    assert re.search(r"top images \d+, \d+, \d+, \d+; bottom images \d+, \d+, \d+, \d+", printed)
     assert Image.open(tmp_path / "p.png").width > 600
 
 
 def test_a_neuron_is_shown_with_all_its_pairs(look, pairs, tmp_path):
-    code, told, _ = look("show", "neuron", 100, "--png", tmp_path / "n.png")
+    code, printed, _ = look("show", "neuron", 100, "--png", tmp_path / "n.png")
     assert code == 0
     assert Image.open(tmp_path / "n.png").height > 6 * 150
     ranks = pairs.xs(100, level="neuron")["contribution_rank"].sort_values()
-    assert re.findall(r"(\d+)/100 +│ +(\d+) │", told) == [(str(head), str(rank)) for head, rank in ranks.items()]
+    assert re.findall(r"(\d+)/100 +│ +(\d+) │", printed) == [(str(head), str(rank)) for head, rank in ranks.items()]
 
 
 def test_a_search_finds_the_pairs_that_a_text_names(look, pairs, tmp_path):
-    code, told, _ = look("search", "fish", "--most", 5, "--png", tmp_path / "s.png")
+    code, printed, _ = look("search", "fish", "--most", 5, "--png", tmp_path / "s.png")
     assert Image.open(tmp_path / "s.png").height > 5 * 150
     assert code == 0
-    own = pairs[pairs["active_text"] == "fish"].sort_values("active_correlation", ascending=False)
-    head, neuron = own.index[0]
-    told = " ".join(told.split())  # titles are wrapped
-    assert told.index(f"{head}/{neuron} ") < told.index("nearest to the direction")
-    assert "other texts: " in told
+    best = pairs[pairs["active_text"] == "fish"].sort_values("active_correlation", ascending=False)
+    head, neuron = best.index[0]
+    printed = " ".join(printed.split())  # titles are wrapped
+    assert printed.index(f"{head}/{neuron} ") < printed.index("texts by direction")
+    assert "other texts: " in printed
 
 
 @pytest.mark.parametrize(("head", "neuron"), [(3, 100), (0, 0), (11, 767)])
-def test_the_explorers_files_hold_what_the_stores_say(checkout, head, neuron):
-    """Images at the ends, their values, the histogram, and where the pair fires, computed anew from the stores."""
+def test_the_explorers_files_agree_with_the_stores(checkout, head, neuron):
+    """Recompute images at the ends, their values, the histogram and the maps of a pair from the stores."""
     artifacts = checkout.folder / "results" / "artifacts"
-    pages = Pages(checkout.folder / "results" / "explorer")
-    pair = pages.load(f"neurons/{neuron}")["pairs"][head]
-    pool, _ = read_pool(artifacts / "model" / "attnpool.zarr")
+    explorer = Explorer(checkout.folder / "results" / "explorer")
+    pair = explorer.load(f"neurons/{neuron}")["pairs"][head]
+    pool, _ = read_pool(artifacts / "model" / "readout.zarr")
     sign = int(xr.open_zarr(artifacts / "directions" / "pair.zarr")["sign"][head, neuron])
     shards = [xr.open_zarr(artifacts / "discovery" / "contributions" / f"{shard}.zarr") for shard in (0, 1)]
     value = sign * np.concatenate([store["coefficient"][:, head, neuron] for store in shards])
@@ -79,53 +79,47 @@ def test_the_explorers_files_hold_what_the_stores_say(checkout, head, neuron):
     np.testing.assert_allclose(pair["values"], value[pair["images"]], rtol=1e-3, atol=1e-9)  # image_id = row: none is skipped
     assert sum(pair["counts"]) == len(value) == 60
     features = [xr.open_zarr(artifacts / "discovery" / "features" / f"{shard}.zarr")["activation"] for shard in (0, 1)]
-    z = torch.from_numpy(np.concatenate([np.asarray(part) for part in features]))
-    for image_id, scale, steps in zip(pair["images"], pair["scale"], pages.firing(head, neuron), strict=True):
-        x = tokens(z[image_id][None], pool)
-        expected = sign * attention(x, pool)[0, head, 1:] * x[0, 1:, neuron]
+    z = torch.from_numpy(np.concatenate([np.asarray(store) for store in features]))
+    for image_id, scale, steps in zip(pair["images"], pair["scale"], explorer.firing(head, neuron), strict=True):
+        view = trace(z[image_id][None], pool)
+        expected = sign * view.attention[0, head, 1:] * view.activation[0, 1:, neuron]
         assert scale == pytest.approx(float(expected.abs().max()), rel=1e-3)
         np.testing.assert_allclose(steps.flatten() / 127 * scale, expected, atol=scale / 200)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "words"),
     [
-        (["show", "pair", "99", "1"], "head 99: the model has heads 0 to 11"),
-        (["show", "neuron", "768"], "neuron 768: the model has neurons 0 to 767"),
-        (["show", "pair", "1"], "show pair: takes head and neuron, not 1"),
-        (["show", "neuron", "1", "2"], "show neuron: takes one number, not 2"),
-        (
-            ["show", "neuron", "1", "--results", "nowhere"],
-            "about.json: not readable (FileNotFoundError); make it with",
-        ),
-        (["search", "xyzzy"], "no text that names a pair has 'xyzzy' in it"),
-        (["explain", "gone.jpg", "--texts", "a"], "gone.jpg: no such image"),
-        (
-            ["explain", "gone.jpg", "--texts", "a", "--results", "nowhere"],
-            "provenance.json: names no model (FileNotFound",
-        ),
-        (["explain", "gone.jpg", "--texts", "a", "--template", "a photo"], "--template: needs {} once"),
+        (["show", "pair", "99", "1"], ["head 99", "0 to 11"]),
+        (["show", "neuron", "768"], ["neuron 768", "0 to 767"]),
+        (["show", "pair", "1"], ["show pair", "head and neuron, not 1"]),
+        (["show", "neuron", "1", "2"], ["show neuron", "one number, not 2"]),
+        (["show", "neuron", "1", "--results", "nowhere"], ["about.json", "FileNotFoundError", "results/explorer"]),
+        (["search", "xyzzy"], ["no text", "'xyzzy'"]),
+        (["explain", "gone.jpg", "--texts", "a"], ["gone.jpg: no such image"]),
+        (["explain", "gone.jpg", "--texts", "a", "--results", "nowhere"], ["provenance.json", "FileNotFoundError"]),
+        (["explain", "gone.jpg", "--texts", "a", "--template", "a photo"], ["--template", "{} once"]),
     ],
 )
-def test_what_cannot_be_shown_is_one_line(look, arguments, message):
-    code, _, told = look(*arguments)
+def test_a_wrong_request_is_reported_in_one_line(look, arguments, words):
+    code, _, reported = look(*arguments)
     assert code == 1
-    assert message in told
-    assert told.count("\n") == 1
+    assert [word for word in words if word not in reported] == []
+    assert reported.count("\n") == 1
 
 
 def test_an_image_is_explained_and_its_pairs_sum_to_the_cosine(look, checkout, tmp_path):
     image = next((checkout.folder / "results/demo/segmentation/images").iterdir())
-    code, told, _ = look("explain", image, "--texts", "fish", "red ball", "--output", tmp_path / "e.html", "--most", 3)
+    code, printed, _ = look("explain", image, "--texts", "fish", "red ball", "--output", tmp_path / "e.html", "--most", 3)
     assert code == 0
-    sums = re.findall(r"cosine (-?\d\.\d+), sum over pairs (-?\d\.\d+)", " ".join(told.split()))  # titles are wrapped
+    sums = re.findall(r"cosine (-?\d\.\d+), sum over pairs (-?\d\.\d+)", " ".join(printed.split()))  # titles are wrapped
     assert len(sums) == 2
     for cosine, summed in sums:
         assert float(cosine) == pytest.approx(float(summed), abs=2e-5)
-    for part in told.split("cosine ")[1:]:
-        added = [float(value) for value in re.findall(r"│ +([+-]\d\.\d+) │", part)]
+    for section in printed.split("cosine ")[1:]:
+        added = [float(value) for value in re.findall(r"│ +([+-]\d\.\d+) │", section)]
         assert len(added) == 7
-        assert sum(added) == pytest.approx(float(part.split(",")[0]), abs=1e-4)
+        assert sum(added) == pytest.approx(float(section.split(",")[0]), abs=1e-4)
     page = (tmp_path / "e.html").read_text()
     assert page.count("<img ") == 1 + 2 * (1 + 6)
     assert "http" not in page

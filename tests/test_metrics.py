@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nadpipe.classes import IGNORED
-from nadpipe.metrics import bootstrap_miou, class_totals, confused, confusion, interval, mean_iou, metrics
+from nadpipe.circuit.label_values import IGNORED
+from nadpipe.circuit.metrics import bootstrap_miou, class_totals, confusion, confusion_cells, interval, mean_iou, metrics
 
 
 def test_metrics_of_a_case_worked_by_hand():
@@ -74,12 +74,12 @@ def test_confusions_of_parts_add_up():
 def test_cells_are_those_of_the_confusion_that_are_not_zero():
     rng = np.random.default_rng(1)
     truth, predicted = rng.integers(-1, 3, (6, 8)), rng.integers(0, 3, (6, 8))
-    cells = confused(truth, predicted, 3)
+    cells = confusion_cells(truth, predicted, 3)
     matrix = confusion(truth, predicted, 3)
     assert {(cell["true_class"], cell["predicted_class"]): cell["pixels"] for cell in cells} == {
         (true, guess): matrix[true, guess] for true, guess in np.argwhere(matrix).tolist()
     }
-    assert confused(np.full((2, 2), IGNORED), predicted[:2, :2], 3) == []
+    assert confusion_cells(np.full((2, 2), IGNORED), predicted[:2, :2], 3) == []
 
 
 def drawn_cells(images, classes, seed, right=0.5):
@@ -89,7 +89,7 @@ def drawn_cells(images, classes, seed, right=0.5):
     for image in range(images):
         truth = rng.integers(0, classes, (1, 40))
         guess = np.where(rng.random(truth.shape) < right + rng.uniform(-0.3, 0.3), truth, rng.integers(0, classes, truth.shape))
-        rows += [{"image_id": image * 3, **cell} for cell in confused(truth, guess, classes)]
+        rows += [{"image_id": image * 3, **cell} for cell in confusion_cells(truth, guess, classes)]
     return pd.DataFrame(rows)
 
 

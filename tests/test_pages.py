@@ -1,4 +1,4 @@
-"""The report and the explorer in a real browser: no errors, no strange requests, found and read by everyone."""
+"""The report, the explorer and the page of one image in a real browser: no errors, no requests elsewhere, accessible."""
 
 import functools
 import http.server
@@ -9,11 +9,13 @@ import threading
 import pandas as pd
 import pytest
 
-from nadpipe.artifacts import Stamp, read_parquet, write_parquet
 from nadpipe.cli import main
 from nadpipe.stages.make_report import make_report
+from nadpipe.store.kinds.images import IMAGES
+from nadpipe.store.stamp import Stamp
+from nadpipe.store.tables import read_parquet, write_parquet
 
-WANTED = os.environ.get("NADPIPE_BROWSER") == "1"  # set by .ci/run, where not running it is a failure
+REQUIRED = os.environ.get("NADPIPE_BROWSER") == "1"  # set by .ci/run: a missing browser is then a failure
 SIZES = [(360, "dark"), (360, "light"), (1440, "dark"), (1440, "light")]
 
 
@@ -25,7 +27,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def browser():
     program = shutil.which("chromium")
-    if program is None and not WANTED:
+    if program is None and not REQUIRED:
         pytest.skip("browser: chromium is not installed (Debian package chromium)")
     assert program is not None
     from playwright.sync_api import sync_playwright
@@ -43,7 +45,7 @@ def results(checkout):
 
 @pytest.fixture(scope="module")
 def address(results):
-    """Where a static file server serves the explorer."""
+    """Serve the explorer with a static file server and return its address."""
     handler = functools.partial(Quiet, directory=str(results / "explorer"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -53,21 +55,21 @@ def address(results):
 
 @pytest.fixture
 def page(browser, request):
-    """A page of one size and theme that notes what it asks for and complains of."""
+    """Open a page of one size and theme. It records its requests, errors and warnings."""
     width, theme = getattr(request, "param", (1440, "light"))
     opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-    opened.asked, opened.complaints = [], []
-    opened.on("request", lambda asked: opened.asked.append(asked.url))
-    opened.on("console", lambda told: opened.complaints.append(told.text) if told.type in ("error", "warning") else None)
-    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    opened.on("requestfailed", lambda asked: opened.complaints.append(f"failed: {asked.url}"))
+    opened.urls, opened.problems = [], []
+    opened.on("request", lambda request: opened.urls.append(request.url))
+    opened.on("console", lambda message: opened.problems.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.on("requestfailed", lambda request: opened.problems.append(f"failed: {request.url}"))
     yield opened
     opened.close()
-    assert opened.complaints == []
+    assert opened.problems == []
 
 
 def show(page, address, path):
-    """Go to a page of the explorer and wait until it is shown."""
+    """Go to a page of the explorer and wait for its content."""
     page.goto(f"{address}index.html{path}")
     page.wait_for_function("path => document.getElementById('main').dataset.shown === path", arg=path)
 
@@ -75,8 +77,8 @@ def show(page, address, path):
 def assert_accessible_and_within_its_width(page):
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
-    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found] == []
+    violations = Axe().run(page).response["violations"]
+    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in violations] == []
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
@@ -84,8 +86,8 @@ def assert_accessible_and_within_its_width(page):
 def test_the_report_needs_nothing_but_itself(page, results):
     page.goto((results / "report.html").as_uri())
     page.wait_for_selector("body[data-drawn]")
-    assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
-    assert len([url for url in page.asked if url.startswith("file:")]) == 1
+    assert [url for url in page.urls if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in page.urls if url.startswith("file:")]) == 1
     assert page.locator(".chart svg").count() == page.locator(".chart").count() == 7
     for picture in page.locator("img").all():
         picture.scroll_into_view_if_needed()
@@ -103,21 +105,21 @@ def test_the_report_holds_the_tables_numbers(page, results):
     assert all(f"{100 * value:.1f}%" in text for value in scores["miou"])
     largest = pd.read_parquet(results / "pairs.parquet").nsmallest(10, "contribution_rank")
     assert all(f"{row.head}/{row.neuron}" in page.inner_text("#units") for row in largest.itertuples())
-    assert "None: every image could be used." in page.inner_text("#skipped")
+    assert "No images were skipped." in page.inner_text("#skipped")
 
 
 def test_images_that_were_skipped_are_in_the_report(page, results, tmp_path, monkeypatch):
     monkeypatch.chdir(results.parent)
     shutil.copytree(results, tmp_path / "results", ignore=shutil.ignore_patterns("demo", "explorer", "*.zarr"))
     path = tmp_path / "results/artifacts/discovery/images.parquet"
-    manifest = read_parquet(path, "images")
+    manifest = read_parquet(path, IMAGES)
     manifest.loc[len(manifest) - 1, ["image_id", "problem"]] = -1, "x.jpg: not a readable image (<b>cut</b>)"
-    write_parquet(path, "images", manifest, Stamp(), sources=True)
-    contributions = tuple((results / "artifacts/discovery/contributions").iterdir())
-    make_report(tmp_path / "results", contributions, tmp_path / "report.html", segmented=("segmentation",))
+    write_parquet(path, IMAGES, manifest, Stamp(), sources=True)
+    head_means = tuple((results / "artifacts/discovery/head_means").iterdir())
+    make_report(tmp_path / "results", head_means, tmp_path / "report.html", segmented=("segmentation",))
     page.goto((tmp_path / "report.html").as_uri())
     text = page.inner_text("#skipped")
-    assert "1 images could not be used" in text
+    assert "Images that could not be used: 1" in text
     assert "x.jpg: not a readable image (<b>cut</b>)" in text
 
 
@@ -135,22 +137,22 @@ def test_the_report_prints_dark_on_light(page, results):
 @pytest.mark.parametrize("path", ["#/", "#/pair/3/100", "#/neuron/100", "#/head/3", "#/search/fish"])
 def test_every_page_of_the_explorer_is_accessible(page, address, path):
     show(page, address, path)
-    assert [url for url in page.asked if not url.startswith((address, "data:"))] == []
+    assert [url for url in page.urls if not url.startswith((address, "data:"))] == []
     assert_accessible_and_within_its_width(page)
 
 
 def test_a_search_finds_the_pair_and_its_page_shows_it(page, address, results):
     pairs = pd.read_parquet(results / "pairs.parquet").set_index(["head", "neuron"])
-    (head, neuron), about = next(iter(pairs.sort_values("active_correlation", ascending=False).iterrows()))
+    (head, neuron), best = next(iter(pairs.sort_values("active_correlation", ascending=False).iterrows()))
     show(page, address, "#/")
     page.keyboard.press("/")
-    page.keyboard.type(about["active_text"])
+    page.keyboard.type(best["active_text"])
     page.keyboard.press("Enter")
-    page.click(f"section:has(h2:text('Goes with the images')) a:text-is('{head}/{neuron}')")
+    page.click(f"section:has(h2:text('Texts by correlation')) a:text-is('{head}/{neuron}')")
     page.wait_for_selector(f"h1:text-is('Pair {head}/{neuron}')")
     assert page.url.endswith(f"#/pair/{head}/{neuron}")
-    assert f"{about['contribution_rank']} of {len(pairs):,}" in page.inner_text("main")
-    assert page.locator("section:has(h2:text('Goes with the images')) tbody a").first.inner_text() == about["active_text"]
+    assert f"{best['contribution_rank']} of {len(pairs):,}" in page.inner_text("main")
+    assert page.locator("section:has(h2:text('Texts by correlation')) tbody a").first.inner_text() == best["active_text"]
     for picture in page.locator(".shot img").all():
         picture.scroll_into_view_if_needed()
         page.wait_for_function("image => image.complete && image.naturalWidth === 160", arg=picture.element_handle())
@@ -174,14 +176,14 @@ def test_pages_are_reached_by_link_by_number_and_by_key(page, address):
         page.wait_for_selector(f"h1:text-is('{title}')")
     page.fill("#query", "no such text at all")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=No text of the dictionary")
+    page.wait_for_selector("text=No text that names a pair contains this")
 
 
-def test_a_page_that_does_not_exist_says_so(page, address):
+def test_a_missing_page_is_reported(page, address):
     show(page, address, "#/pair/3/100000")
     assert page.inner_text("h1") == "Not found"
-    assert all("Failed to load resource" in told for told in page.complaints)
-    page.complaints.clear()
+    assert all("Failed to load resource" in problem for problem in page.problems)
+    page.problems.clear()
 
 
 def test_the_theme_is_kept(page, address):
@@ -198,5 +200,5 @@ def test_an_images_own_page_is_accessible(page, checkout, tmp_path, monkeypatch)
     image = next((checkout.folder / "results/demo/segmentation/images").iterdir())
     assert main(["explain", str(image), "--texts", "fish", "--output", str(tmp_path / "e.html"), "--most", "2"]) == 0
     page.goto((tmp_path / "e.html").as_uri())
-    assert len([url for url in page.asked if not url.startswith("data:")]) == 1
+    assert len([url for url in page.urls if not url.startswith("data:")]) == 1
     assert_accessible_and_within_its_width(page)

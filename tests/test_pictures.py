@@ -2,20 +2,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nadpipe.pictures import class_colours, contact_sheet, indexed_image, overlay, panel, shrink
+from nadpipe.errors import NadpipeError
+from nadpipe.pages.pictures import contact_sheet, overlay, panel, shrink
+from nadpipe.store.label_maps import class_colours, indexed_image, read_label_map, write_label_map
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-@pytest.mark.parametrize("colours", [None, [(at, 255 - at, 7) for at in range(200)]])
-def test_label_maps_reload_to_the_same_labels(tmp_path, colours):
-    labels = np.random.default_rng(0).integers(0, 200, (9, 13))
-    indexed_image(labels, colours).save(tmp_path / "l.png")
+@pytest.mark.parametrize("colours", [None, [(index, 255 - index, 7) for index in range(200)]])
+def test_label_maps_reload_to_the_same_classes(tmp_path, colours):
+    classes = np.random.default_rng(0).integers(0, 200, (9, 13))
+    indexed_image(classes, colours).save(tmp_path / "l.png")
     with Image.open(tmp_path / "l.png") as image:
         assert image.mode == "P"
-        assert (np.asarray(image) == labels).all()
+        assert (np.asarray(image) == classes).all()
         if colours:
-            assert np.asarray(image.convert("RGB"))[2, 5].tolist() == list(colours[labels[2, 5]])
+            assert np.asarray(image.convert("RGB"))[2, 5].tolist() == list(colours[classes[2, 5]])
+
+
+def test_a_label_map_is_read_from_the_shard_that_has_it(tmp_path):
+    classes = np.random.default_rng(0).integers(0, 3, (4, 5))
+    for shard in ("0", "1"):
+        (tmp_path / shard / "nad").mkdir(parents=True)
+    write_label_map(tmp_path / "1", "nad", 7, classes, [RED, BLUE, RED])
+    shards = [tmp_path / "0", tmp_path / "1"]
+    assert (read_label_map(shards, "nad", 7) == classes).all()
+    with pytest.raises(NadpipeError, match=r"nad/000008\.png: .* none of the given folders"):
+        read_label_map(shards, "nad", 8)
 
 
 def test_class_colours_differ():
@@ -40,14 +53,14 @@ def test_large_pictures_are_shrunk_and_small_ones_kept():
 
 
 def colours_of(picture, box=None):
-    part = picture if box is None else picture.crop(box)
-    return {colour for _, colour in part.getcolors(1 << 24)}
+    region = picture if box is None else picture.crop(box)
+    return {colour for _, colour in region.getcolors(1 << 24)}
 
 
 def test_a_panel_shows_every_picture_over_a_legend_of_colours():
-    shades = {f"picture {at}": Image.new("RGB", (300, 200), (at, 9, 9)) for at in range(7)}
+    shades = {f"picture {red}": Image.new("RGB", (300, 200), (red, 9, 9)) for red in range(7)}
     drawn = panel(shades, {"fish": RED, "sky": BLUE}, longest=100)
-    assert {(at, 9, 9) for at in range(7)} | {RED, BLUE} <= colours_of(drawn)
+    assert {(red, 9, 9) for red in range(7)} | {RED, BLUE} <= colours_of(drawn)
     assert 5 * 100 <= drawn.width <= 5 * 120
     legend = (0, drawn.height - 25, drawn.width, drawn.height)
     assert {RED, BLUE, (0, 0, 0)} <= colours_of(drawn, legend)

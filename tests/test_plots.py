@@ -1,9 +1,16 @@
+import pkgutil
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from nadpipe import plots
+from nadpipe.analyses import ANALYSES, PLOTTED, final_plots, final_tables
+from nadpipe.cli import main
+from nadpipe.pages import figures, plots
+from nadpipe.pages.figures import faithfulness, naming, polysemanticity, reconstruction, registers, sparse_text, sparsity
+from nadpipe.store.kinds.analyses import SPARSITY
+from nadpipe.store.tables import write_csv
 
 
 def scores(methods, classes):
@@ -12,10 +19,10 @@ def scores(methods, classes):
     return pd.DataFrame(names, columns=["method", "class"]).assign(iou=iou)
 
 
-@pytest.mark.parametrize("methods", [["nad"], ["nad", "sclip", "maskclip"], [f"m{at}" for at in range(11)]])
+@pytest.mark.parametrize("methods", [["nad"], ["nad", "sclip", "maskclip"], [f"m{number}" for number in range(11)]])
 def test_classes_are_sorted_and_methods_named_with_their_miou(methods):
     table = scores(methods, ["sky", "fish", "ball"])
-    table.loc[table["class"] == "fish", "iou"] = np.nan  # on neither side
+    table.loc[table["class"] == "fish", "iou"] = np.nan  # in neither masks nor label maps
     figure = plots.per_class_bars(table)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["fish", "sky", "ball"]  # from below
@@ -25,24 +32,116 @@ def test_classes_are_sorted_and_methods_named_with_their_miou(methods):
 
 
 def test_many_classes_fit_one_figure(tmp_path):
-    figure = plots.per_class_bars(scores(["nad", "sclip"], [f"class {at}" for at in range(171)]))
+    figure = plots.per_class_bars(scores(["nad", "sclip"], [f"class {number}" for number in range(171)]))
     plots.save(figure, tmp_path / "plot.partial")
     with Image.open(tmp_path / "plot.partial") as image:
         assert image.format == "PNG"
         assert image.height > 171 * 15
 
 
-def test_the_strongest_token_and_the_neurons_behind_it_are_marked(tmp_path):
-    attention = np.full((3, 4), 0.01)
-    attention[2, 1] = 0.3
-    neurons = pd.DataFrame({"index": range(50), "attention_drop": np.r_[0.001 * np.arange(49), 0.2]})
-    figure = plots.register_plot(attention, neurons, sink=9)
-    left, middle = figure.axes[:2]
+def registers_table(sink):
+    attention = np.full(16, 0.01)
+    attention[9] = 0.3
+    tokens = pd.DataFrame({"kind": "token", "index": range(16), "attention": attention})
+    tokens["sink"] = tokens["index"] == sink
+    neurons = pd.DataFrame({"kind": "neuron", "index": range(50), "attention_drop": np.r_[0.001 * np.arange(49), 0.2]})
+    return pd.concat([tokens, neurons], ignore_index=True)
+
+
+def test_registers_mark_the_strongest_token_and_its_neurons(tmp_path):
+    left, middle = registers.draw(registers_table(9)).axes[:2]
     assert left.get_title() == "mean attention, attention sink: token 9"
     assert left.patches[0].get_xy() == (0.5, 1.5)
     assert [label.get_text() for label in middle.get_yticklabels()][-2:] == ["48", "49"]  # largest on top
     assert len(middle.patches) == 20
-    assert "no attention sink; strongest" in plots.register_plot(attention, neurons, None).axes[0].get_title()
+    assert "no attention sink; strongest" in registers.draw(registers_table(None)).axes[0].get_title()
     for name in ("a.png", "b.png"):
-        plots.save(plots.register_plot(attention, neurons, sink=9), tmp_path / name)
+        plots.save(registers.draw(registers_table(9)), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def fidelity(rows, **columns):
+    """Return a table with one row per combination of values in rows, and made-up accuracies."""
+    table = pd.DataFrame(rows).assign(**columns)
+    table["accuracy"] = np.linspace(0.2, 0.8, len(table))
+    return table.assign(accuracy_low=table["accuracy"] - 0.1, accuracy_high=table["accuracy"] + 0.1, explained=0.5)
+
+
+def lines(figure):
+    """Return the points of each line of the left panel by its label."""
+    return {line.get_label(): line.get_xydata().round(3).tolist() for line in figure.axes[0].get_lines()}
+
+
+def test_sparsity_averages_draws_and_has_one_line_per_ranking_and_unit():
+    rows = [
+        {"unit": unit, "kept": kept, "draw": draw, "share": share}
+        for unit in ("pair", "neuron")
+        for kept, draw in (("top", 0), ("random", 1), ("random", 2))
+        for share in (0.1, 1.0)
+    ]
+    table = fidelity(rows)
+    drawn = lines(sparsity.draw(table))
+    assert list(drawn) == ["top pairs", "random pairs", "top neurons", "random neurons"]
+    random = table.query("unit == 'pair' and kept == 'random'").groupby("share")["accuracy"].mean()
+    assert drawn["random pairs"] == [[share, round(accuracy, 3)] for share, accuracy in random.items()]
+
+
+@pytest.mark.parametrize(("figure", "column"), [(reconstruction, "components"), (sparse_text, "atoms")])
+def test_curves_over_counts_leave_out_zero(figure, column):
+    table = fidelity([{"unit": unit, column: count} for unit in ("pair", "head") for count in (0, 1, 2)])
+    drawn = lines(figure.draw(table))
+    assert list(drawn) == ["pair", "head"]
+    assert [[count for count, _ in points] for points in drawn.values()] == [[1, 2], [1, 2]]
+
+
+def test_naming_draws_agreement_and_chance():
+    rows = [{"rule": rule, "share": share} for rule in ("nearest", "correlated") for share in (0.1, 1.0)]
+    table = pd.DataFrame(rows).assign(agreement=[0.2, 0.3, 0.6, 0.7], chance=0.1)
+    axes = naming.draw(table).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.2, 0.6, 0.3, 0.7]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "largest 10% of the pairs",
+        "largest 100% of the pairs",
+    ]
+
+
+def test_faithfulness_keeps_the_order_of_concepts():
+    names = ("sky", "ball", "random 1")
+    table = pd.DataFrame([{"ablated": ablated, "measured": measured} for ablated in names for measured in names[:2]])
+    axes = faithfulness.draw(table.assign(change=[-2.0, 0.1, 0.2, -3.0, 0.0, 0.3])).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["sky", "ball"]
+    assert [text.get_text() for text in axes.texts] == ["-2.0", "0.1", "0.2", "-3.0", "0.0", "0.3"]
+
+
+def test_polysemanticity_leaves_out_units_that_do_not_vary():
+    neurons = pd.DataFrame({"unit": "neuron", "spread": [0.5, 0.7], "parent_spread": np.nan})
+    pairs = pd.DataFrame({"unit": "pair", "spread": [0.2, 0.4, np.nan], "parent_spread": [0.5, 0.7, np.nan]})
+    figure = polysemanticity.draw(pd.concat([neurons, pairs], ignore_index=True))
+    counts = figure.axes[1].collections[0].get_array()
+    assert counts.sum() == 2
+
+
+def test_every_plotted_analysis_has_a_figure_of_its_first_table():
+    modules = [module.name for module in pkgutil.iter_modules(figures.__path__)]
+    assert sorted(PLOTTED) == sorted(modules)
+    for name, analysis in PLOTTED.items():
+        figure = getattr(figures, name)
+        assert figure.KIND is analysis.kinds[0]
+        assert figure.KIND.name == name
+    assert final_plots() == [f"results/{name}.png" for name in PLOTTED]
+    assert len(set(final_tables())) == sum(len(analysis.kinds) for analysis in ANALYSES.values())
+
+
+def test_the_command_draws_a_table_and_names_the_figures(tmp_path, capsys):
+    rows = [{"unit": "pair", "kept": "top", "draw": 0, "share": share} for share in (0.1, 1.0)]
+    table = fidelity(rows, dataset="d", pairs=1, energy=0.5, relative_error=0.1, images=3, classes=2)
+    write_csv(tmp_path / "t.csv", SPARSITY, table)
+    files = ["--table", str(tmp_path / "t.csv"), "--output", str(tmp_path / "p.png")]
+    assert main(["plot-table", "--name", "sparsity", *files]) == 0
+    plots.save(sparsity.draw(pd.read_csv(tmp_path / "t.csv")), tmp_path / "expected.png")
+    assert (tmp_path / "p.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+    assert main(["plot-table", "--name", "sparse", *files]) == 1
+    assert "use one of faithfulness, naming" in capsys.readouterr().err
+    assert main(["plot-table", "--name", "naming", *files]) == 1
+    assert "columns rule, " in capsys.readouterr().err

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from conftest import activations, make_pool
 
-from nadpipe import attnpool, registers
+from nadpipe.circuit import attention, registers
 
 
 def embedded(z, pool):
-    x = attnpool.tokens(z, pool)
-    attention = attnpool.attention(x, pool)
-    return attention[0], attnpool.sum_pairs(attnpool.coefficients(attention, x), pool)[0]
+    x = attention.tokens(z, pool)
+    attention = attention.attention(x, pool)
+    return attention[0], attention.sum_pairs(attention.coefficients(attention, x), pool)[0]
 
 
 def test_zeroing_in_closed_form_equals_zeroing_and_running_the_pool_again(pool):
@@ -43,14 +43,14 @@ def planted(strength):
 
 def test_the_planted_register_is_found():
     z, pool = planted(0.6)
-    attention = attnpool.attention(attnpool.tokens(z, pool), pool).mean(0)
+    attention = attention.attention(attention.tokens(z, pool), pool).mean(0)
     assert registers.find_sink(attention) == 8
     drop = torch.stack([registers.zero_neurons(view, 8, pool).attention_drop for view in z]).mean(0)
     assert drop.argmax() == 5
     assert drop[5] > 0.3
     assert drop[torch.arange(64) != 5].abs().max() < 1e-6
     z, pool = planted(0.0)
-    assert registers.find_sink(attnpool.attention(attnpool.tokens(z, pool), pool).mean(0)) is None
+    assert registers.find_sink(attention.attention(attention.tokens(z, pool), pool).mean(0)) is None
 
 
 def test_a_token_that_draws_all_attention_is_the_sink():

@@ -1,11 +1,11 @@
-"""Results and inputs on S3: a local server, the real DAG, and a connection that is lost in the middle of a folder."""
+"""Results and inputs on S3: a local server, the real DAG, and a connection that breaks in the middle of a folder."""
 
 import re
 
 import pandas as pd
 import pytest
 import s3
-from conftest import Checkout
+from checkout import Checkout
 
 TARGET = "results/segmentation.csv"
 FEATURES = "results/artifacts/discovery/features/0.zarr"
@@ -13,10 +13,10 @@ CONTRIBUTIONS = "results/artifacts/discovery/contributions/0.zarr"
 
 
 @pytest.fixture(scope="module")
-def server(checkout):
-    """A server that holds images with masks, a model and words, as users have them there."""
+def server(finished):
+    """Serve images with masks, a model and words, as users store them."""
     running = s3.Server()
-    made = checkout.folder / "results" / "demo"
+    made = finished.folder / "results" / "demo"
     for name in ("model.json", "model.safetensors", "dictionary.txt"):
         running.put(made / name, f"own/{name}")
     for path in [made / "segmentation.csv", *(made / "segmentation").rglob("*.*")]:
@@ -27,7 +27,7 @@ def server(checkout):
 
 @pytest.fixture(scope="module")
 def stored(server, tmp_path_factory):
-    """A checkout, and how to run it with results on the server."""
+    """Return a function that runs a checkout with its results on the server."""
     made = Checkout(tmp_path_factory.mktemp("stored"))
     made.config["datasets"]["segmentation"]["path"] = f"s3://{s3.BUCKET}/own/images/segmentation.csv"
     made.config["model"] = {
@@ -72,10 +72,10 @@ def test_a_folder_of_which_a_part_was_fetched_is_fetched_again(server, stored):
     assert len(server.keys(f"run/{target}/")) > 5
 
 
-def test_the_segmentation_table_on_s3_is_that_of_a_laptop(server, stored, checkout, tmp_path):
+def test_the_segmentation_table_on_s3_is_that_of_a_laptop(server, stored, finished, tmp_path):
     stored(TARGET)
-    server.bucket.download_file(f"run/{TARGET}", str(tmp_path / "there.csv"))
-    assert (tmp_path / "there.csv").read_bytes() == (checkout.folder / TARGET).read_bytes()
+    server.bucket.download_file(f"run/{TARGET}", str(tmp_path / "stored.csv"))
+    assert (tmp_path / "stored.csv").read_bytes() == (finished.folder / TARGET).read_bytes()
     assert "Nothing to be done" in stored(TARGET).stderr
     manifest = tmp_path / "images.parquet"
     server.bucket.download_file("run/results/artifacts/segmentation/images.parquet", str(manifest))
@@ -85,11 +85,11 @@ def test_the_segmentation_table_on_s3_is_that_of_a_laptop(server, stored, checko
 
 
 def test_no_command_reads_or_writes_results_that_are_not_on_s3(stored):
-    """Of every rule: a path that does not come from an input or output would be one on disk."""
+    """Check every rule: a path that comes from neither an input nor an output would be a path on disk."""
     plan = stored("-n", "-p", "--forceall", "all")
     commands = re.findall(r"^ *nadpipe ([\w-]+) (.*?)2>", plan.stdout + plan.stderr, re.MULTILINE | re.DOTALL)
     assert len({name for name, _ in commands}) > 25
-    named = r"--copy results/demo|--config '.*?'|--cache \S+"  # what a manifest and the provenance say; a machine's own cache
+    named = r"--copy results/demo|--config '.*?'|--cache \S+"  # contents of a manifest and the provenance; a machine's cache
     for name, command in commands:
         paths = re.findall(r"\S*results/\S*", re.sub(named, "", command, flags=re.DOTALL))
         assert [path for path in paths if not path.startswith(".snakemake/storage/s3/")] == [], name

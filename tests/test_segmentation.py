@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from conftest import activations, make_pool
 from reference import cosine, dense_contributions
 
-from nadpipe import attnpool, segmentation, texts
+from nadpipe.circuit import attention, naming, segmentation
+from nadpipe.circuit.accumulators import Selection
+from nadpipe.circuit.canvas import Labelling
+from nadpipe.circuit.segmentation import Query, Tokens
 from nadpipe.errors import NadpipeError
-from nadpipe.segmentation import Labelling, Query, Tokens
-from nadpipe.texts import Selection
 
 TEXTS, K = 3, 5
 
@@ -17,12 +18,12 @@ TEXTS, K = 3, 5
 def asked(pool):
     """What is asked for, and random pairs for each text; more of these are selected than are used."""
     generator = torch.Generator().manual_seed(4)
-    text = texts.unit(torch.randn(TEXTS, len(pool.c_bias), generator=generator))
+    text = naming.unit(torch.randn(TEXTS, len(pool.c_bias), generator=generator))
     count = min(K + 3, pool.heads * pool.neurons)
     chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:count] for _ in range(TEXTS)])
     selection = Selection(torch.zeros(TEXTS, count), chosen // pool.neurons, chosen % pool.neurons)
-    x = attnpool.tokens(activations(pool, 6, seed=9), pool)
-    value_mean = (attnpool.attention(x, pool)[..., None] * attnpool.token_values(x, pool)).mean(0)
+    x = attention.tokens(activations(pool, 6, seed=9), pool)
+    value_mean = (attention.attention(x, pool)[..., None] * attention.token_values(x, pool)).mean(0)
     return Query(pool, text, value_mean, sink=None), selection
 
 
@@ -78,7 +79,7 @@ def test_nad_centred_takes_the_mean_over_discovery_off_every_token(pool, asked):
 def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
     _, pool = make_pool(4, 64, 16, 3)
     generator = torch.Generator().manual_seed(4)
-    text = texts.unit(torch.randn(TEXTS, 16, generator=generator))
+    text = naming.unit(torch.randn(TEXTS, 16, generator=generator))
     chosen = torch.randint(0, 64, (TEXTS, K), generator=generator).sort(dim=1).values
     selection = Selection(torch.zeros(TEXTS, K), torch.arange(K).expand(TEXTS, K) % 4, chosen)
     pairs = segmentation.selected_pairs(selection, K, 4, 64)
@@ -125,7 +126,7 @@ def test_maskclip_is_the_pool_without_attention(pool, asked):
 def test_sclip_mixes_values_by_self_attention(pool, asked):
     query, _ = asked
     z = activations(pool, 1)
-    x = attnpool.tokens(z, pool)[0, 1:]
+    x = attention.tokens(z, pool)[0, 1:]
     width = pool.neurons // pool.heads
     mixed = []
     for head in range(pool.heads):
@@ -169,10 +170,10 @@ def test_variants_are_named_by_method_and_k():
 def test_black_images_segment_without_division_by_zero():
     _, pool = make_pool(2, 8, 12, 2)
     silent = {name: torch.zeros_like(getattr(pool, name)) for name in ("v_bias", "c_bias", "positional_embedding")}
-    pool = attnpool.AttentionPool(**{**vars(pool), **silent})
+    pool = attention.AttentionPool(**{**vars(pool), **silent})
     first = torch.zeros(1, 1, dtype=torch.long)
     pairs = segmentation.selected_pairs(Selection(torch.zeros(1, 1), first, first), 1, 2, 8)
-    query = Query(pool, texts.unit(torch.ones(1, 12)), torch.zeros(2, 5, 4), sink=None)
+    query = Query(pool, naming.unit(torch.ones(1, 12)), torch.zeros(2, 5, 4), sink=None)
     for name in ("nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip"):
         assert (segmentation.METHODS[name].logits(Tokens(torch.zeros(1, 4, 8), query), pairs) == 0).all()
 
@@ -180,7 +181,7 @@ def test_black_images_segment_without_division_by_zero():
 def test_a_query_for_larger_views_keeps_places_and_spreads_the_means():
     _, pool = make_pool(2, 8, 12, 3)
     mean = torch.ones(2, 10, 4)
-    query = Query(pool, texts.unit(torch.ones(1, 12)), mean, sink=8)
+    query = Query(pool, naming.unit(torch.ones(1, 12)), mean, sink=8)
     assert query.at_grid(3) is query
     larger = query.at_grid(5)
     assert (larger.pool.grid, larger.sink) == (5, 24)

@@ -7,22 +7,22 @@ from reference import dense_contributions
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from nadpipe import attnpool, shift, texts
+from nadpipe.circuit import attention, naming, shift
+from nadpipe.circuit.accumulators import Selection
 from nadpipe.errors import NadpipeError
-from nadpipe.texts import Selection
 
 
 def test_scores_are_norm_and_projection_of_the_selected_pairs_contributions(pool):
     z = activations(pool, 4)
     dense, _, total = dense_contributions(z, pool)
-    x = attnpool.tokens(z, pool)
-    coefficient = attnpool.coefficients(attnpool.attention(x, pool), x)
+    x = attention.tokens(z, pool)
+    coefficient = attention.coefficients(attention.attention(x, pool), x)
     generator = torch.Generator().manual_seed(0)
     k = min(4, pool.heads * pool.neurons)
     chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:k] for _ in range(2)])
     selection = Selection(torch.zeros(2, k), chosen // pool.neurons, chosen % pool.neurons)
-    text = texts.unit(torch.randn(2, len(pool.c_bias), generator=generator))
-    embedding = attnpool.sum_pairs(coefficient, pool)
+    text = naming.unit(torch.randn(2, len(pool.c_bias), generator=generator))
+    embedding = attention.sum_pairs(coefficient, pool)
     norm, projection = shift.concept_scores(coefficient, embedding, selection, text, pool)
     for concept in range(2):
         summed = dense[:, selection.head[concept], selection.neuron[concept]].sum(1)

@@ -5,25 +5,32 @@ import os
 import pandas as pd
 import pytest
 import slurm
+from checkout import Checkout
 
-WANTED = os.environ.get("NADPIPE_SLURM") == "1"  # set by .ci/run, where not running it is a failure
+WANTED = os.environ.get("NADPIPE_SLURM") == "1"  # .ci/run sets it: there, a skip is a failure
 TARGET = "results/segmentation.csv"
 
 
 @pytest.fixture(scope="module")
-def submitted(on_slurm):
-    """The small demo with everything but the local rules as jobs of Slurm: the checkout, the killed job, the cluster."""
+def submitted(tmp_path_factory):
+    """Run the small demo with all but the local rules as Slurm jobs; yield the checkout, the killed job's id, the cluster."""
     reason = slurm.missing()
     if reason and not WANTED:
         pytest.skip(f"Slurm: {reason}")
     assert reason is None
-    return on_slurm.result()
+    cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        folder = tmp_path_factory.mktemp("submitted")
+        killed = slurm.run_the_demo(folder, cluster, TARGET)
+        yield Checkout.open(folder), killed, cluster
+    finally:
+        cluster.stop()
 
 
-def test_slurm_makes_the_table_that_a_laptop_makes(submitted, checkout):
+def test_slurm_makes_the_table_that_a_laptop_makes(submitted, finished):
     made, _, _ = submitted
-    there, here = (pd.read_csv(folder / TARGET) for folder in (made.folder, checkout.folder))
-    pd.testing.assert_frame_equal(there, here, rtol=1e-5)
+    on_slurm, local = (pd.read_csv(folder / TARGET) for folder in (made.folder, finished.folder))
+    pd.testing.assert_frame_equal(on_slurm, local, rtol=1e-5)
     assert "Nothing to be done" in made.run(TARGET).stderr
 
 

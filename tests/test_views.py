@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from nadpipe.data.views import centre_box, crop_pixels, image_size, read_image, resized_size, sliding_boxes
 from nadpipe.errors import NadpipeError
-from nadpipe.views import centre_box, crop_pixels, image_size, read_image, resized_size, sliding_boxes
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.3, 1), st.floats(0.05, 1))
@@ -53,7 +53,7 @@ def test_crops_of_one_image_are_parts_of_one_resized_image():
         np.testing.assert_array_equal(crop, expected)
 
 
-def test_photographs_are_turned_upright(tmp_path):
+def test_photographs_are_rotated_upright(tmp_path):
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:, :15, 0] = 255
     exif = Image.Exif()
@@ -74,7 +74,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode):
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut"])
-def test_unreadable_images_are_named(tmp_path, content):
+def test_unreadable_images_are_reported(tmp_path, content):
     (tmp_path / "bad.jpg").write_bytes(content)
     for read in (read_image, image_size):
         with pytest.raises(NadpipeError, match=r"bad\.jpg: not a readable image"):

@@ -1,4 +1,4 @@
-"""The demo as ordinary files: what its sets hold, which concepts drift, and the dictionary that names its units."""
+"""Define the demo's data sets, the concepts that drift over the years, and the dictionary that names the units."""
 
 from collections.abc import Iterator
 
@@ -7,15 +7,18 @@ import numpy as np
 from nadpipe.demo.world import BACKGROUNDS, COLOURS, KINDS, TEXTURES, Odds, Scene, draw_scene, write_caption
 
 YEARS = range(2018, 2026)
-# word -> weight in the first and in the last year; what rises takes from what falls, so no other word moves
+# Word -> weight in the first and in the last year. A fall in the same group balances each rise, so no other word drifts.
 DRIFTS = {"fish": (0.2, 1.8), "snail": (1.8, 0.2), "sand": (0.2, 1.8), "sky": (1.8, 0.2)}
 SETS = ("discovery", "segmentation", "monitoring")
 
 
 def draw_set(name: str, images: int, seed: int) -> Iterator[tuple[Scene, dict[str, object]]]:
-    """Scenes of one set with their rows of the table: caption, background, what is in it, year, and 0/1 for every word.
+    """Yield the scenes of one set, each with its row of the table.
 
-    images: of the set, or of each year for `monitoring`. A scene depends on set, seed and number alone.
+    A row has a caption, the background, the objects, the year (`monitoring` only), and 0 or 1 for every word. A scene depends
+    only on the set, the seed and its number.
+
+    images: number of images of the set; for `monitoring`, of each year.
     """
     years = YEARS if name == "monitoring" else (None,)
     for position, year in enumerate(years):
@@ -38,11 +41,11 @@ def draw_set(name: str, images: int, seed: int) -> Iterator[tuple[Scene, dict[st
             yield scene, row
 
 
-_SIZES = ((192, 192), (192, 256), (256, 192), (240, 288))
+_SIZES = ((192, 192), (192, 256), (256, 192), (240, 288))  # height and width of the segmentation scenes, in pixels
 
 
 def dictionary() -> list[str]:
-    """Texts that name the demo's units: every word, and pairs of words that can be true together."""
+    """Return the texts that name the demo's units: every word, and pairs of words that can both be true of a scene."""
     words = [*KINDS, *COLOURS, *TEXTURES, *BACKGROUNDS]
     things = [f"{first} {kind}" for first in (*COLOURS, *TEXTURES) for kind in KINDS]
     looks = [f"{colour} {texture}" for colour in COLOURS for texture in TEXTURES]

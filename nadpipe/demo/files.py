@@ -1,4 +1,4 @@
-"""Where the demo's files lie in the package; nothing heavy is imported here."""
+"""Locate the demo's files in the package. This module imports nothing heavy."""
 
 from pathlib import Path
 

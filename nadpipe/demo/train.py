@@ -1,9 +1,9 @@
 """Train the demo's CLIP-ResNet on the demo world.
 
-The model is open_clip's own: `ModifiedResNet` with attention pool, and a text transformer. Two lessons: small scenes with
-one object first, then scenes of the native size. Two losses: the contrastive loss of CLIP over captions, and a
-sigmoid loss (SigLIP, arXiv 2303.15343) over the prompts of single words, where every word that is true of a scene counts
-as a match.
+The model is open_clip's own: `ModifiedResNet` with an attention pool, and a text transformer. It is trained in two lessons:
+small scenes with mostly one object, then scenes of the native size. The loss is a sum of two: the contrastive loss of CLIP over
+captions, and a sigmoid loss (SigLIP, arXiv 2303.15343) over the prompts of single words, in which every word that is true of a
+scene is a match.
 """
 
 import dataclasses
@@ -35,14 +35,17 @@ CONTEXT_LENGTH = 32
 IMAGE_SIZE = 192
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 GROUPS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "texture": TEXTURES, "background": BACKGROUNDS}
-_CAPTIONS = 6  # written per scene; one is taken at each step
-_TESTED = 384  # held-out scenes that the progress reports are measured on
-_HELD_OUT = 10**9  # scene seeds from here on are never trained on
+_CAPTIONS = 6  # captions per scene; each step uses one of them
+_PROGRESS_SCENES = 384  # held-out scenes of the progress reports
+_HELD_OUT = 10**9  # scenes with this number or a larger one are never used in training
 
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """One part of the training: scenes of `size` pixels, `steps` steps of `batch`, one cycle up to `rate`."""
+    """Define one part of the training.
+
+    size: side of the scenes in pixels. batch: scenes per step. rate: largest learning rate of the one cycle.
+    """
 
     name: str
     size: int
@@ -55,7 +58,7 @@ class Lesson:
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """Everything that the trained weights depend on, beside the versions of the libraries and the number of threads."""
+    """Define everything that determines the trained weights, except for library versions and the number of threads."""
 
     seed: int
     width: int
@@ -76,7 +79,7 @@ COURSE = Course(
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """Drawn scenes with their tokenised captions and the 0/1 truth of every word."""
+    """Hold drawn scenes with their tokenised captions, and 0 or 1 for every word."""
 
     image: UInt8[np.ndarray, "scene height width 3"]
     token: Int[Tensor, "scene caption position"]
@@ -84,7 +87,7 @@ class Scenes:
 
 
 class Vocabulary:
-    """The token ids that occur in the demo's texts, in order; training embeds these rows alone."""
+    """Hold the sorted token ids that occur in the demo's texts. Training embeds only these tokens."""
 
     def __init__(self) -> None:
         self.tokenizer = SimpleTokenizer(context_length=CONTEXT_LENGTH)
@@ -92,12 +95,12 @@ class Vocabulary:
         self.ids = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), self.tokenizer(words).flatten()]))
 
     def encode(self, texts: list[str]) -> Int[Tensor, "text position"]:
-        """Token rows of the texts; the order of ids is kept, so the end of text stays the largest."""
+        """Return the tokens of the texts as positions in `ids`, which keeps their order: the end of text stays the largest."""
         return torch.searchsorted(self.ids, self.tokenizer(texts))
 
 
 def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
-    """The open_clip model config of the demo model, for images of `image_size` pixels."""
+    """Return the open_clip model config of the demo model, for images of `image_size` pixels."""
     return {
         "embed_dim": course.embed,
         "vision_cfg": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": course.width, "head_width": 64},
@@ -112,32 +115,33 @@ def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
 
 
 def train(course: Course, workers: int) -> tuple[CLIP, Vocabulary]:
-    """Train the demo model; the same course, libraries and thread count give the same weights.
+    """Train the demo model. The same course, libraries and number of threads give the same weights.
 
-    Returns the model at the native size, in evaluation mode, and the vocabulary that its token rows stand for.
+    Returns the model at the native size, in evaluation mode, and the vocabulary of its token embeddings.
     """
     vocabulary = Vocabulary()
     torch.manual_seed(course.seed)
-    model: CLIP | None = None
+    state = None
     for number, lesson in enumerate(course.lessons):
-        previous, model = model, CLIP(**model_config(course, lesson.size, len(vocabulary.ids)), quick_gelu=False)
-        if previous is not None:
-            model.load_state_dict(_resize_positions(previous.state_dict(), lesson.size // 32))
+        model = CLIP(**model_config(course, lesson.size, len(vocabulary.ids)), quick_gelu=False)
+        if state is not None:
+            model.load_state_dict(_resize_positions(state, lesson.size // 32))
         first = number * 10**7
         scenes = draw_scenes(lesson, range(first, first + lesson.scenes), course.seed, vocabulary, workers)
-        tested = held_out(lesson, _TESTED, course.seed, vocabulary, workers)
-        _teach(model, lesson, scenes, tested, vocabulary, course.seed)
+        progress_scenes = held_out(lesson, _PROGRESS_SCENES, course.seed, vocabulary, workers)
+        _train_lesson(model, lesson, scenes, progress_scenes, vocabulary, course.seed)
+        state = model.state_dict()
     return model.eval(), vocabulary
 
 
 def average_precision(model: CLIP, scenes: Scenes, vocabulary: Vocabulary) -> dict[str, float]:
-    """Average precision of each word of CONCEPTS by cosine of its mean prompt to the image embedding."""
+    """Return the average precision of each word of CONCEPTS by cosine of its mean prompt to the image embedding."""
     model.eval()
     with torch.inference_mode():
         image = torch.cat(
             [
-                model.encode_image(_pixels(part), normalize=True)
-                for part in np.array_split(scenes.image, max(1, len(scenes.image) // 64))
+                model.encode_image(_pixels(batch), normalize=True)
+                for batch in np.array_split(scenes.image, max(1, len(scenes.image) // 64))
             ]
         )
         text = torch.stack(
@@ -145,16 +149,16 @@ def average_precision(model: CLIP, scenes: Scenes, vocabulary: Vocabulary) -> di
         )
         text = F.normalize(F.normalize(text, dim=-1).mean(0), dim=-1)
     score, truth = (image @ text.T).numpy(), scenes.truth.numpy()
-    return {word: float(average_precision_score(truth[:, at], score[:, at])) for at, word in enumerate(CONCEPTS)}
+    return {word: float(average_precision_score(truth[:, column], score[:, column])) for column, word in enumerate(CONCEPTS)}
 
 
 def mean_by_group(precision: dict[str, float]) -> dict[str, float]:
-    """Mean over the words of each group: kind, colour, texture, background."""
+    """Return the mean over the words of each group: kind, colour, texture, background."""
     return {group: float(np.mean([precision[word] for word in words])) for group, words in GROUPS.items()}
 
 
 def draw_scenes(lesson: Lesson, numbers: range, seed: int, vocabulary: Vocabulary, workers: int) -> Scenes:
-    """Draw the scenes with these numbers; a scene depends on seed, number and lesson alone, not on the workers."""
+    """Draw the scenes with these numbers. A scene depends only on the seed, its number and the lesson, not on the workers."""
     jobs = [(lesson, number, seed) for number in numbers]
     label = f"drawing {lesson.name} scenes"
     if workers == 1:
@@ -171,7 +175,7 @@ def draw_scenes(lesson: Lesson, numbers: range, seed: int, vocabulary: Vocabular
 
 
 def held_out(lesson: Lesson, count: int, seed: int, vocabulary: Vocabulary, workers: int) -> Scenes:
-    """Scenes of the lesson's kind that no training ever sees."""
+    """Draw scenes of a lesson that are never used in training."""
     return draw_scenes(lesson, range(_HELD_OUT, _HELD_OUT + count), seed, vocabulary, workers)
 
 
@@ -183,8 +187,11 @@ def _draw_one(job: tuple[Lesson, int, int]) -> tuple[np.ndarray, list[str], list
     return scene.image, captions, list(scene.truth().values())
 
 
-def _teach(model: CLIP, lesson: Lesson, scenes: Scenes, tested: Scenes, vocabulary: Vocabulary, seed: int) -> None:
-    prompts = torch.stack([vocabulary.encode([t.format(word) for word in CONCEPTS]) for t in TEMPLATES])
+def _train_lesson(
+    model: CLIP, lesson: Lesson, scenes: Scenes, progress_scenes: Scenes, vocabulary: Vocabulary, seed: int
+) -> None:
+    """Train the model in place on the scenes of one lesson, and print its average precision every 100 steps."""
+    prompts = torch.stack([vocabulary.encode([template.format(word) for word in CONCEPTS]) for template in TEMPLATES])
     rate = torch.logit(scenes.truth.mean(0).clamp(0.01, 0.99))
     scale, bias = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(rate.clone())
     model.to(memory_format=torch.channels_last).train()
@@ -217,27 +224,27 @@ def _teach(model: CLIP, lesson: Lesson, scenes: Scenes, tested: Scenes, vocabula
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100))
         if (step + 1) % 100 == 0 or step + 1 == lesson.steps:
-            means = mean_by_group(average_precision(model, tested, vocabulary))
+            means = mean_by_group(average_precision(model, progress_scenes, vocabulary))
             report = ", ".join(f"{group} {value:.3f}" for group, value in means.items())
             print(f"step {step + 1}: loss {loss.item():.3f}; average precision: {report}", flush=True)
             model.train()
 
 
 def _contrast(similarity: Float[Tensor, "image text"], token: Int[Tensor, "text position"]) -> Float[Tensor, ""]:
-    """CLIP's symmetric loss; a caption that occurs twice in the batch matches the images of both."""
+    """Compute CLIP's symmetric loss. Scenes with the same caption match each other's captions."""
     same = (token[:, None] == token[None]).all(-1).float()
     target = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
 def _pixels(image: UInt8[np.ndarray, "scene height width 3"]) -> Float[Tensor, "scene 3 height width"]:
-    """Normalised as the model's own preprocessing does, channels last in memory."""
+    """Normalise images as the model's own preprocessing does. The result is channels-last in memory."""
     scaled = torch.from_numpy(np.ascontiguousarray(image)).float().div_(255)
     return ((scaled - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
 
 def _resize_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
-    """The state with the attention pool's positional embedding interpolated to a grid × grid of tokens."""
+    """Return the state with the positional embedding of the attention pool interpolated to grid × grid tokens."""
     key = "visual.attnpool.positional_embedding"
     pooled, spatial = state[key][:1], state[key][1:]
     side = round(len(spatial) ** 0.5)

@@ -1,12 +1,13 @@
-"""The demo world: scenes whose truth is known.
+"""Draw the demo world: scenes with known content.
 
-A scene shows none to three objects on one background. An object is of one kind, and every kind has a motif of its own
-(scales, veins, seams, ...) that a small patch already shows; its colour and texture are attributes that vary freely
-over all kinds. One class, `Scene`, holds the picture and the whole truth about it; `draw_scene` draws one from a seed.
+A scene shows up to three objects on a background. Every kind of object has its own motif (scales, veins, rings, …), which is
+visible in a small patch. Colours and textures occur with all kinds. A `Scene` contains the picture and its full description;
+`draw_scene` draws one at random.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -24,7 +25,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 BACKGROUNDS = ("grass", "sand", "sky", "water", "bricks")
-# kind -> colour of the motif's lines; none of them is one of COLOURS
+# Kind -> colour of the motif's lines. None of these is in COLOURS.
 KINDS: dict[str, tuple[int, int, int]] = {
     "fish": (15, 50, 105),
     "leaf": (190, 235, 110),
@@ -35,16 +36,17 @@ KINDS: dict[str, tuple[int, int, int]] = {
     "star": (175, 255, 215),
     "kite": (0, 140, 140),
 }
-CLASSES = (*KINDS, *BACKGROUNDS)  # value in a mask = position here
-CONCEPTS = (*KINDS, *COLOURS, *TEXTURES, *BACKGROUNDS)  # every word that can be true of a scene
+CLASSES = (*KINDS, *BACKGROUNDS)  # a mask value is a position in this tuple
+CONCEPTS = (*KINDS, *COLOURS, *TEXTURES, *BACKGROUNDS)  # all words that can be true of a scene
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "{} in a scene")
 
-_OVERSAMPLE = 2  # outlines are drawn this many times larger and averaged down
+Place = tuple[float, float, float]  # y, x and radius of an object, in pixels
+_OVERSAMPLE = 2  # outlines are drawn this many times larger, then averaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object of a scene."""
+    """Describe one object of a scene."""
 
     kind: str
     colour: str
@@ -53,7 +55,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture and the truth about it; `mask` holds positions in CLASSES."""
+    """Hold a picture and its content. Values of `mask` are positions in CLASSES."""
 
     image: UInt8[np.ndarray, "height width 3"]
     mask: UInt8[np.ndarray, "height width"]
@@ -61,34 +63,38 @@ class Scene:
     things: tuple[Thing, ...]
 
     def truth(self) -> dict[str, int]:
-        """1 for each word of CONCEPTS that is true of the scene, else 0."""
-        said = {self.background}
+        """Return 1 for each word of CONCEPTS that is true of the scene, else 0."""
+        true_words = {self.background}
         for thing in self.things:
-            said |= {thing.kind, thing.colour, thing.texture}
-        return {word: int(word in said) for word in CONCEPTS}
+            true_words |= {thing.kind, thing.colour, thing.texture}
+        return {word: int(word in true_words) for word in CONCEPTS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Odds:
-    """What a scene is drawn from: chances of 0, 1, 2, … objects, their radius, and weights of words (1 unless given)."""
+    """Define the distribution of scenes.
+
+    count: probabilities of 0, 1, 2, … objects. radius: smallest and largest radius of an object, in pixels. weight: relative
+    frequencies of words, by default 1.
+    """
 
     count: tuple[float, ...] = (0.06, 0.44, 0.32, 0.18)
     radius: tuple[float, float] = (28.0, 62.0)
     weight: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def pick(self, rng: np.random.Generator, words: tuple[str, ...]) -> str:
-        """One of the words, with chances in proportion to their weights."""
+        """Draw one of the words with probabilities proportional to their weights."""
         weight = np.array([self.weight.get(word, 1.0) for word in words])
         return words[rng.choice(len(words), p=weight / weight.sum())]
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int, odds: Odds) -> Scene:
-    """Draw one scene of the given size in pixels; all that is random comes from `rng`."""
+    """Draw a scene of the given size in pixels. All random numbers come from `rng`."""
     background = odds.pick(rng, BACKGROUNDS)
     image = _draw_background(rng, background, height, width)
     mask = np.full((height, width), CLASSES.index(background), np.uint8)
     things: list[Thing] = []
-    placed: list[tuple[float, float, float]] = []
+    placed: list[Place] = []
     for _ in range(rng.choice(len(odds.count), p=odds.count)):
         thing = Thing(odds.pick(rng, tuple(KINDS)), odds.pick(rng, tuple(COLOURS)), odds.pick(rng, TEXTURES))
         place = _find_place(rng, height, width, odds.radius, placed)
@@ -103,8 +109,8 @@ def draw_scene(rng: np.random.Generator, height: int, width: int, odds: Odds) ->
 
 
 def write_caption(rng: np.random.Generator, scene: Scene) -> str:
-    """A caption that is true of the scene, but seldom says everything."""
-    phrases = [_write_phrase(rng, scene.things[at]) for at in rng.permutation(len(scene.things))]
+    """Write a caption that is true of the scene but usually incomplete."""
+    phrases = [_write_phrase(rng, scene.things[index]) for index in rng.permutation(len(scene.things))]
     if phrases and rng.random() < 0.2:
         phrases = phrases[:1]
     text = " and ".join(phrases)
@@ -122,8 +128,10 @@ def _write_phrase(rng: np.random.Generator, thing: Thing) -> str:
     return ("an " if words[0][0] in "aeiou" else "a ") + " ".join(words)
 
 
-def _find_place(rng, height, width, radius, placed) -> tuple[float, float, float] | None:
-    """Centre and radius of a new object that hardly touches the ones already placed, or None when there is no room."""
+def _find_place(
+    rng: np.random.Generator, height: int, width: int, radius: tuple[float, float], placed: list[Place]
+) -> Place | None:
+    """Return centre and radius of a new object that barely touches the placed ones, or None if there is no room."""
     low, high = radius
     for _ in range(30):
         r = rng.uniform(low, min(high, low + (high - low) / (1 + 0.6 * len(placed))))
@@ -133,7 +141,7 @@ def _find_place(rng, height, width, radius, placed) -> tuple[float, float, float
     return None
 
 
-def _draw_background(rng, kind: str, height: int, width: int) -> Float[np.ndarray, "height width 3"]:
+def _draw_background(rng: np.random.Generator, kind: str, height: int, width: int) -> Float[np.ndarray, "height width 3"]:
     y, x = np.mgrid[:height, :width].astype(np.float32)
     grain = rng.normal(size=(height, width, 1)).astype(np.float32)
     if kind == "grass":
@@ -156,13 +164,19 @@ def _draw_background(rng, kind: str, height: int, width: int) -> Float[np.ndarra
     return np.clip(colour + shade, 0, 255).astype(np.float32)
 
 
-def _smooth_noise(rng, height: int, width: int, scale: int) -> Float[np.ndarray, "height width"]:
+def _smooth_noise(rng: np.random.Generator, height: int, width: int, scale: int) -> Float[np.ndarray, "height width"]:
     coarse = rng.normal(size=(height // scale + 2, width // scale + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _draw_thing(rng, thing: Thing, place, image, mask) -> None:
-    """Paint one object into image and mask, inside its bounding box."""
+def _draw_thing(
+    rng: np.random.Generator,
+    thing: Thing,
+    place: Place,
+    image: Float[np.ndarray, "height width 3"],
+    mask: UInt8[np.ndarray, "height width"],
+) -> None:
+    """Paint an object into the image and the mask, within its bounding box."""
     y, x, r = place
     height, width = mask.shape
     reach = int(1.25 * r) + 2
@@ -181,14 +195,14 @@ def _draw_thing(rng, thing: Thing, place, image, mask) -> None:
     mask[box][opacity > 0.5] = CLASSES.index(thing.kind)
 
 
-def _outline(kind: str, turn: float, place, height: int, width: int) -> Float[np.ndarray, "height width"]:
-    """Opacity of the kind's silhouette, 0 outside to 1 inside."""
+def _outline(kind: str, turn: float, place: Place, height: int, width: int) -> Float[np.ndarray, "height width"]:
+    """Return the opacity of the kind's silhouette, from 0 outside to 1 inside."""
     y, x, r = place
     canvas = Image.new("L", (width * _OVERSAMPLE, height * _OVERSAMPLE))
     pen = ImageDraw.Draw(canvas)
     across, down = np.array([math.cos(turn), math.sin(turn)]), np.array([-math.sin(turn), math.cos(turn)])
 
-    def polygon(points) -> None:
+    def polygon(points: Iterable[tuple[float | int, float | int]]) -> None:
         centre = np.array([x, y])
         corners = [tuple((centre + r * (p * across + q * down)) * _OVERSAMPLE) for p, q in points]
         pen.polygon(corners, fill=255)
@@ -217,8 +231,10 @@ def _outline(kind: str, turn: float, place, height: int, width: int) -> Float[np
     return np.asarray(small, dtype=np.float32) / 255
 
 
-def _texture(rng, thing: Thing, u, v) -> Float[np.ndarray, "height width 3"]:
-    """The object's colour, modulated by its texture, in the object's own frame (u, v)."""
+def _texture(
+    rng: np.random.Generator, thing: Thing, u: Float[np.ndarray, "height width"], v: Float[np.ndarray, "height width"]
+) -> Float[np.ndarray, "height width 3"]:
+    """Return the object's colours in its own frame (u, v): its colour, modulated by its texture."""
     colour = np.array(COLOURS[thing.colour], dtype=np.float32) * rng.uniform(0.9, 1.06) + rng.normal(size=3) * 5
     other = colour * 0.5 if colour.mean() > 90 else colour + 95
     period = rng.uniform(10, 14)
@@ -233,8 +249,10 @@ def _texture(rng, thing: Thing, u, v) -> Float[np.ndarray, "height width 3"]:
     return np.where(marked[..., None], other, colour)
 
 
-def _motif(rng, kind: str, u, v) -> Bool[np.ndarray, "height width"]:
-    """Where the kind's own lines run, in the object's own frame (u, v); repeats about every 18 pixels."""
+def _motif(
+    rng: np.random.Generator, kind: str, u: Float[np.ndarray, "height width"], v: Float[np.ndarray, "height width"]
+) -> Bool[np.ndarray, "height width"]:
+    """Return a mask of the lines of the kind's motif in the object's own frame (u, v). They repeat about every 18 pixels."""
     p = rng.uniform(15, 20)
     line = 0.16 * p
     if kind == "fish":  # scales: rows of arcs, every other row shifted by half

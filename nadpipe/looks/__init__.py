@@ -1,1 +1,1 @@
-"""Commands that look at results, one a module; unlike stages they make no artifact that another reads."""
+"""Commands that show results, one module each. Unlike stages, they write no artifact that another stage reads."""

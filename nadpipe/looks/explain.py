@@ -1,30 +1,33 @@
-"""Explain an image: which pairs made its similarity to texts, and where."""
+"""Explain an image: which pairs cause its similarity to texts, and where they fire."""
 
-import base64
 import dataclasses
-import io
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
 import torch
 import tyro
+from jaxtyping import Float
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from nadpipe import attnpool
-from nadpipe.artifacts import read_parquet, whole
+from nadpipe.circuit.activity import as_bytes, firing
+from nadpipe.circuit.attention import AttentionPool, token_scores, trace
+from nadpipe.circuit.naming import normalise
+from nadpipe.circuit.readout import coefficients, pair_scores
+from nadpipe.data.views import centre_box, crop_pixels, read_image
 from nadpipe.errors import NadpipeError
-from nadpipe.explorer import as_bytes, firing
-from nadpipe.models import Model, attention_pool, image_tower, load_model
-from nadpipe.pictures import crop_to_square, heat_overlay
-from nadpipe.texts import unit
-from nadpipe.views import centre_box, crop_pixels, read_image
+from nadpipe.pages.html import image_source, render_template
+from nadpipe.pages.pictures import crop_to_square, heat_overlay
+from nadpipe.store.atomic import atomic_path
+from nadpipe.store.kinds.units import UNIT_TABLES
+from nadpipe.store.tables import read_parquet
+from nadpipe.towers.model import Model, load_model
+from nadpipe.towers.text import text_tower
 
-_SIDE = 256
+_SIDE = 256  # pixels
 
 
 def explain(
@@ -38,134 +41,150 @@ def explain(
     most: int = 8,
     device: str = "auto",
 ) -> None:
-    """Write an image's own page, and print it: what each pair adds to the cosine of image and text. All pairs sum to it.
+    """Print how much each pair adds to the cosine of an image and a text, and write a page that shows where the pairs fire.
+
+    The contributions of all pairs sum to the cosine.
 
     Args:
         image: Image file.
-        texts: Texts to compare it with.
-        output: HTML page, with where the pairs fire.
-        results: Folder of a run's results, for its model and the names of its pairs.
-        architecture: Another model than that of the results, as in the config.
-        pretrained: Its weights.
-        template: Prompt with {} where a text goes.
-        most: Pairs shown that add most, and as many that take most away.
+        texts: Texts to compare the image with.
+        output: HTML page.
+        results: Folder of a run's results, for its model and the texts of its pairs.
+        architecture: Model to use instead of the one in the results, as in the config.
+        pretrained: Weights of that model.
+        template: Prompt in which {} stands for the text.
+        most: Number of pairs to show that add most, and of pairs that subtract most.
         device: auto, cpu, cuda, cuda:1, ….
     """
     if template.count("{}") != 1:
-        raise NadpipeError(f"--template: needs {{}} once, not {template!r}")
+        raise NadpipeError(f"--template: must contain {{}} once, not {template!r}")
     if architecture is None:
         architecture, pretrained = _model_of(results)
     photograph = read_image(str(image))
     model = load_model(architecture, pretrained, device)
-    made = _decompose(model, photograph, [template.replace("{}", text) for text in texts])
-    names = _names(results, model)
-    parts = [_part(made, at, text, names, most) for at, text in enumerate(texts)]
-    _print(image, parts)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = resources.files("nadpipe").joinpath("templates", "explained.html.j2").read_text(encoding="utf-8")
-    about = {"name": image.name, "architecture": model.stamp.architecture, "source": _source(made.seen), "parts": parts}
-    with whole(output) as partial:
-        partial.write_text(environment.from_string(page).render(about), encoding="utf-8")
+    decomposition = _decompose(model, photograph, [template.replace("{}", text) for text in texts])
+    names = _pair_names(results, model)
+    sections = [_section(decomposition, index, text, names, most) for index, text in enumerate(texts)]
+    _print(image, sections)
+    page = render_template(
+        "explained.html.j2",
+        name=image.name,
+        architecture=model.stamp.architecture,
+        source=_source(decomposition.crop),
+        sections=sections,
+    )
+    with atomic_path(output) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Made:
-    """One image taken apart."""
+class _Decomposition:
+    """The embedding of one image, split into pairs and into tokens.
 
-    seen: Image.Image
-    pool: attnpool.AttentionPool
-    x: torch.Tensor  # token, neuron
-    attention: torch.Tensor  # head, token
-    pairs: torch.Tensor  # text, head, neuron: what each adds to the cosine
-    tokens: torch.Tensor  # text, token: likewise
-    cosine: torch.Tensor  # text: the model's own
+    crop: the part of the image that the model sees. pairs, tokens: what each adds to the cosine with each text. cosine: from
+    the model's own image embedding.
+    """
+
+    crop: Image.Image
+    pool: AttentionPool
+    x: Float[Tensor, "token neuron"]
+    attention: Float[Tensor, "head token"]
+    pairs: Float[Tensor, "text head neuron"]
+    tokens: Float[Tensor, "text token"]
+    cosine: Float[Tensor, " text"]
 
 
 def _model_of(results: Path) -> tuple[str, str | None]:
-    """The model that results were made with."""
+    """Return architecture and weights of the model that made the results."""
     path = results / "provenance.json"
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
+        model = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
     except (OSError, ValueError, KeyError) as error:
-        told = f"{path}: names no model ({type(error).__name__}); make it with snakemake results/provenance.json"
-        raise NadpipeError(f"{told}, or give --architecture and --pretrained") from None
-    return given["architecture"], given["pretrained"]
+        raise NadpipeError(
+            f"{path}: names no model ({type(error).__name__}); "
+            "make it with snakemake results/provenance.json, or give --architecture and --pretrained"
+        ) from None
+    return model["architecture"], model["pretrained"]
 
 
-def _decompose(model: Model, photograph: Image.Image, prompts: list[str]) -> _Made:
-    """Take the image apart, in the crop that the model's own preprocessing sees."""
-    preprocessing = model.preprocessing
+def _decompose(model: Model, photograph: Image.Image, prompts: list[str]) -> _Decomposition:
+    """Decompose the embedding of the centre crop that the model's own preprocessing takes."""
+    tower = model.image_tower()
+    preprocessing, pool = tower.preprocessing, tower.pool
     [box] = centre_box(photograph.height, photograph.width, preprocessing.image_size)
     pixels = torch.from_numpy(crop_pixels(photograph, [box], preprocessing.interpolation))
-    pool = attention_pool(model)
     with torch.inference_mode():
-        normal = preprocessing.normalise(pixels.to(model.device))
-        own = model.encode_image(normal).float().cpu()
-        text = unit(model.embed_texts(prompts).float().cpu())
-        z = image_tower(model).activations(normal).cpu()
-        x = attnpool.tokens(z, pool)
-        attention = attnpool.attention(x, pool)
-        coefficient = attnpool.coefficients(attention, x)[0]
-        pairs, tokens = attnpool.pair_scores(coefficient, text, pool), attnpool.token_scores(x[0], text, pool)
+        normal = preprocessing.normalise(pixels.to(tower.device))
+        embedding = tower.reference_embedding(normal)
+        text = normalise(text_tower(model).embed_texts(prompts))
+        view = trace(tower.activations(normal), pool)
+        pairs = pair_scores(coefficients(view, pool.readout)[0], text, pool.readout)
+        tokens = token_scores(view.activation[0], text, pool)
     corner = (box.crop_top, box.crop_left, box.crop_size, box.resized_height, box.resized_width)
-    seen = crop_to_square(photograph, *corner, _SIDE)
-    return _Made(seen, pool, x[0], attention[0], pairs, tokens, (unit(own) @ text.T)[0])
+    crop = crop_to_square(photograph, *corner, _SIDE)
+    cosine = (normalise(embedding) @ text.T)[0]
+    results = (view.activation[0], view.attention[0], pairs, tokens, cosine)
+    return _Decomposition(crop, pool, *(values.cpu() for values in results))
 
 
-def _names(results: Path, model: Model) -> dict[tuple[int, int], str]:
-    """What the pairs of a run are called, if it is of the same model."""
+def _pair_names(results: Path, model: Model) -> dict[tuple[int, int], str]:
+    """Return the text of each pair by head and neuron, or nothing if the results have no table of pairs."""
     path = results / "pairs.parquet"
     if not path.exists():
         return {}
-    table = read_parquet(path, "pairs", model.stamp, columns=["head", "neuron", "active_text"])
+    table = read_parquet(path, UNIT_TABLES["pair"], model.stamp, columns=["head", "neuron", "active_text"])
     return dict(zip(zip(table["head"], table["neuron"], strict=True), table["active_text"], strict=True))
 
 
-def _part(made: _Made, at: int, text: str, names: dict[tuple[int, int], str], most: int) -> dict[str, Any]:
-    """What is told of one text: the pairs at both ends, and what all others add."""
-    scores = made.pairs[at]
+def _section(
+    decomposition: _Decomposition, index: int, text: str, names: dict[tuple[int, int], str], most: int
+) -> dict[str, Any]:
+    """Return what the page shows for one text: the pairs that add or subtract most, and the sum of all others."""
+    scores = decomposition.pairs[index]
     order = scores.flatten().argsort(descending=True)
-    chosen = torch.cat([order[:most], order[-most:]]).unique_consecutive()
-    head, neuron = chosen // made.pool.neurons, chosen % made.pool.neurons
-    maps, _ = as_bytes(firing(made.attention, made.x, head, neuron))
-    side = made.pool.grid
+    listed = torch.cat([order[:most], order[-most:]]).unique_consecutive()
+    heads, neurons = listed // decomposition.pool.neurons, listed % decomposition.pool.neurons
+    pair_maps, _ = as_bytes(firing(decomposition.attention, decomposition.x, heads, neurons))
+    token_map, _ = as_bytes(decomposition.tokens[index, 1:])
+    side = decomposition.pool.grid
+
+    def overlay(steps: Tensor) -> str:
+        return _source(heat_overlay(decomposition.crop, steps.reshape(side, side).numpy() / 127))
+
     rows = [
         {
-            "head": int(h),
-            "neuron": int(n),
-            "score": float(scores[h, n]),
-            "name": names.get((int(h), int(n))),
-            "source": _source(heat_overlay(made.seen, one.reshape(side, side).numpy() / 127)),
+            "head": head,
+            "neuron": neuron,
+            "score": float(scores[head, neuron]),
+            "name": names.get((head, neuron)),
+            "source": overlay(steps),
         }
-        for h, n, one in zip(head, neuron, maps, strict=True)
+        for head, neuron, steps in zip(heads.tolist(), neurons.tolist(), pair_maps, strict=True)
     ]
-    where, _ = as_bytes(made.tokens[at, 1:])
-    told = sum(row["score"] for row in rows)
+    total = float(scores.double().sum())
     return {
         "text": text,
-        "cosine": float(made.cosine[at]),
-        "sum": float(scores.double().sum()),
-        "rest": float(scores.double().sum()) - told,
+        "cosine": float(decomposition.cosine[index]),
+        "sum": total,
+        "rest": total - sum(row["score"] for row in rows),
         "others": scores.numel() - len(rows),
         "rows": rows,
-        "source": _source(heat_overlay(made.seen, where.reshape(side, side).numpy() / 127)),
+        "source": overlay(token_map),
     }
 
 
-def _print(image: Path, parts: list[dict[str, Any]]) -> None:
+def _print(image: Path, sections: list[dict[str, Any]]) -> None:
     console = Console(markup=False)
-    for part in parts:
-        table = Table(title=f"{image.name}, {part['text']}: cosine {part['cosine']:.5f}, sum over pairs {part['sum']:.5f}")
-        for name in ("pair", "adds", "goes with"):
+    for section in sections:
+        sums = f"cosine {section['cosine']:.5f}, sum over pairs {section['sum']:.5f}"
+        table = Table(title=f"{image.name}, {section['text']}: {sums}")
+        for name in ("pair", "adds", "text by correlation"):
             table.add_column(name, justify="right" if name == "adds" else "left")
-        for row in part["rows"]:
+        for row in section["rows"]:
             table.add_row(f"{row['head']}/{row['neuron']}", f"{row['score']:+.5f}", row["name"] or "–")
-        table.add_row(f"{part['others']:,} others", f"{part['rest']:+.5f}", "")
+        table.add_row(f"{section['others']:,} others", f"{section['rest']:+.5f}", "")
         console.print(table)
 
 
 def _source(image: Image.Image) -> str:
-    """A picture as an address that holds it."""
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return image_source(image, "JPEG", quality=85)

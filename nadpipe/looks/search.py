@@ -1,4 +1,4 @@
-"""Search the pairs that a text names."""
+"""Search for the pairs that a text names."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,46 +7,47 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nadpipe.artifacts import whole
 from nadpipe.errors import NadpipeError
-from nadpipe.pages import WAYS, Pages
+from nadpipe.pages.explorer import NAMING_RULES, Explorer
+from nadpipe.store.atomic import atomic_path
 
-_DRAWN = 6
+_DRAWN = 6  # pairs in the picture
+_OTHER_TEXTS = 20
 
 
 def search(
     text: Annotated[str, tyro.conf.Positional], results: Path = Path("results"), most: int = 10, png: Path | None = None
 ) -> None:
-    """Print the pairs that go best with a text of the dictionary, for each way of naming.
+    """Print the pairs that fit a text of the dictionary best, by each naming rule.
 
     Args:
-        text: The text, or a part of one.
+        text: The text, or a part of it.
         results: Folder of a run's results.
-        most: Pairs of each way of naming.
-        png: Picture of the first pairs whose images the text goes with, or else whose direction it is near.
+        most: Number of pairs per naming rule.
+        png: PNG with the images of the first pairs by correlation, or by direction if no pair has the text by correlation.
     """
-    pages = Pages(results / "explorer")
-    wanted = text.strip().lower()
-    found = [known for known in pages.texts if wanted and wanted in known.lower()]
-    if not found:
-        raise NadpipeError(f"search: no text that names a pair has {text!r} in it")
-    best, *others = sorted(found, key=lambda known: (known.lower() != wanted, wanted not in known.lower().split(), len(known)))
-    number = pages.texts.index(best)
-    listed = pages.load(f"texts/{number // pages.about['texts']}")[str(number)]
+    explorer = Explorer(results / "explorer")
+    query = text.strip().lower()
+    matches = [name for name in explorer.texts if query and query in name.lower()]
+    if not matches:
+        raise NadpipeError(f"search: no text that names a pair contains {text!r}; search for another word")
+    best, *others = sorted(matches, key=lambda name: (name.lower() != query, query not in name.lower().split(), len(name)))
+    number = explorer.texts.index(best)
+    pairs_by_rule = explorer.load(f"texts/{number // explorer.sizes['texts']}")[str(number)]
     console = Console(markup=False)
-    for way, title in WAYS.items():
-        if way not in listed:
+    for rule, title in NAMING_RULES.items():
+        if rule not in pairs_by_rule:
             continue
         table = Table(title=f"{best}: {title}")
         for name in ("pair", "weight", "rank"):
             table.add_column(name, justify="left" if name == "pair" else "right")
-        for head, neuron, weight, rank in listed[way][:most]:
+        for head, neuron, weight, rank in pairs_by_rule[rule][:most]:
             table.add_row(f"{head}/{neuron}", f"{weight:.3f}", str(rank))
         console.print(table)
     if png is not None:
-        first = next(listed[way] for way in WAYS if way in listed)[: min(most, _DRAWN)]
-        drawn = [(pages.load(f"neurons/{neuron}")["pairs"][head], neuron) for head, neuron, *_ in first]
-        with whole(png) as partial:
-            pages.sheet(best, drawn).save(partial, "PNG")
+        first = next(pairs_by_rule[rule] for rule in NAMING_RULES if rule in pairs_by_rule)[: min(most, _DRAWN)]
+        pairs = [(explorer.load(f"neurons/{neuron}")["pairs"][head], neuron) for head, neuron, *_ in first]
+        with atomic_path(png) as partial:
+            explorer.sheet(best, pairs).save(partial, "PNG")
     if others:
-        console.print(f"other texts: {', '.join(others[:20])}")
+        console.print(f"other texts: {', '.join(others[:_OTHER_TEXTS])}")

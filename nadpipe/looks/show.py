@@ -7,12 +7,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nadpipe.artifacts import whole
 from nadpipe.errors import NadpipeError
-from nadpipe.pages import WAYS, Pages
+from nadpipe.pages.explorer import NAMING_RULES, Explorer
+from nadpipe.store.atomic import atomic_path
 
-_TEXTS = 5  # of each way of naming
-_DRAWN = 6  # pairs of a neuron
+_TEXTS = 5  # per naming rule
+_DRAWN = 6  # pairs in the picture of a neuron
+_NUMBERS = {"pair": "head and neuron", "neuron": "one number"}
 
 
 def show(
@@ -21,56 +22,57 @@ def show(
     results: Path = Path("results"),
     png: Path | None = None,
 ) -> None:
-    """Print what the explorer says of a pair (head and neuron) or of a neuron with all its pairs.
+    """Print what the explorer holds about a pair, or about a neuron and all its pairs.
 
     Args:
         kind: pair or neuron.
-        index: Head and neuron of a pair; or the neuron.
+        index: Head and neuron of a pair, or one neuron.
         results: Folder of a run's results.
-        png: Picture of the images at the pair's ends, with where it fires; of a neuron, those of its largest pairs.
+        png: PNG with the images at the pair's ends, overlaid with where it fires. For a neuron, its largest pairs are drawn.
     """
-    wanted = {"pair": 2, "neuron": 1}[kind]
-    if len(index) != wanted:
-        raise NadpipeError(f"show {kind}: takes {'head and neuron' if wanted == 2 else 'one number'}, not {len(index)}")
-    pages = Pages(results / "explorer")
+    if len(index) != (2 if kind == "pair" else 1):
+        raise NadpipeError(f"show {kind}: takes {_NUMBERS[kind]}, not {len(index)}")
+    explorer = Explorer(results / "explorer")
     *head, neuron = index
-    found = pages.load(f"neurons/{pages.check('neuron', neuron)}")
+    content = explorer.load(f"neurons/{explorer.check_index('neuron', neuron)}")
     if kind == "neuron":
-        drawn = sorted(found["pairs"], key=lambda pair: pair["rank"])
-        _print_neuron(pages, neuron, found["about"], drawn)
+        pairs = sorted(content["pairs"], key=lambda pair: pair["rank"])
+        _print_neuron(explorer, neuron, content["about"], pairs)
     else:
-        drawn = [found["pairs"][pages.check("head", head[0])]]
-        _print_pair(pages, neuron, drawn[0])
+        pairs = [content["pairs"][explorer.check_index("head", head[0])]]
+        _print_pair(explorer, neuron, pairs[0])
     if png is not None:
-        sheet = pages.sheet(f"{kind} {'/'.join(map(str, index))}", [(pair, neuron) for pair in drawn[:_DRAWN]])
-        with whole(png) as partial:
+        sheet = explorer.sheet(f"{kind} {'/'.join(map(str, index))}", [(pair, neuron) for pair in pairs[:_DRAWN]])
+        with atomic_path(png) as partial:
             sheet.save(partial, "PNG")
 
 
-def _print_neuron(pages: Pages, neuron: int, about: dict[str, Any], pairs: list[dict[str, Any]]) -> None:
-    explained = ", ".join(f"{share:.0%}" for share in about["explained"] if share is not None)
-    table = Table(title=f"neuron {neuron}: rank {about['rank']}, size {about['size']}, first directions explain {explained}")
-    for name in ("pair", "rank", "size", *list(WAYS.values())[:2]):
+def _print_neuron(explorer: Explorer, neuron: int, summary: dict[str, Any], pairs: list[dict[str, Any]]) -> None:
+    explained = ", ".join(f"{share:.0%}" for share in summary["explained"] if share is not None)
+    table = Table(
+        title=f"neuron {neuron}: rank {summary['rank']}, size {summary['size']}, first directions explain {explained}"
+    )
+    rules = ("active", "nearest")
+    for name in ("pair", "rank", "size", *(NAMING_RULES[rule] for rule in rules)):
         table.add_column(name, justify="right" if name in ("rank", "size") else "left")
     for pair in pairs:
-        texts = [pages.named(pair["texts"].get(way, [])[:1]) for way in ("active", "nearest")]
+        texts = [explorer.format_texts(pair["texts"].get(rule, [])[:1]) for rule in rules]
         table.add_row(f"{pair['head']}/{neuron}", str(pair["rank"]), str(pair["size"]), *texts)
     Console(markup=False).print(table)
 
 
-def _print_pair(pages: Pages, neuron: int, pair: dict[str, Any]) -> None:
-    count = pages.about["heads"] * pages.about["neurons"]
-    way = "along" if pair["sign"] > 0 else "against"
-    table = Table(
-        title=f"pair {pair['head']}/{neuron}: rank {pair['rank']} of {count:,}, size {pair['size']}, {way} its write vector"
-    )
-    for name in WAYS.values():
-        table.add_column(name)
-    named = [pair["texts"].get(way, []) for way in WAYS]
-    for at in range(min(_TEXTS, max(map(len, named)))):
-        table.add_row(*(pages.named(texts[at : at + 1]) for texts in named))
+def _print_pair(explorer: Explorer, neuron: int, pair: dict[str, Any]) -> None:
+    count = explorer.sizes["heads"] * explorer.sizes["neurons"]
+    orientation = "along" if pair["sign"] > 0 else "against"
+    rank = f"rank {pair['rank']} of {count:,}, size {pair['size']}"
+    table = Table(title=f"pair {pair['head']}/{neuron}: {rank}, direction {orientation} its write vector")
+    for title in NAMING_RULES.values():
+        table.add_column(title)
+    columns = [pair["texts"].get(rule, []) for rule in NAMING_RULES]
+    for row in range(min(_TEXTS, max(map(len, columns)))):
+        table.add_row(*(explorer.format_texts(texts[row : row + 1]) for texts in columns))
     shown = len(pair["images"]) // 2
-    ends = [", ".join(map(str, part)) for part in (pair["images"][:shown], pair["images"][shown:])]
+    top, bottom = (", ".join(map(str, ids)) for ids in (pair["images"][:shown], pair["images"][shown:]))
     console = Console(markup=False)
     console.print(table)
-    console.print(f"coefficient {pair['mean']} ± {pair['std']}; top images {ends[0]}; bottom images {ends[1]}")
+    console.print(f"coefficient {pair['mean']} ± {pair['std']}; top images {top}; bottom images {bottom}")

@@ -1,35 +1,34 @@
-"""Sum up one shard's coefficients per pair: moments and extremes, all that the directions of pairs are fitted to."""
+"""Accumulate moments and extremes of one shard's coefficients: all that directions of pairs are fitted to."""
 
-import dataclasses
 from pathlib import Path
 
-from nadpipe.artifacts import create_zarr, open_zarr
-from nadpipe.directions import Extremes
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import blocks, count_blocks, read_pool
+from nadpipe.circuit.accumulators import Extremes
 from nadpipe.progress import track
+from nadpipe.store.arrays import create_zarr, open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS, PAIR_MOMENTS
+from nadpipe.store.shards import blocks, count_blocks
 
 
-def accumulate_pairs(contributions: Path, attnpool_store: Path, output: Path, top_images: int = 50) -> None:
-    """Write per pair the mean, the second moment and the extreme coefficients over a shard's views, in one pass.
+def accumulate_pairs(contributions: Path, output: Path, top_images: int = 50) -> None:
+    """Write the sum, the sum of squares and the extreme coefficients of every pair, in one pass.
 
     Args:
         contributions: Contributions of the shard.
-        attnpool_store: Exported attention pool.
         output: Zarr store.
-        top_images: Images of largest norm that a direction is fitted to; twice as many coefficients are kept.
+        top_images: Number of images of largest norm that a direction is fitted to. Twice as many coefficients are kept.
     """
-    pool, model = read_pool(attnpool_store)
-    store = open_zarr(contributions, "contributions", model)
+    source = open_zarr(contributions, CONTRIBUTIONS)
     extremes = Extremes(top_images)
-    for (coefficient,) in track(blocks([store], "coefficient"), "accumulating", "block", count_blocks([store], "coefficient")):
+    total = count_blocks([source], "coefficient")
+    for (coefficient,) in track(blocks([source], "coefficient"), "accumulating", "block", total):
         extremes.add(coefficient.float())
-    sizes = {"head": pool.heads, "neuron": pool.neurons, "kept": extremes.extreme.shape[2]}
-    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    about = {name: store.attributes[name] for name in ("shard", "shards", "images")}
-    about |= {"views": extremes.mean.count, "top_images": top_images}
+    assert extremes.extreme is not None
+    head, neuron, kept = extremes.extreme.shape
+    attributes = {name: source.attributes[name] for name in ("shard", "shards", "images")}
+    attributes |= {"views": extremes.mean.count, "top_images": top_images}
     dtype = {"sum": "float64", "square_sum": "float64"}
-    with create_zarr(output, "pair moments", stamp, sizes, dtype, attributes=about) as made:
-        made.write("sum", extremes.mean.total)
-        made.write("square_sum", extremes.square.total)
-        made.write("extreme", extremes.extreme)
+    sizes = {"head": head, "neuron": neuron, "kept": kept}
+    with create_zarr(output, PAIR_MOMENTS, source.stamp.made_by(__name__), sizes, dtype, attributes=attributes) as store:
+        store.write("sum", extremes.mean.total)
+        store.write("square_sum", extremes.square.total)
+        store.write("extreme", extremes.extreme)

@@ -1,84 +1,86 @@
-"""Take the attention pool apart for one shard: a coefficient per view and pair, exact."""
+"""Decompose one shard: one coefficient per view and pair, exact."""
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from nadpipe import attnpool
-from nadpipe.artifacts import create_zarr, open_zarr
-from nadpipe.directions import Mean
+from nadpipe.circuit import attention as pooling
+from nadpipe.circuit import readout as circuit
+from nadpipe.circuit.accumulators import Mean
 from nadpipe.errors import NadpipeError
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import read_pool
 from nadpipe.progress import track
+from nadpipe.store.arrays import create_zarr, open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES, SHARD_MEANS
+from nadpipe.store.pool import read_pool
 
 
 def compute_contributions(
     features: Path,
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
+    output_means: Path,
     dtype: Literal["float32", "float16"] = "float32",
     batch_size: int = 64,
     tolerance: float = 1e-5,
 ) -> None:
-    """Write coefficients, attention and summed embedding of each view; fail when pairs do not sum to the embedding.
+    """Write coefficients, attention and embedding of each view, and the heads' means over the shard.
+
+    Fails if pairs and rest do not sum to the model's own embedding.
 
     Args:
         features: Features of the shard.
-        attnpool_store: Exported attention pool.
+        readout: Exported readout.
         output: Zarr store.
-        dtype: Of the stored coefficients; float16 takes half the space, and its error is stored for each view.
-        batch_size: Views a step.
-        tolerance: Largest allowed ‖sum over pairs - embedding‖ / ‖embedding‖ of a view, beyond what features of lower
-            precision already differ by.
+        output_means: Zarr store of the heads' means.
+        dtype: Type of the stored coefficients. float16 takes half the space; the error is stored per view.
+        batch_size: Views per step.
+        tolerance: Largest allowed ‖pairs + rest - embedding‖ / ‖embedding‖ of a view, beyond the stored error of features in lower
+            precision.
     """
-    pool, model = read_pool(attnpool_store)
-    source = open_zarr(features, "features", model)
+    pool, model = read_pool(readout)
+    source = open_zarr(features, FEATURES, model)
     views, spatial = source["activation"].shape[:2]
-    pool = attnpool.at_grid(pool, round(spatial**0.5))
-    sizes = {
-        "view": views,
-        "head": pool.heads,
-        "neuron": pool.neurons,
-        "token": pool.tokens,
-        "embed": len(pool.c_bias),
-        "width": pool.neurons // pool.heads,
-    }
-    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    about = {name: source.attributes[name] for name in ("shard", "shards", "images")}
-    attended, attention_mean = Mean(), Mean()
-    about["tolerance"] = tolerance
-    with create_zarr(output, "contributions", stamp, sizes, {"coefficient": dtype}, attributes=about) as store:
+    pool = pooling.at_grid(pool, round(spatial**0.5))
+    sizes = {"view": views, "head": pool.heads, "neuron": pool.neurons, "token": pool.tokens, "embed": pool.embed}
+    stamp = model.made_by(__name__)
+    attributes = {name: source.attributes[name] for name in ("shard", "shards", "images")} | {"tolerance": tolerance}
+    attended, attention_mean, largest_residual = Mean(), Mean(), 0.0
+    with create_zarr(output, CONTRIBUTIONS, stamp, sizes, {"coefficient": dtype}, attributes=attributes) as store:
         store.write("image_id", source["image_id"][:])
         for start in track(range(0, views, batch_size), "decomposing", "batch"):
-            at = slice(start, start + batch_size)
-            x = attnpool.tokens(torch.from_numpy(source["activation"][at]).float(), pool)
-            attention = attnpool.attention(x, pool)
-            coefficient = attnpool.coefficients(attention, x)
-            embedding = attnpool.sum_pairs(coefficient, pool)
-            residual = attnpool.residual(embedding, torch.from_numpy(source["embedding"][at]))
-            _check(residual, torch.from_numpy(source["rounding"][at]), tolerance, features, start)
+            rows = slice(start, start + batch_size)
+            trace = pooling.trace(source.tensor("activation", rows).float(), pool)
+            coefficient = circuit.coefficients(trace, pool.readout)
+            pairs = circuit.sum_pairs(coefficient, pool.readout, trace.gain)
+            rest = torch.zeros_like(pairs) if trace.rest is None else trace.rest
+            embedding = pairs if trace.rest is None else pairs + rest
+            residual = circuit.residual(embedding, source.tensor("embedding", rows))
+            _check_residual(residual, source.tensor("rounding", rows), tolerance, features, start)
             stored = store.as_stored("coefficient", coefficient)
-            rounding = torch.zeros(len(x))
+            rounding = torch.zeros(len(pairs))
             if dtype != "float32":
-                rounding = attnpool.residual(attnpool.sum_pairs(stored.float(), pool), embedding)
-            attended.add(attnpool.attended_tokens(attention, x)[None], views=len(x))
-            attention_mean.add(attention)
-            rows = {"attention": attention, "embedding": embedding, "residual": residual, "rounding": rounding}
-            store.append(coefficient=stored, **rows)
-        shares = attention_mean.value().float()
+                rounding = circuit.residual(circuit.sum_pairs(stored.float(), pool.readout, trace.gain), pairs)
+            attended.add(circuit.attended_tokens(trace.attention, trace.activation)[None], views=len(pairs))
+            attention_mean.add(trace.attention)
+            largest_residual = max(largest_residual, float(residual.max()))
+            store.append(coefficient=stored, attention=trace.attention, embedding=embedding, rest=rest)
+            store.append(residual=residual, rounding=rounding)
+    sizes["width"] = pool.readout.width
+    attributes |= {"views": views, "largest_residual": largest_residual}
+    with create_zarr(output_means, SHARD_MEANS, stamp, sizes, attributes=attributes) as store:
+        shares = attention_mean.result().float()
         store.write("attention_mean", shares)
-        store.write("value_mean", attnpool.project_attended(attended.value().float(), shares, pool))
+        store.write("value_mean", circuit.project_attended(attended.result().float(), shares, pool.readout))
 
 
-def _check(residual: torch.Tensor, rounding: torch.Tensor, tolerance: float, path: Path, start: int) -> None:
+def _check_residual(residual: torch.Tensor, rounding: torch.Tensor, tolerance: float, path: Path, start: int) -> None:
+    """Raise NadpipeError if a view's residual exceeds its rounding error by more than the tolerance."""
     excess = torch.nan_to_num(residual - rounding, nan=torch.inf)
     worst = int(excess.argmax())
     if not excess[worst] <= tolerance:
-        beside = f" beside the {rounding[worst]:.1e} of the stored precision" if rounding[worst] else ""
+        precision = f" besides the {rounding[worst]:.1e} of the stored precision" if rounding[worst] else ""
         raise NadpipeError(
-            f"{path}: pairs sum to the embedding of view {start + worst} only within {residual[worst]:.1e} of its norm, "
-            f"contributions.tolerance is {tolerance:.1e}{beside}; the features are damaged or of too low a precision"
+            f"{path}: pairs and rest sum to the embedding of view {start + worst} only within {residual[worst]:.1e} of its norm, "
+            f"contributions.tolerance is {tolerance:.1e}{precision}; the features are damaged or too imprecise, make them again"
         )

@@ -1,66 +1,74 @@
-"""Name pairs by their images: the texts whose similarity to an image goes with the pair's coefficient."""
+"""Name pairs by their images: texts whose similarity to an image correlates with the pair's coefficient."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from nadpipe import texts
-from nadpipe.artifacts import create_parquet, open_zarr
-from nadpipe.faithfulness import activity_correlations
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import open_shards, read_pool
+from nadpipe.circuit import naming
 from nadpipe.progress import track
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.kinds.units import CORRELATIONS, DIRECTIONS
+from nadpipe.store.shards import head_coefficients, join, open_shards
+from nadpipe.store.tables import create_parquet
 
-_PAIRS = 512  # whose correlations with all texts are in memory at once
+_PAIRS = 512  # pairs whose correlations with all texts are in memory at once
 
 
 def correlate_texts(
     contributions: tuple[Path, ...],
     directions: Path,
     dictionary: Path,
-    attnpool_store: Path,
     output: Path,
     nearest: int = 5,
 ) -> None:
-    """Write the texts of each pair by correlation, over the discovery images, of its coefficient along its direction.
+    """Write the texts of each pair, by correlation over the discovery images with its coefficient along its direction.
 
     Args:
-        contributions: All shards of the discovery contributions.
+        contributions: Contributions of all discovery shards.
         directions: Pair directions, for their signs.
         dictionary: Embedded dictionary.
-        attnpool_store: Exported attention pool.
-        output: Parquet table, one row a pair and text.
-        nearest: Texts of each pair.
+        output: Parquet table, one row per pair and text.
+        nearest: Number of texts per pair.
     """
-    pool, model = read_pool(attnpool_store)
-    stores = open_shards(contributions, "contributions", model)
-    store, words = open_zarr(directions, "pair directions", model), open_zarr(dictionary, "text", model)
-    text = torch.from_numpy(words["embedding"][:])
-    text, names = texts.centre(text, text), pd.Index(words.texts(), dtype=object)
-    embedding = torch.from_numpy(np.concatenate([part["embedding"][:] for part in stores]))
-    embedding = texts.unit(embedding - embedding.mean(0))
+    store = open_zarr(directions, DIRECTIONS["pair"])
+    model = store.stamp
+    stores, words = open_shards(contributions, CONTRIBUTIONS, model), open_zarr(dictionary, TEXT, model)
+    text = words.tensor("embedding")
+    text, text_names = naming.centre(text, text), pd.Index(words.texts(), dtype=object)
+    embedding = torch.from_numpy(join(stores, "embedding"))
+    embedding = naming.normalise(embedding - embedding.mean(0))
     count = min(nearest, len(text))
-    with create_parquet(output, "pair correlations", dataclasses.replace(model, code=code_fingerprint(__name__))) as add:
-        for head in track(range(pool.heads), "correlating pairs", "head"):
-            coefficient = torch.from_numpy(np.concatenate([part["coefficient"][:, head] for part in stores])).float()
+    with create_parquet(output, CORRELATIONS, model.made_by(__name__)) as add:
+        for head in track(range(store["sign"].shape[0]), "correlating pairs", "head"):
+            coefficient = head_coefficients(stores, head)
             coefficient *= torch.from_numpy(store["sign"][head].astype(np.float32))
-            alive = np.flatnonzero(store["std_norm"][head] > 0)
-            for some in np.array_split(alive, max(1, -(-len(alive) // _PAIRS))):
-                value, at = activity_correlations(coefficient[:, some], embedding, text).topk(count, dim=1)
-                add(_rows(head, some, value, at, names))
+            varying = np.flatnonzero(store["std_norm"][head] > 0)
+            for neurons in np.array_split(varying, max(1, -(-len(varying) // _PAIRS))):
+                correlation = naming.activity_correlations(coefficient[:, neurons], embedding, text)
+                add(_rows(head, neurons, *correlation.topk(count, dim=1), text_names))
 
 
-def _rows(head: int, neuron: np.ndarray, value: torch.Tensor, at: torch.Tensor, names: pd.Index) -> pd.DataFrame:
-    count = at.shape[1]
+def _rows(
+    head: int,
+    neuron: Int[np.ndarray, " neuron"],
+    correlation: Float[Tensor, "neuron rank"],
+    text: Int[Tensor, "neuron rank"],
+    text_names: pd.Index,
+) -> pd.DataFrame:
+    """Return one row per pair and text, best first."""
+    count = text.shape[1]
     return pd.DataFrame(
         {
             "head": head,
             "neuron": np.repeat(neuron, count),
             "rank": np.tile(np.arange(1, count + 1), len(neuron)),
-            "text": names[at.flatten().numpy()],
-            "correlation": value.flatten().numpy(),
+            "text": text_names[text.flatten().numpy()],
+            "correlation": correlation.flatten().numpy(),
         }
     )

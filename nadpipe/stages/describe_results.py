@@ -1,4 +1,4 @@
-"""Say what the final tables of a run were made with: model, images, config, code, and the tables' own checksums."""
+"""Describe what the final tables of a run were made with: model, images, config, code, and checksums."""
 
 import hashlib
 import json
@@ -6,57 +6,63 @@ from importlib import metadata
 from pathlib import Path
 
 from nadpipe import __version__
-from nadpipe.artifacts import read_parquet, whole
-from nadpipe.datasets import content_fingerprint
+from nadpipe.data.manifest import content_fingerprint
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import PACKAGE, code_fingerprint
-from nadpipe.inputs import read_pool
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.atomic import atomic_path
+from nadpipe.store.kinds.images import IMAGES
+from nadpipe.store.kinds.model import READOUT
+from nadpipe.store.tables import read_parquet
 
 _LIBRARIES = ("torch", "open_clip_torch", "numpy", "pandas", "pyarrow", "zarr", "pillow", "scipy", "snakemake")
+_MODEL_ATTRIBUTES = ("heads", "neurons", "tokens")
 
 
-def describe_results(
-    tables: tuple[Path, ...], images: tuple[Path, ...], attnpool_store: Path, config: str, output: Path
-) -> None:
-    """Write a JSON file that goes with the tables of a run; the same run gives the same bytes.
+def describe_results(tables: tuple[Path, ...], images: tuple[Path, ...], readout: Path, config: str, output: Path) -> None:
+    """Write a JSON file with the provenance of a run's tables. The same run gives the same bytes.
 
     Args:
         tables: Final tables, CSV or Parquet.
-        images: Manifests, each in a folder with the name of its data set.
-        attnpool_store: Exported attention pool: it knows the model.
+        images: Manifests, each in a folder named like its data set.
+        readout: Exported readout, for the model's identity.
         config: Settings that results depend on, as JSON.
         output: JSON file.
     """
-    pool, model = read_pool(attnpool_store)
+    model = open_zarr(readout, READOUT)
     try:
         settings = json.loads(config)
     except ValueError as error:
-        raise NadpipeError(f"--config: not JSON ({error})") from None
+        raise NadpipeError(f"--config: not JSON ({error}); pass a JSON object") from None
     stages = sorted(path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py"))
-    described = {
+    provenance = {
         "nadpipe": __version__,
         "model": {
-            "architecture": model.architecture,
-            "sha256": model.model,
-            **{name: getattr(pool, name) for name in ("heads", "neurons", "tokens")},
+            "architecture": model.stamp.architecture,
+            "sha256": model.stamp.model,
+            **{name: model.attributes[name] for name in _MODEL_ATTRIBUTES},
         },
-        "datasets": {path.parent.name: _data_set(path) for path in images},
+        "datasets": {path.parent.name: _describe_images(path) for path in images},
         "config": settings,
         "code": {stage: code_fingerprint(f"nadpipe.stages.{stage}") for stage in stages},
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        "tables": {_name(path, output.parent): {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in tables},
+        "tables": {_table_name(path, output.parent): _describe_table(path) for path in tables},
     }
-    with whole(output) as partial:
-        partial.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_path(output) as partial:
+        partial.write_text(json.dumps(provenance, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _name(path: Path, results: Path) -> str:
-    """A table as the user names it, wherever the folder of results or its copy is."""
+def _table_name(path: Path, results: Path) -> str:
+    """Return a table's path as the user names it, even if the results folder is a copy."""
     return str(Path("results", path.relative_to(results)) if path.is_relative_to(results) else path)
 
 
-def _data_set(path: Path) -> dict[str, object]:
-    """What identifies the images that were used, and how many were not."""
-    manifest = read_parquet(path, "images")
+def _describe_table(path: Path) -> dict[str, str]:
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _describe_images(path: Path) -> dict[str, object]:
+    """Return a fingerprint of the images used, and the numbers of used and skipped images."""
+    manifest = read_parquet(path, IMAGES)
     used = manifest[manifest["image_id"] >= 0]
     return {"images": len(used), "skipped": len(manifest) - len(used), "content": content_fingerprint(used)}

@@ -1,47 +1,49 @@
-"""Draw images with their masks and the label maps of every method, side by side."""
+"""Draw images next to their masks and the label maps of every method."""
 
 from pathlib import Path
 
 import numpy as np
 
-from nadpipe.artifacts import read_images, whole
-from nadpipe.class_tables import read_classes
-from nadpipe.classes import read_mask
-from nadpipe.inputs import read_label_map
-from nadpipe.pictures import overlay, panel
+from nadpipe.data.class_tables import read_classes
+from nadpipe.data.masks import read_mask
+from nadpipe.data.views import read_image
+from nadpipe.pages.pictures import overlay, panel
 from nadpipe.progress import track
-from nadpipe.views import read_image
+from nadpipe.store.atomic import atomic_path
+from nadpipe.store.label_maps import read_label_map
+from nadpipe.store.manifest import read_images
 
 
 def draw_overlays(
     images: Path,
     classes: Path,
-    labels: tuple[Path, ...],
+    label_maps: tuple[Path, ...],
     output: Path,
     count: int = 12,
     copy: tuple[str, str] | None = None,
 ) -> None:
-    """Write one picture an image: the image, its mask and each method's label map over it, with a legend.
+    """Write one picture per image: the image, then overlays of its mask and of each method's label map, and a legend.
 
     Args:
         images: Manifest with masks.
         classes: Classes of the data set.
-        labels: Folders of label maps, all shards.
+        label_maps: Folders of label maps, all shards.
         output: Folder of the pictures.
-        count: Images to draw, evenly spread over the data set.
-        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
+        count: Number of images to draw, evenly spread over the data set.
+        copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
     manifest = read_images(images, copy)
-    _, known = read_classes(classes)
-    names = sorted({folder.name for shard in labels for folder in shard.iterdir() if not folder.name.startswith(".")})
-    chosen = manifest.iloc[np.unique(np.linspace(0, len(manifest) - 1, min(count, len(manifest))).round().astype(int))]
-    with whole(output) as folder:
+    _, dataset_classes = read_classes(classes)
+    methods = sorted({folder.name for shard in label_maps for folder in shard.iterdir() if not folder.name.startswith(".")})
+    positions = np.unique(np.linspace(0, len(manifest) - 1, min(count, len(manifest))).round().astype(int))
+    with atomic_path(output) as folder:
         folder.mkdir()
-        for row in track(list(chosen.itertuples()), "drawing overlays", "image"):
+        for row in track(list(manifest.iloc[positions].itertuples()), "drawing overlays", "image"):
             image = read_image(row.path)
-            maps = {"truth": read_mask(row.mask_path, row.path, (row.height, row.width), known)}
-            maps |= {name: read_label_map(labels, name, row.image_id) for name in names}
-            shown = {"image": image} | {name: overlay(image, label, known.colours) for name, label in maps.items()}
-            seen = np.unique(np.concatenate([np.unique(label) for label in maps.values()]))
-            legend = {known.titles[at]: known.colours[at] for at in seen if at >= 0}
-            panel(shown, legend).save(folder / f"{row.image_id:06d}.png")
+            maps = {"truth": read_mask(row.mask_path, row.path, (row.height, row.width), dataset_classes)}
+            maps |= {method: read_label_map(label_maps, method, row.image_id) for method in methods}
+            pictures = {"image": image}
+            pictures |= {name: overlay(image, label_map, dataset_classes.colours) for name, label_map in maps.items()}
+            present = np.unique(np.concatenate([np.unique(label_map) for label_map in maps.values()]))
+            legend = {dataset_classes.titles[index]: dataset_classes.colours[index] for index in present if index >= 0}
+            panel(pictures, legend).save(folder / f"{row.image_id:06d}.png")

@@ -1,16 +1,22 @@
 """Draw the top images of the largest neurons and of their pairs.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, that some pairs, while polysemantic, stand for sub-concepts of their neurons.
+Source: Bu & Gandelsman, arXiv 2509.19943, who find that some pairs, although polysemantic, represent sub-concepts of their
+neurons.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from PIL import Image
 
-from nadpipe.artifacts import read_images, read_parquet, whole
-from nadpipe.pictures import contact_sheet, shrink
+from nadpipe.data.views import read_image
+from nadpipe.pages.pictures import contact_sheet, shrink
 from nadpipe.progress import track
-from nadpipe.views import read_image
+from nadpipe.store.atomic import atomic_path
+from nadpipe.store.kinds.analyses import POLYSEMANTICITY
+from nadpipe.store.manifest import read_images
+from nadpipe.store.tables import read_parquet
 
 _SIDE = 110  # pixels of a picture
 
@@ -24,36 +30,37 @@ def draw_retrieval(
     shown: int = 8,
     copy: tuple[str, str] | None = None,
 ) -> None:
-    """Write a sheet for each of the largest neurons: its top images, then those of its largest pairs, with their texts.
+    """Write one sheet per neuron: its top images and those of its largest pairs, with their texts.
 
     Args:
         images: Manifest of the discovery images.
         polysemanticity: Top images of all units.
         output: Folder of the sheets, neuron-<neuron>.png.
-        neurons: Sheets, of the neurons of largest contribution.
-        pairs: Pairs on a sheet, largest contribution first.
-        shown: Images of a unit.
-        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
+        neurons: Number of sheets: the neurons with the largest contribution.
+        pairs: Number of pairs per sheet, largest contribution first.
+        shown: Number of images per unit.
+        copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
     paths = read_images(images, copy).set_index("image_id")["path"]
-    table = read_parquet(polysemanticity, "polysemanticity").dropna(subset="spread").sort_values("contribution_rank")
-    chosen = table[table["unit"] == "neuron"].head(neurons)
-    with whole(output) as folder:
+    table = read_parquet(polysemanticity, POLYSEMANTICITY).dropna(subset="spread").sort_values("contribution_rank")
+    largest = table[table["unit"] == "neuron"].head(neurons)
+    with atomic_path(output) as folder:
         folder.mkdir()
-        for row in track(list(chosen.itertuples()), "drawing top images", "neuron"):
-            own = table[(table["unit"] == "pair") & (table["neuron"] == row.neuron)].head(pairs)
-            sections = {f"neuron: {_about(row)}": [_entry(row, paths, shown)]}
-            sections |= {f"head {int(pair.head)}: {_about(pair)}": [_entry(pair, paths, shown)] for pair in own.itertuples()}
-            contact_sheet(f"Top images of neuron {row.neuron} and of its pairs", sections, {}, _SIDE).save(
-                folder / f"neuron-{row.neuron}.png"
-            )
+        for neuron in track(list(largest.itertuples()), "drawing top images", "neuron"):
+            largest_pairs = table[(table["unit"] == "pair") & (table["neuron"] == neuron.neuron)].head(pairs)
+            sections = {f"neuron: {_caption(neuron)}": [_entry(neuron, paths, shown)]}
+            for pair in largest_pairs.itertuples():
+                sections[f"head {int(pair.head)}: {_caption(pair)}"] = [_entry(pair, paths, shown)]
+            sheet = contact_sheet(f"Top images of neuron {neuron.neuron} and of its pairs", sections, {}, _SIDE)
+            sheet.save(folder / f"neuron-{neuron.neuron}.png")
 
 
-def _about(row: tuple) -> str:
-    """A unit's texts (by direction, and of pairs by their images) and how far its top images are apart."""
-    texts = dict.fromkeys(text for text in (row.nearest_text, row.active_text) if isinstance(text, str))
-    return f"{'; '.join(texts)}, spread {row.spread:.2f}"
+def _caption(unit: Any) -> str:
+    """Return a unit's texts, by direction and (pairs only) by correlation, and the spread of its top images."""
+    texts = dict.fromkeys(text for text in (unit.nearest_text, unit.active_text) if isinstance(text, str))
+    return f"{'; '.join(texts)}, spread {unit.spread:.2f}"
 
 
-def _entry(row: tuple, paths: pd.Series, shown: int) -> tuple[str, list]:
-    return "", [shrink(read_image(paths.loc[image_id]), _SIDE) for image_id in row.images[:shown]]
+def _entry(unit: Any, paths: pd.Series, shown: int) -> tuple[str, list[Image.Image]]:
+    """Return the top images of a unit, without a caption."""
+    return "", [shrink(read_image(paths.loc[image_id]), _SIDE) for image_id in unit.images[:shown]]

@@ -1,4 +1,4 @@
-"""Embed a set of texts: one unit vector a text, averaged over prompt templates."""
+"""Embed a set of texts: one unit vector per text, averaged over prompt templates."""
 
 import dataclasses
 import hashlib
@@ -11,17 +11,22 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from nadpipe.artifacts import Stamp, create_zarr, read_images, read_parquet, write_parquet
-from nadpipe.class_tables import read_classes
-from nadpipe.classes import class_texts
-from nadpipe.dictionaries import read_dictionary, read_templates
+from nadpipe.data.class_tables import read_classes
+from nadpipe.data.classes import class_texts
+from nadpipe.data.dictionaries import read_dictionary, read_templates
+from nadpipe.data.labels import label_texts
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.labels import label_texts
-from nadpipe.models import embed_prompts, load_model
 from nadpipe.progress import track
+from nadpipe.store.arrays import create_zarr
+from nadpipe.store.kinds.texts import CACHED_TEXTS, TEXT
+from nadpipe.store.manifest import read_images
+from nadpipe.store.stamp import Stamp
+from nadpipe.store.tables import read_parquet, write_parquet
+from nadpipe.towers.model import load_model
+from nadpipe.towers.text import embed_prompts, text_tower
 
-_BATCHES = 8  # at once: enough prompts that those of like length fill a batch
+_BATCHES = 8  # batches per call of the tower, which sorts prompts by length: enough to fill batches with similar lengths
 
 
 def embed_texts(
@@ -38,92 +43,107 @@ def embed_texts(
     device: str = "auto",
     cache: Path | None = None,
 ) -> None:
-    """Write the embeddings of texts given as arguments or as a dictionary.
+    """Write the embeddings of texts from one source: arguments, a dictionary, a data set's classes or its labels.
 
     Args:
         architecture: Model name of open_clip, hf-hub:org/name, or path of a model config JSON.
         output: Zarr store.
         pretrained: Pretrained tag or checkpoint file; none for hf-hub.
-        texts: The texts.
-        dictionary: Instead of --texts: a file with one text a line (empty lines do not count), wordfreq:<count> for the most
-            frequent English words, or imagenet for its class names.
-        classes: Or a data set's table of classes, whose names are the texts.
-        background_names: Whether a class called background has its names among them.
-        labels: Or a manifest, whose images' labels are the texts.
-        templates: Prompts, each with {} where the text goes; or imagenet or imagenet-simple for open_clip's.
-        batch_size: Prompts a step.
+        texts: Texts to embed.
+        dictionary: A file with one text per line (empty lines are ignored), wordfreq:<count> for the most frequent English
+            words, or imagenet for its class names.
+        classes: Table of classes, whose names are embedded.
+        background_names: Include the names of a class called background.
+        labels: Manifest, whose image labels are embedded.
+        templates: Prompts with {} in place of the text; or imagenet or imagenet-simple for open_clip's sets.
+        batch_size: Prompts per step.
         device: auto, cpu, cuda, cuda:1, ….
-        cache: Folder that embeddings are taken from and added to, by model, templates and code.
+        cache: Folder to read embeddings from and add new ones to. Its entries depend on model, templates and code.
     """
-    if [bool(texts), dictionary is not None, classes is not None, labels is not None].count(True) != 1:
-        raise NadpipeError("give one of --texts, --dictionary, --classes and --labels")
-    listed = list(texts) if dictionary is None else read_dictionary(dictionary)
-    if classes is not None:
-        _, listed = class_texts(read_classes(classes)[1], background_names)
-    if labels is not None:
-        listed = _labels(labels)
-    twice = sorted(text for text, count in Counter(listed).items() if count > 1)
-    if twice:
-        source = dictionary or classes or "--texts"
-        raise NadpipeError(f"{source}: {len(twice)} texts are listed twice, first {twice[0]!r}; list each once")
+    listed = _read_texts(texts, dictionary, classes, background_names, labels)
     prompts = read_templates(list(templates))
     model = load_model(architecture, pretrained, device)
+    tower = text_tower(model)
     stamp = dataclasses.replace(model.stamp, code=code_fingerprint(__name__))
     width = model.config["embed_dim"]
     folder = None if cache is None else _cache_folder(cache, stamp, prompts)
-    known = {} if folder is None else _read_cache(folder, stamp, width, listed)
-    label = "embedding texts" if folder is None else f"embedding texts, {len(known)} of {len(listed)} from the cache"
-    missing = [text for text in listed if text not in known]
+    embeddings = {} if folder is None else _read_cache(folder, stamp, width, listed)
+    label = "embedding texts" if folder is None else f"embedding texts, {len(embeddings)} of {len(listed)} from the cache"
+    missing = [text for text in listed if text not in embeddings]
     step = max(1, _BATCHES * batch_size // len(prompts))
     for start in track(range(0, len(missing), step), label, "batch"):
-        some = missing[start : start + step]
+        batch = missing[start : start + step]
         with torch.inference_mode():
-            known |= zip(some, embed_prompts(model, some, prompts, batch_size).cpu().numpy(), strict=True)
+            embeddings |= zip(batch, embed_prompts(tower, batch, prompts, batch_size).cpu().numpy(), strict=True)
     if folder is not None and missing:
-        _add_to_cache(folder, stamp, {text: known[text] for text in missing}, output)
+        _add_to_cache(folder, stamp, {text: embeddings[text] for text in missing}, output)
     sizes = {"text": len(listed), "embed": width}
-    with create_zarr(output, "text", stamp, sizes, texts=listed, attributes={"templates": prompts}) as store:
-        store.write("embedding", np.stack([known[text] for text in listed]))
+    with create_zarr(output, TEXT, stamp, sizes, texts=listed, attributes={"templates": prompts}) as store:
+        store.write("embedding", np.stack([embeddings[text] for text in listed]))
 
 
-def _labels(manifest: Path) -> list[str]:
-    """The texts of a manifest's labels, each once."""
-    found = sorted(read_images(manifest)["label"].dropna().unique())
-    if len(found) < 2:
-        raise NadpipeError(f"{manifest}: {len(found)} different labels; zero-shot classification needs two, from label_column")
-    return list(dict.fromkeys(label_texts(found)))
+def _read_texts(
+    texts: tuple[str, ...], dictionary: str | None, classes: Path | None, background_names: bool, labels: Path | None
+) -> list[str]:
+    """Return the texts of the only source that is given. Raises NadpipeError for several sources or repeated texts."""
+    if [bool(texts), dictionary is not None, classes is not None, labels is not None].count(True) != 1:
+        raise NadpipeError("texts: not exactly one source; give one of --texts, --dictionary, --classes and --labels")
+    listed = list(texts)
+    if dictionary is not None:
+        listed = read_dictionary(dictionary)
+    elif classes is not None:
+        _, listed = class_texts(read_classes(classes)[1], background_names)
+    elif labels is not None:
+        listed = _read_labels(labels)
+    repeated = sorted(text for text, count in Counter(listed).items() if count > 1)
+    if repeated:
+        source = dictionary or classes or "--texts"
+        raise NadpipeError(f"{source}: {len(repeated)} texts are listed twice, first {repeated[0]!r}; list each once")
+    return listed
+
+
+def _read_labels(manifest: Path) -> list[str]:
+    """Return the texts of a manifest's labels without repetition. Raises NadpipeError if it has fewer than two labels."""
+    labels = sorted(read_images(manifest)["label"].dropna().unique())
+    if len(labels) < 2:
+        raise NadpipeError(
+            f"{manifest}: {len(labels)} different labels; zero-shot classification needs at least two, set label_column"
+        )
+    return list(dict.fromkeys(label_texts(labels)))
 
 
 def _cache_folder(cache: Path, stamp: Stamp, templates: list[str]) -> Path:
-    """The cache's folder for all that an embedding depends on beside its text. Raises NadpipeError if it cannot be made."""
+    """Create and return the cache's folder for a model, code and templates. Raises NadpipeError if that fails."""
     key = json.dumps([stamp.model, stamp.code, templates])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        folder.mkdir(parents=True, exist_ok=True)  # fails before the texts are embedded, not after
     except OSError as error:
-        raise NadpipeError(f"{cache}: no folder for a cache ({error})") from None
+        raise NadpipeError(f"{cache}: cannot create the cache folder ({error}); set text.cache to another folder") from None
     return folder
 
 
 def _read_cache(folder: Path, model: Stamp, width: int, texts: list[str]) -> dict[str, Float[np.ndarray, " embed"]]:
-    """The embeddings of those of the texts that are in the cache. Raises NadpipeError for a file that is no whole one of it."""
-    wanted, found = set(texts), {}
+    """Return the cached embeddings of texts by text. Raises NadpipeError if a file is damaged or not from the cache."""
+    requested = set(texts)
+    embeddings: dict[str, Float[np.ndarray, " embed"]] = {}
     for path in sorted(folder.glob("*.parquet")):
         try:
-            table = read_parquet(path, "embedded texts", model)
-            embedding = np.stack(table["embedding"].tolist())  # ValueError for rows of several lengths
-            norm = np.linalg.norm(embedding, axis=1)
-            if embedding.shape[1] != width or not np.allclose(norm, 1, atol=1e-4):  # false for NaN too
-                raise ValueError(f"not of unit length in {width} dimensions")
+            table = read_parquet(path, CACHED_TEXTS, model)
+            rows = np.stack(table["embedding"].tolist())  # ValueError if lengths differ
+            norm = np.linalg.norm(rows, axis=1)
+            if rows.shape[1] != width or not np.allclose(norm, 1, atol=1e-4):  # not close for NaN either
+                raise ValueError(f"not unit vectors with {width} entries")
         except (NadpipeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).removeprefix(f"{path}: ").split("; ")[0].split())  # advice is for other artifacts
-            raise NadpipeError(f"{path}: damaged or foreign file in the cache, delete it ({reason})") from None
-        found |= {text: row for text, row in zip(table["text"], embedding, strict=True) if text in wanted}
-    return found
+            # the advice of read_parquet is for artifacts that can be made again
+            reason = " ".join(str(error).removeprefix(f"{path}: ").split("; ")[0].split())
+            raise NadpipeError(f"{path}: damaged or foreign file in the cache ({reason}); delete it") from None
+        embeddings |= {text: row for text, row in zip(table["text"], rows, strict=True) if text in requested}
+    return embeddings
 
 
 def _add_to_cache(folder: Path, stamp: Stamp, embeddings: dict[str, Float[np.ndarray, " embed"]], output: Path) -> None:
-    """One more file in the cache. Jobs never write the same one: its name is made of the texts and of the job's output."""
+    """Add a file to the cache. Its name depends on the texts and the output, so that no two jobs write the same file."""
     name = hashlib.sha256(json.dumps([str(output.resolve()), *embeddings]).encode()).hexdigest()[:16]
     table = pd.DataFrame({"text": list(embeddings), "embedding": list(embeddings.values())})
-    write_parquet(folder / f"{name}.parquet", "embedded texts", table, stamp)
+    write_parquet(folder / f"{name}.parquet", CACHED_TEXTS, table, stamp)

@@ -1,43 +1,31 @@
-"""Run the image tower over one shard of a data set's views: activations of the last block, and the embedding."""
+"""Run the image tower on one shard of a data set: activations and the embedding of each view."""
 
-import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nadpipe.artifacts import VIEW_TABLE, create_zarr, move_paths, read_images
-from nadpipe.attnpool import residual
-from nadpipe.datasets import content_fingerprint, shard_rows
+from nadpipe.circuit.readout import residual
+from nadpipe.data.manifest import content_fingerprint, shard_rows
+from nadpipe.data.views import Box, centre_box, crop_pixels, read_image, sliding_boxes
 from nadpipe.errors import NadpipeError
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.models import TOKEN, ImageTower, Model, attention_pool, image_tower, last_blocks, load_model, set_image_size
 from nadpipe.progress import track
-from nadpipe.views import Box, centre_box, crop_pixels, read_image, sliding_boxes
+from nadpipe.store.arrays import create_zarr
+from nadpipe.store.kinds.features import FEATURES, VIEW_TABLE
+from nadpipe.store.manifest import move_paths, read_images
+from nadpipe.towers.family import ImageTower
+from nadpipe.towers.model import Model, load_model
 
-_COMPARED = 8  # views of which the embedding is held against open_clip's own
-_ROUNDING = 1e-5  # as far as float32 may be from it, relative to its norm
-_AHEAD = 8  # images, at most, that each worker is ahead of the model
-
-
-class _Crops(Dataset):
-    """Pixels of all boxes of each image; an unreadable image comes as its error, so that workers lose no line."""
-
-    def __init__(self, paths: list[str], boxes: list[list[Box]], interpolation: str):
-        self.paths, self.boxes, self.interpolation = paths, boxes, interpolation
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, at: int) -> np.ndarray | NadpipeError:
-        try:
-            return crop_pixels(read_image(self.paths[at]), self.boxes[at], self.interpolation)
-        except NadpipeError as error:
-            return error
+_COMPARED = 8  # views whose embedding is compared with open_clip's own
+_ROUNDING = 1e-5  # largest relative error that float32 rounding explains
+_AHEAD = 8  # images that each worker may prepare ahead of the model
 
 
 def extract_features(
@@ -59,7 +47,7 @@ def extract_features(
     device: str = "auto",
     copy: tuple[str, str] | None = None,
 ) -> None:
-    """Write z and the image embedding of each view of a shard of the images, with the view table.
+    """Write the activations z and the image embedding of each view of a shard, with the view table.
 
     Args:
         images: Manifest.
@@ -67,91 +55,132 @@ def extract_features(
         output: Zarr store.
         pretrained: Pretrained tag or checkpoint file; none for hf-hub.
         views: centre: the crop of the model's own preprocessing. sliding: overlapping crops that cover the image.
-        scale: Short side that images are resized to for sliding crops, as a multiple of the model's native size.
-        crop: Side of sliding crops, likewise, in whole tokens; where it is not 1 the positional embedding is interpolated.
-        stride: Distance of sliding crops, as a share of their side.
-        block: Block of the last stage whose activations are taken, from 0; unless given the last one, which the model uses.
-        precision: Of the convolutions; bfloat16 is several times faster where the hardware has it, and its error is stated.
-        dtype: Of the stored activations; float16 takes half the space, and its error is stored for each view.
-        shard: Which part of the images, from 0.
-        shards: Number of parts.
-        batch_size: Views a step.
-        workers: Processes that decode images ahead of the model; 0 decodes in the main one.
+        scale: Short side of images for sliding crops, as a multiple of the model's native size.
+        crop: Side of sliding crops, as a multiple of the model's native size, rounded to whole tokens. Positional embeddings
+            are interpolated unless it is 1.
+        stride: Distance between sliding crops, as a share of their side.
+        block: Block whose activations are taken, from 0; by default the last one, which the model itself reads out.
+        precision: Precision of the convolutions. bfloat16 is several times faster on hardware that supports it; the error is
+            reported.
+        dtype: Type of the stored activations. float16 takes half the space; the error is stored per view.
+        shard: Index of the shard, from 0.
+        shards: Number of shards.
+        batch_size: Views per step.
+        workers: Processes that decode images ahead of the model; 0 decodes in the main process.
         device: auto, cpu, cuda, cuda:1, ….
-        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
+        copy: Folder of the images as the manifest names it, and the folder with the copy to read them from.
     """
     manifest = read_images(images)
-    seen = content_fingerprint(manifest)  # by the names that the manifest gives, wherever a copy is
-    manifest = move_paths(manifest, *copy) if copy else manifest
-    rows = manifest.iloc[shard_rows(len(manifest), shard, shards)]
+    content = content_fingerprint(manifest)  # of the paths in the manifest, so that it does not depend on a copy
+    rows = (move_paths(manifest, *copy) if copy else manifest).iloc[shard_rows(len(manifest), shard, shards)]
     model = load_model(architecture, pretrained, device)
-    _check_block(block, last_blocks(model))
-    native = model.preprocessing.image_size
-    if views == "sliding":
-        short_side, side = _sliding_sizes(native, scale, crop)
-        set_image_size(model, side)
-        boxes = [sliding_boxes(row.height, row.width, short_side, side, stride) for row in rows.itertuples()]
-    else:
-        boxes = [centre_box(row.height, row.width, native) for row in rows.itertuples()]
-    table = [(row.image_id, box) for row, of_image in zip(rows.itertuples(), boxes, strict=True) for box in of_image]
-    pool = attention_pool(model)
-    sizes = {"view": len(table), "token": pool.tokens - 1, "neuron": pool.neurons, "embed": len(pool.c_bias)}
-    stamp = dataclasses.replace(model.stamp, code=code_fingerprint(__name__))
-    about = {"shard": shard, "shards": shards, "images": seen, "precision": precision, "views": views}
-    about["block"] = last_blocks(model) - 1 if block is None else block
-    tower: ImageTower | None = None
-    with create_zarr(output, "features", stamp, sizes, {"activation": dtype}, attributes=about) as store:
-        store.write("image_id", [image_id for image_id, _ in table])
-        for name in set(VIEW_TABLE) - {"image_id"}:
-            store.write(name, [getattr(box, name) for _, box in table])
-        crops = _Crops(rows["path"].tolist(), boxes, model.preprocessing.interpolation)
-        images_of_batch = track(_decoded(crops, batch_size, workers), "encoding", "image", len(rows))
-        for pixels in _in_batches(images_of_batch, batch_size):
+    stamp = model.stamp.made_by(__name__)
+    image_size, boxes = _place_crops(rows, model, views, scale, crop, stride)
+    tower = model.image_tower(precision, image_size, block)
+    del model  # the tower holds the weights that it needs, and the rest takes memory
+    attributes = {"shard": shard, "shards": shards, "images": content, "precision": precision, "views": views}
+    attributes["block"] = tower.block
+    sizes = _sizes(tower, sum(map(len, boxes)))
+    with create_zarr(output, FEATURES, stamp, sizes, {"activation": dtype}, attributes=attributes) as store:
+        for name, values in _view_table(rows, boxes).items():
+            store.write(name, values)
+        crops = track(_decode(rows, boxes, tower, batch_size, workers), "encoding", "image", len(rows))
+        for number, pixels in enumerate(_in_batches(crops, batch_size)):
             with torch.inference_mode():
-                normal = model.preprocessing.normalise(pixels.to(model.device))
-                if tower is None:
-                    tower, error = _fast_tower(model, precision, normal[:_COMPARED])
-                    store.describe(encode_image_error=error)
-                z = tower.activations(normal, block)
-                embedding = tower.pool(z)
+                normalised = tower.preprocessing.normalise(pixels.to(tower.device))
+                if number == 0:
+                    store.describe(encode_image_error=_check_embeddings(tower, normalised[:_COMPARED]))
+                    tower = tower.without_reference()
+                z = tower.activations(normalised)
+                embedding = tower.pool_embedding(z)
                 stored = store.as_stored("activation", z)
-                rounding = residual(tower.pool(stored), embedding) if dtype != "float32" else torch.zeros(len(z))
+                rounding = residual(tower.pool_embedding(stored), embedding) if dtype != "float32" else torch.zeros(len(z))
             store.append(activation=stored, embedding=embedding, rounding=rounding)
 
 
-def _sliding_sizes(native: int, scale: float, crop: float) -> tuple[int, int]:
-    """Short side and side of a crop in pixels. Raises NadpipeError for crops that do not fit."""
-    short_side, side = round(native * scale), max(1, round(native * crop / TOKEN)) * TOKEN
+def _place_crops(
+    rows: pd.DataFrame, model: Model, views: Literal["centre", "sliding"], scale: float, crop: float, stride: float
+) -> tuple[int, list[list[Box]]]:
+    """Return the side of crops in pixels, and the crops of each image. Raises NadpipeError if crops are larger than images."""
+    native = model.preprocessing.image_size
+    if views == "centre":
+        return native, [centre_box(row.height, row.width, native) for row in rows.itertuples()]
+    short_side, side = _sliding_sizes(native, model.token_size, scale, crop)
+    return side, [sliding_boxes(row.height, row.width, short_side, side, stride) for row in rows.itertuples()]
+
+
+def _sliding_sizes(native: int, token: int, scale: float, crop: float) -> tuple[int, int]:
+    """Return the short side of images and the side of crops in pixels. Raises NadpipeError if crops are larger than images.
+
+    native: side of the model's own images in pixels. token: side of a token in pixels.
+    """
+    short_side, side = round(native * scale), max(1, round(native * crop / token)) * token
     if side > short_side:
-        raise NadpipeError(f"segmentation.crop: crops of {side} pixels in images of short side {short_side}; raise scale")
+        raise NadpipeError(
+            f"segmentation.crop: crops of {side} pixels do not fit images with a short side of {short_side}; "
+            "lower crop or raise segmentation.scale"
+        )
     return short_side, side
 
 
-def _check_block(block: int | None, blocks: int) -> None:
-    if block is not None and block >= blocks:
-        raise NadpipeError(f"segmentation.block: no block {block}; the model's last stage has 0 to {blocks - 1}")
+def _sizes(tower: ImageTower, views: int) -> dict[str, int]:
+    pool = tower.pool
+    return {"view": views, "token": pool.tokens - 1, "neuron": pool.neurons, "embed": pool.embed}
 
 
-def _fast_tower(model: Model, precision: str, pixels: torch.Tensor) -> tuple[ImageTower, float]:
-    """The fast image tower, and how far its embeddings of these views are from those of open_clip's own code in float32.
+def _view_table(rows: pd.DataFrame, boxes: list[list[Box]]) -> dict[str, list[int]]:
+    """Return the columns of the view table: one row per crop, image by image."""
+    image_ids = [image_id for image_id, crops in zip(rows["image_id"], boxes, strict=True) for _ in crops]
+    names = [name for name in VIEW_TABLE if name != "image_id"]
+    return {"image_id": image_ids} | {name: [getattr(box, name) for crops in boxes for box in crops] for name in names}
 
-    Raises NadpipeError when a float32 tower is not the same function.
+
+def _check_embeddings(tower: ImageTower, pixels: Float[Tensor, "view 3 row column"]) -> float:
+    """Report and return the largest relative error of the tower's embeddings against open_clip's own code in float32.
+
+    Raises NadpipeError if a float32 tower computes another function.
     """
-    own = model.encode_image(pixels)
-    tower = image_tower(model, precision)
-    error = float(residual(tower.pool(tower.activations(pixels)), own).max())
-    told = f"{precision}: embeddings of the first {len(pixels)} views are within {error:.1e} of encode_image in float32"
-    if precision == "float32" and not error <= _ROUNDING:
-        raise NadpipeError(f"{told}, relative to their norm; more than rounding explains, please report the model")
-    print(f"{told}, relative to their norm", file=sys.stderr)
-    return tower, error
+    error = float(residual(tower.embedding(pixels), tower.reference_embedding(pixels)).max())
+    result = (
+        f"{tower.precision}: embeddings of the first {len(pixels)} views are within {error:.1e} of encode_image in float32, "
+        "relative to their norm"
+    )
+    if tower.precision == "float32" and not error <= _ROUNDING:
+        raise NadpipeError(f"{result}; more than rounding explains, please report the model")
+    print(result, file=sys.stderr)
+    return error
 
 
-def _decoded(crops: _Crops, batch_size: int, workers: int) -> Iterator[np.ndarray | torch.Tensor | NadpipeError]:
-    """Images in order, each worker some ahead of the model. Raises NadpipeError when a worker dies."""
-    ahead = {"prefetch_factor": min(_AHEAD, max(2, batch_size // workers))} if workers else {}
+class _Crops(Dataset[UInt8[np.ndarray, "view row column 3"] | NadpipeError]):
+    """Pixels of all crops of each image. An unreadable image yields its error, because workers add lines to exceptions."""
+
+    def __init__(self, paths: list[str], boxes: list[list[Box]], interpolation: str):
+        self.paths, self.boxes, self.interpolation = paths, boxes, interpolation
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "view row column 3"] | NadpipeError:
+        try:
+            return crop_pixels(read_image(self.paths[index]), self.boxes[index], self.interpolation)
+        except NadpipeError as error:
+            return error
+
+
+def _decode(
+    rows: pd.DataFrame, boxes: list[list[Box]], tower: ImageTower, batch_size: int, workers: int
+) -> Iterator[UInt8[Tensor, "view row column 3"]]:
+    """Yield the crops of each image in order, decoded ahead of the model.
+
+    Raises NadpipeError if an image is unreadable or a worker dies.
+    """
+    crops = _Crops(rows["path"].tolist(), boxes, tower.preprocessing.interpolation)
+    ahead: dict[str, Any] = {"prefetch_factor": min(_AHEAD, max(2, batch_size // workers))} if workers else {}
     try:
-        yield from DataLoader(crops, batch_size=None, num_workers=workers, **ahead)
+        for pixels in DataLoader(crops, batch_size=None, num_workers=workers, **ahead):
+            if isinstance(pixels, NadpipeError):
+                raise pixels
+            yield torch.as_tensor(pixels)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -159,18 +188,16 @@ def _decoded(crops: _Crops, batch_size: int, workers: int) -> Iterator[np.ndarra
         raise NadpipeError(f"features.workers: a process that decodes images died ({reason}); use fewer, or 0") from None
 
 
-def _in_batches(crops, size: int):
-    """Views of consecutive images in batches of `size`, the last one shorter."""
-    waiting: list[torch.Tensor] = []
+def _in_batches(crops: Iterable[UInt8[Tensor, "view row column 3"]], size: int) -> Iterator[UInt8[Tensor, "view row column 3"]]:
+    """Yield the crops of consecutive images in batches of `size`; the last batch may be smaller."""
+    waiting: list[Tensor] = []
     count = 0
     for pixels in crops:
-        if isinstance(pixels, NadpipeError):
-            raise pixels
-        waiting.append(torch.as_tensor(pixels))
+        waiting.append(pixels)
         count += len(pixels)
         while count >= size:
-            views = torch.cat(waiting)
-            yield views[:size]
-            waiting, count = [views[size:]], count - size
+            joined = torch.cat(waiting)
+            yield joined[:size]
+            waiting, count = [joined[size:]], count - size
     if count:
         yield torch.cat(waiting)

@@ -1,102 +1,106 @@
 """Fit the direction that each pair, neuron or head writes along."""
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 
-from nadpipe import directions
-from nadpipe.artifacts import Stamp, ZarrStore, create_zarr
-from nadpipe.attnpool import AttentionPool, pair_constants, write_vectors
+from nadpipe.circuit import directions
+from nadpipe.circuit.accumulators import PairMoments, TopByNorm, subtract_mean
+from nadpipe.circuit.readout import Readout, pair_constants, write_vectors
+from nadpipe.circuit.unit_kinds import UNITS, UnitName
+from nadpipe.circuit.units import SUBSPACE_UNITS
 from nadpipe.errors import NadpipeError
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import blocks, count_blocks, merged_moments, open_shards, read_pool
 from nadpipe.progress import track
+from nadpipe.store.arrays import ZarrStore, create_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS, PAIR_MOMENTS
+from nadpipe.store.kinds.units import DIRECTIONS
+from nadpipe.store.moments import merged_moments
+from nadpipe.store.readout import read_readout
+from nadpipe.store.shards import blocks, count_blocks, open_shards
+from nadpipe.store.stamp import Stamp
 
-_UNITS_AT_ONCE = 256  # neurons whose write vectors are held at a time
+_UNITS_AT_ONCE = 256  # units whose write vectors are in memory at a time
 
 
 def fit_directions(
-    unit: Literal["pair", "neuron", "head"],
+    unit: UnitName,
     moments: tuple[Path, ...],
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
     contributions: tuple[Path, ...] = (),
     components: int = 3,
 ) -> None:
-    """Write the directions of all units of a kind with the numbers that describe them.
+    """Write the directions of all units of a kind with their norms.
 
     Args:
-        unit: pair, neuron or head.
-        moments: Accumulated pairs of all shards of the discovery contributions.
-        attnpool_store: Exported attention pool.
+        unit: Kind of unit.
+        moments: Pair moments of all discovery shards.
+        readout: Exported readout.
         output: Zarr store.
-        contributions: The contributions themselves, all shards; not for pairs, whose moments say it all.
-        components: Directions per neuron or head; a pair has one.
+        contributions: Contributions of all discovery shards. Pairs do not need them.
+        components: Directions per neuron or head. A pair has one.
     """
-    pool, model = read_pool(attnpool_store)
-    parts = open_shards(moments, "pair moments", model)
-    merged = merged_moments(parts)
-    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    about = {"top_images": merged.keep, "views": merged.mean.count}
-    if unit == "pair":
-        _fit_pairs(merged, pool, stamp, output, about)
+    weights, model = read_readout(readout)
+    stores = open_shards(moments, PAIR_MOMENTS, model)
+    pairs = merged_moments(stores).result()
+    stamp, attributes = model.made_by(__name__), {"top_images": pairs.keep, "views": pairs.views}
+    if UNITS[unit].rank_one:
+        _fit_pairs(unit, pairs, weights, stamp, output, attributes)
         return
-    stores = open_shards(contributions, "contributions", model)
-    if any(stores[0].attributes[name] != parts[0].attributes[name] for name in ("images", "shards")):
+    sources = open_shards(contributions, CONTRIBUTIONS, model)
+    if any(sources[0].attributes[name] != stores[0].attributes[name] for name in ("images", "shards")):
         raise NadpipeError(
-            f"{stores[0].path}: is of other images than {parts[0].path}; give the moments of these contributions"
+            f"{sources[0].path}: has other images than {stores[0].path}; give the moments of these contributions"
         )
-    _fit_subspaces(unit, stores, merged, pool, stamp, output, components, about)
+    _fit_subspaces(unit, sources, pairs, weights, stamp, output, components, attributes)
 
 
-def _fit_pairs(extremes: directions.Extremes, pool: AttentionPool, stamp: Stamp, output: Path, about: dict) -> None:
-    deviation, mean, std = extremes.farthest(), extremes.mean.value().float(), extremes.std().float()
-    constant = pair_constants(pool)
-    sizes = {"head": pool.heads, "neuron": pool.neurons, "embed": len(pool.c_bias)}
-    with create_zarr(output, "pair directions", stamp, sizes, {"sign": "int8"}, attributes=about) as store:
+def _fit_pairs(
+    unit: UnitName, pairs: PairMoments, readout: Readout, stamp: Stamp, output: Path, attributes: Mapping[str, Any]
+) -> None:
+    """Fit pairs head by head."""
+    mean, std, constant = pairs.mean.float(), pairs.std.float(), pair_constants(readout)
+    sizes = {"head": readout.heads, "neuron": readout.neurons}
+    with create_zarr(output, DIRECTIONS[unit], stamp, sizes, {"sign": "int8"}, attributes=attributes) as store:
         store.write("coefficient_mean", mean)
         store.write("coefficient_std", std)
-        for head in track(range(pool.heads), "fitting pairs", "head"):
-            write = write_vectors(pool, head)
-            fit = directions.fit_pairs(deviation[:, head], write)
-            norms = {
-                "write_norm": fit.write_norm,
-                "mean_norm": (mean[head][:, None] * write + constant[head]).norm(dim=1),
-                "std_norm": std[head] * fit.write_norm,
-                "top_norm": fit.top_norm,
-            }
-            rows = {"direction": fit.direction, "sign": fit.sign, **norms}
-            store.append(**{name: row[None] for name, row in rows.items()})
+        for head in track(range(readout.heads), "fitting pairs", "head"):
+            write = write_vectors(readout, head)
+            fit = directions.fit_pairs(pairs.farthest[:, head], write)
+            mean_norm = (mean[head][:, None] * write + constant[head]).norm(dim=1)
+            store.append(sign=fit.sign[None], write_norm=fit.write_norm[None], mean_norm=mean_norm[None])
+            store.append(std_norm=(std[head] * fit.write_norm)[None], top_norm=fit.top_norm[None])
 
 
 def _fit_subspaces(
-    unit: Literal["neuron", "head"],
-    stores: list[ZarrStore],
-    extremes: directions.Extremes,
-    pool: AttentionPool,
+    unit: UnitName,
+    stores: Sequence[ZarrStore],
+    pairs: PairMoments,
+    readout: Readout,
     stamp: Stamp,
     output: Path,
     components: int,
-    about: dict,
+    attributes: Mapping[str, Any],
 ) -> None:
-    mean = extremes.mean.value()
-    units = pool.neurons if unit == "neuron" else pool.heads
-    parts = [slice(start, start + _UNITS_AT_ONCE) for start in range(0, units, _UNITS_AT_ONCE)]
-    root = torch.cat([directions.orthonormal_basis(directions.unit_writes(unit, pool, part))[1] for part in parts])
-    top = directions.TopByNorm(extremes.keep)
-    count = count_blocks(stores, "coefficient")
-    for (coefficient,) in track(blocks(stores, "coefficient"), f"finding top images of {unit}s", "block", count):
-        top.add(directions.unit_factors(unit, directions.centred(coefficient.float(), mean), pool), root)
-    mean_factor = directions.unit_factors(unit, mean.float()[None], pool)[0]
-    constant = directions.unit_constants(unit, pool)
-    sizes = {unit: units, "component": components, "embed": len(pool.c_bias)}
-    with create_zarr(output, f"{unit} directions", stamp, sizes, attributes=about) as store:
-        store.write("std_norm", top.energy.value().sqrt().float())
-        for part in track(parts, f"fitting {unit}s", "part"):
-            write = directions.unit_writes(unit, pool, part)
+    """Fit units that are not rank one: first their top images, then their directions, some units at a time."""
+    kind = SUBSPACE_UNITS[unit]
+    count = kind.count(readout)
+    slices = [slice(start, start + _UNITS_AT_ONCE) for start in range(0, count, _UNITS_AT_ONCE)]
+    root = torch.cat([directions.orthonormal_basis(kind.writes(readout, units))[1] for units in slices])
+    accumulator = TopByNorm(pairs.keep)
+    total = count_blocks(stores, "coefficient")
+    for (coefficient,) in track(blocks(stores, "coefficient"), f"finding top images of {unit}s", "block", total):
+        accumulator.add(kind.factors(subtract_mean(coefficient.float(), pairs.mean), readout), root)
+    top = accumulator.result()
+    mean_factor, constant = kind.factors(pairs.mean.float()[None], readout)[0], kind.constants(readout)
+    sizes = {unit: count, "component": components, "embed": readout.embed}
+    with create_zarr(output, DIRECTIONS[unit], stamp, sizes, attributes=attributes) as store:
+        store.write("std_norm", top.energy.sqrt().float())
+        for units in track(slices, f"fitting {unit}s", "block"):
+            write = kind.writes(readout, units)
             basis, _ = directions.orthonormal_basis(write)
-            fit = directions.fit_subspaces(top.of(part), basis, root[part], components)
-            whole = torch.einsum("ur,ure->ue", mean_factor[part], write) + constant[part]
-            store.append(direction=fit.direction, explained=fit.explained, top_norm=fit.top_norm, mean_norm=whole.norm(dim=1))
+            fit = directions.fit_subspaces(top.of(units), basis, root[units], components)
+            mean = torch.einsum("ur,ure->ue", mean_factor[units], write) + constant[units]
+            store.append(direction=fit.direction, explained=fit.explained, top_norm=fit.top_norm, mean_norm=mean.norm(dim=1))

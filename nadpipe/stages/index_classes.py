@@ -1,13 +1,13 @@
-"""What the values of a data set's masks mean: its classes, with their names, mask values and colours."""
+"""Write the classes of a data set: their names, mask values and colours."""
 
 from pathlib import Path
 
-from nadpipe.artifacts import Stamp
-from nadpipe.class_tables import write_classes
-from nadpipe.classes import make_classes, read_class_file, reduce_zero_label, rename
+from nadpipe.data.class_tables import write_classes
+from nadpipe.data.classes import make_classes, read_class_file, reduce_zero_label, rename
+from nadpipe.data.layouts import Source, find_layout
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
-from nadpipe.layouts import LAYOUTS, find_classes
+from nadpipe.store.stamp import Stamp
 
 
 def index_classes(
@@ -24,25 +24,25 @@ def index_classes(
     """Write the table of a data set's classes.
 
     Args:
-        layout: How the data set lies on disk; a published one brings its own classes.
-        path: Where it lies.
-        output: Parquet table, one row a class, and one of what is ignored.
+        layout: Layout of the data set. A published one has classes of its own.
+        path: The table or the folder.
+        output: Parquet table: one row per class, and one for ignored values.
         dataset: Name of the data set in the table.
-        split: Split of a published layout.
-        class_file: Class file, .csv or .txt: the classes of a table, or other names for those of a published layout.
-        classes: The same as arguments: for each class `name, synonym` or `title: name, synonym`, in the order of mask values.
-        reduce_zero: Mask value 0 does not count and 1 is the first class; not for published layouts, which know it themselves.
-        ignore: Mask value that does not count, for classes given as arguments.
+        split: Split of the data set. By default the layout's own, such as the validation split.
+        class_file: Class file, .csv or .txt: the classes of the data set, or other names for those of a published layout.
+        classes: The same as arguments: `name, synonym` or `title: name, synonym` per class, in the order of mask values.
+        reduce_zero: Ignore mask value 0; value 1 is the first class. Published layouts decide this themselves.
+        ignore: Mask value to ignore, if the classes are given as arguments.
     """
     if classes and class_file:
-        raise NadpipeError("give either --classes or --class-file")
+        raise NadpipeError("--classes: --class-file is given too; give only one of them")
+    record, key = find_layout(layout), f"datasets.{dataset}.classes"
     given = read_class_file(class_file) if class_file else make_classes(classes, ignore) if classes else None
-    if layout in LAYOUTS and (given is None or LAYOUTS[layout] is not None):
-        found = find_classes(layout, path, split)
-        if given is not None:
-            found = rename(found, given, f"datasets.{dataset}.classes")
-    elif given is not None:
-        found = reduce_zero_label(given) if reduce_zero else given
+    if given is not None and not record.has_fixed_values:
+        indexed = reduce_zero_label(given) if reduce_zero else given
+    elif not record.has_classes:
+        raise NadpipeError(f"{key}: missing; list the classes or name a class file, because the layout {layout} has none")
     else:
-        raise NadpipeError(f"datasets.{dataset}.classes: a {layout} has no classes of its own; list them or name a class file")
-    write_classes(output, found, dataset, Stamp(code=code_fingerprint(__name__)))
+        indexed = record.find_classes(Source(path, split))
+        indexed = indexed if given is None else rename(indexed, given, key)
+    write_classes(output, indexed, dataset, Stamp(code=code_fingerprint(__name__)))

@@ -1,14 +1,17 @@
-"""Turn a data set on disk into the manifest: one row an image."""
+"""Write the manifest of a data set: one row per image."""
 
 import sys
 from pathlib import Path
 from typing import Literal
 
-from nadpipe import layouts
-from nadpipe.artifacts import Stamp, move_paths, write_parquet
-from nadpipe.datasets import add_labels, examine, read_cars, read_table, read_tree
-from nadpipe.errors import NadpipeError
+from nadpipe.data.layouts import Source, find_layout
+from nadpipe.data.manifest import examine
+from nadpipe.data.tables import add_labels
 from nadpipe.fingerprint import code_fingerprint
+from nadpipe.store.kinds.images import IMAGES
+from nadpipe.store.manifest import move_paths
+from nadpipe.store.stamp import Stamp
+from nadpipe.store.tables import write_parquet
 
 
 def index_images(
@@ -25,40 +28,32 @@ def index_images(
     copy: tuple[str, str] | None = None,
     threads: int = 1,
 ) -> None:
-    """List the images of a data set with their sizes and checksums; every image is read to its end.
+    """List the images of a data set with their sizes and checksums. Every image is decoded once.
 
     Args:
-        layout: table: CSV or Parquet, one row an image, paths relative to its folder. tree: images at any depth of a folder.
-            stanford_cars. Or a layout with masks: folder, or a published one.
-        path: The table, or the folder that the layout describes.
+        layout: Layout of the data set: table (CSV or Parquet, one row per image, paths relative to its folder), tree (a folder
+            with images at any depth), stanford_cars, folder (with masks), or a published segmentation data set.
+        path: The table or the folder.
         output: Manifest, Parquet.
-        split: Split of a published layout; its validation split unless given.
+        split: Split of the data set. By default the layout's own, such as the validation split.
         path_column: Column of the table with the image's path.
-        mask_column: Column with the path of the image's label map.
+        mask_column: Column with the path of the image's mask.
         group_column: Column with the image's group.
         label_column: Column with the image's class label.
-        labels: CSV with more columns, joined by file name: 0/1 columns, or words that become such.
-        bad_images: fail: images that cannot be used are an error that tells all of them. skip: they are listed with the reason
-            and not used.
-        copy: The folder that the images lie in by the manifest, and the copy of it that path is or is in.
-        threads: Images read at once.
+        labels: CSV with further columns, joined by file name: 0/1 columns, or words, which become 0/1 columns.
+        bad_images: fail: report all invalid images and stop. skip: list them with the reason and do not use them.
+        copy: The folder of the images as the manifest should name it, and the staged copy that contains path.
+        threads: Images read at the same time.
     """
-    if layout == "table":
-        rows = read_table(path, path_column, mask_column, group_column, label_column)
-    elif layout == "tree":
-        rows = read_tree(path)
-    elif layout == "stanford_cars":
-        rows = read_cars(path, split)
-    elif layout in layouts.LAYOUTS:
-        rows = layouts.list_images(layout, path, split)
-    else:
-        raise NadpipeError(f"--layout: no layout {layout}; there are table, tree, stanford_cars, {', '.join(layouts.LAYOUTS)}")
+    source = Source(path, split, path_column, mask_column, group_column, label_column)
+    rows = find_layout(layout).list_images(source)
     if labels is not None:
         rows = add_labels(rows, labels)
     manifest = examine(rows, bad_images, threads)
     if copy is not None:
-        manifest = move_paths(manifest, *reversed(copy))
+        original, staged = copy
+        manifest = move_paths(manifest, staged, original)
     skipped = int((manifest["image_id"] < 0).sum())
     if skipped:
-        print(f"{skipped} of {len(manifest)} images are skipped; the reasons are in column problem", file=sys.stderr)
-    write_parquet(output, "images", manifest, Stamp(code=code_fingerprint(__name__)), sources=True)
+        print(f"{skipped} of {len(manifest)} images are skipped; column problem has the reasons", file=sys.stderr)
+    write_parquet(output, IMAGES, manifest, Stamp(code=code_fingerprint(__name__)), sources=True)

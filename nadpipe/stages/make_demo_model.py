@@ -1,25 +1,25 @@
-"""Unpack the demo's CLIP-ResNet into ordinary files: weights, model config, dictionary."""
+"""Unpack the demo's CLIP-ResNet: weights, model config and dictionary."""
 
 import json
 from pathlib import Path
 
 from safetensors.torch import save
 
-from nadpipe.artifacts import whole
 from nadpipe.demo.checkpoint import unpack_model
 from nadpipe.demo.data import dictionary
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.progress import track
+from nadpipe.store.atomic import atomic_path
 
 
 def make_demo_model(output_weights: Path, output_config: Path, output_dictionary: Path, checkpoint: Path = CHECKPOINT) -> None:
-    """Write the demo model as open_clip's own state dict and model config, and the texts that name its units.
+    """Write the demo model as an open_clip state dict and model config, and the texts that name its units.
 
     Args:
-        output_weights: Safetensors file.
-        output_config: Model config JSON.
-        output_dictionary: Text file, one text a line.
-        checkpoint: Packed checkpoint; the one in the package unless given.
+        output_weights: Safetensors file with the weights.
+        output_config: JSON file with the model config.
+        output_dictionary: Text file with one text per line.
+        checkpoint: Packed checkpoint; by default the one in the package.
     """
     state, config = unpack_model(checkpoint)
     writers = {
@@ -28,5 +28,5 @@ def make_demo_model(output_weights: Path, output_config: Path, output_dictionary
         output_dictionary: lambda path: path.write_text("\n".join(dictionary()) + "\n", encoding="utf-8"),
     }
     for output, write in track(writers.items(), "unpacking", "file"):
-        with whole(output) as path:
+        with atomic_path(output) as path:
             write(path)

@@ -1,18 +1,28 @@
-"""Whether the pairs that a concept names carry it: what taking them away does to that concept and to the others."""
+"""Measure whether a concept's pairs carry it: the effect of ablating them on that concept and on the others."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
-from nadpipe import ablation, plots
-from nadpipe.artifacts import open_zarr, read_images, whole, write_csv
-from nadpipe.inputs import Chosen, blocks, count_blocks, open_shards, read_pool, read_selection
+from nadpipe.circuit import ablation
 from nadpipe.progress import track
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.analyses import FAITHFULNESS
+from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.units import DIRECTIONS
+from nadpipe.store.manifest import read_images
+from nadpipe.store.readout import read_readout
+from nadpipe.store.selection import SelectedPairs, read_selection
+from nadpipe.store.shards import blocks, count_blocks, open_shards
+from nadpipe.store.tables import write_csv
 
-_HIGHEST = 0.1  # share of the images, those with the highest score, that a change is measured on
+_HIGHEST = 0.1  # share of the images, those with the highest score, over which changes are measured
+_INTACT = ""  # name of the run without ablation
 
 
 def measure_faithfulness(
@@ -20,79 +30,71 @@ def measure_faithfulness(
     contributions: tuple[Path, ...],
     selection: Path,
     directions: Path,
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
-    output_plot: Path,
     dataset: str = "monitoring",
     draws: int = 5,
     seed: int = 0,
 ) -> None:
-    """Write, for every two concepts, what the second one's score loses when the first one's pairs are at their mean.
+    """Write, for every two concepts, the loss of the second one's score when the first one's pairs are set to their mean.
 
     Args:
-        images: Manifest; a 0/1 column named as a concept is its label.
-        contributions: All shards of the data set's contributions.
+        images: Manifest. A 0/1 column named like a concept is its label.
+        contributions: Contributions of all shards.
         selection: Selected pairs of the concepts.
         directions: Pair directions, for the pairs' means over the discovery images.
-        attnpool_store: Exported attention pool.
-        output: CSV table, one row an ablated and a measured concept.
-        output_plot: PNG, the matrix.
+        readout: Exported readout.
+        output: CSV table, one row per ablated and measured concept.
         dataset: Name of the data set in the table.
-        draws: Random choices of as many pairs, as a control.
-        seed: Of the random choices.
+        draws: Number of random choices of as many pairs, as a control.
+        seed: Seed of the random choices.
     """
-    pool, model = read_pool(attnpool_store)
-    chosen = read_selection(selection, model)
-    mean = torch.from_numpy(open_zarr(directions, "pair directions", model)["coefficient_mean"][:])
-    kept = _without(chosen, draws, seed, mean.shape)
-    stores = open_shards(contributions, "contributions", model)
-    scores: dict[str, list[torch.Tensor]] = {name: [] for name in kept}
-    image_id = []
-    names = ("coefficient", "embedding", "image_id")
-    for coefficient, embedding, ids in track(
-        blocks(stores, *names), "ablating concepts", "block", count_blocks(stores, "coefficient")
-    ):
+    weights, model = read_readout(readout)
+    selected = read_selection(selection, model)
+    mean = open_zarr(directions, DIRECTIONS["pair"], model).tensor("coefficient_mean")
+    kept = _kept_pairs(selected, draws, seed, mean.shape)
+    stores = open_shards(contributions, CONTRIBUTIONS, model)
+    batches: dict[str, list[Tensor]] = {name: [] for name in kept}
+    image_ids = []
+    views = blocks(stores, "coefficient", "embedding", "image_id")
+    for coefficient, embedding, image_id in track(views, "ablating concepts", "block", count_blocks(stores, "coefficient")):
         for name, mask in kept.items():
-            rebuilt = ablation.keep_pairs(coefficient.float(), mean, mask, pool)
-            scores[name].append(rebuilt @ chosen.query.T / embedding.norm(dim=1, keepdim=True))
-        image_id.append(ids)
-    manifest = read_images(images).set_index("image_id").loc[torch.cat(image_id).numpy()]
-    found = {name: torch.cat(parts).numpy() for name, parts in scores.items()}
+            rebuilt = ablation.keep_pairs(coefficient.float(), mean, mask, weights)
+            batches[name].append(rebuilt @ selected.query.T / embedding.norm(dim=1, keepdim=True))
+        image_ids.append(image_id)
+    manifest = read_images(images).set_index("image_id").loc[torch.cat(image_ids).numpy()]
+    scores = {name: torch.cat(parts).numpy() for name, parts in batches.items()}
     rows = [
-        {"dataset": dataset, "ablated": ablated, "measured": measured, "k": chosen.pairs.head.shape[1]}
-        | _effect(found[_NONE][:, at], found[ablated][:, at], manifest.get(measured))
+        {"dataset": dataset, "ablated": ablated, "measured": measured, "k": selected.pairs.head.shape[1]}
+        | _effect(scores[_INTACT][:, concept], scores[ablated][:, concept], manifest.get(measured))
         for ablated in kept
-        if ablated != _NONE
-        for at, measured in enumerate(chosen.texts)
+        if ablated != _INTACT
+        for concept, measured in enumerate(selected.texts)
     ]
-    table = pd.DataFrame(rows)
-    write_csv(output, "faithfulness", table)
-    with whole(output_plot) as partial:
-        plots.save(plots.ablation_matrix(table), partial)
+    write_csv(output, FAITHFULNESS, pd.DataFrame(rows))
 
 
-_NONE = ""  # nothing is taken away
-
-
-def _without(chosen: Chosen, draws: int, seed: int, shape: torch.Size) -> dict[str, torch.Tensor]:
-    """Masks of the pairs that stay: all of them, without each concept's, without as many random ones."""
+def _kept_pairs(selected: SelectedPairs, draws: int, seed: int, shape: torch.Size) -> dict[str, Bool[Tensor, "head neuron"]]:
+    """Return masks of the pairs that are kept: all, all but each concept's, and all but as many random ones."""
     heads, neurons = shape
     rng = np.random.default_rng(seed)
-    gone = dict(zip(chosen.texts, chosen.pairs.head * neurons + chosen.pairs.neuron, strict=True))
-    count = chosen.pairs.head.shape[1]
-    gone |= {f"random {draw}": torch.from_numpy(rng.permutation(heads * neurons)[:count]) for draw in range(1, draws + 1)}
-    kept = {_NONE: torch.ones(shape, dtype=torch.bool)}
-    for name, pairs in gone.items():
+    ablated = dict(zip(selected.texts, selected.pairs.head * neurons + selected.pairs.neuron, strict=True))
+    count = selected.pairs.head.shape[1]
+    ablated |= {f"random {draw}": torch.from_numpy(rng.permutation(heads * neurons)[:count]) for draw in range(1, draws + 1)}
+    kept = {_INTACT: torch.ones(shape, dtype=torch.bool)}
+    for name, pairs in ablated.items():
         kept[name] = torch.ones(heads * neurons, dtype=torch.bool).index_fill_(0, pairs, False).reshape(shape)
     return kept
 
 
-def _effect(before: np.ndarray, after: np.ndarray, label: pd.Series | None) -> dict[str, float]:
-    """What a concept's score loses over its own images, and how well it still tells them apart."""
-    own = np.argsort(-before, kind="stable")[: max(1, round(_HIGHEST * len(before)))]
+def _effect(
+    before: Float[np.ndarray, " image"], after: Float[np.ndarray, " image"], label: pd.Series | None
+) -> dict[str, float]:
+    """Measure the change of a score over the images where it is highest, and how well it separates labels."""
+    highest = np.argsort(-before, kind="stable")[: max(1, round(_HIGHEST * len(before)))]
     spread = before.std() or np.nan
     return {
-        "change": float((after - before)[own].mean() / spread),
+        "change": float((after - before)[highest].mean() / spread),
         "spread_kept": float(after.std() / spread),
         "auroc": _auroc(label, before),
         "auroc_ablated": _auroc(label, after),
@@ -100,8 +102,8 @@ def _effect(before: np.ndarray, after: np.ndarray, label: pd.Series | None) -> d
     }
 
 
-def _auroc(label: pd.Series | None, score: np.ndarray) -> float:
-    """How well a score tells images with the label from those without; NaN where there is no label or only one value."""
+def _auroc(label: pd.Series | None, score: Float[np.ndarray, " image"]) -> float:
+    """Compute the AUROC of a score for a label; NaN without a label of two values."""
     if label is None or label.nunique() != 2:
         return float("nan")
     return float(roc_auc_score(label, score))

@@ -1,4 +1,4 @@
-"""Whether the texts of pairs are true: against 0/1 labels of images that the texts were not made from."""
+"""Measure whether the names of pairs are true, against 0/1 labels of images that did not make the names."""
 
 from pathlib import Path
 
@@ -6,11 +6,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nadpipe import faithfulness, plots
-from nadpipe.artifacts import Stamp, open_zarr, read_images, read_parquet, whole, write_csv
+from nadpipe.circuit import naming
+from nadpipe.circuit.ablation import rank_units
 from nadpipe.errors import NadpipeError
-from nadpipe.inputs import open_shards, read_pool
 from nadpipe.progress import track
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.analyses import NAMING
+from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, DIRECTIONS
+from nadpipe.store.manifest import read_images
+from nadpipe.store.shards import head_coefficients, join, open_shards
+from nadpipe.store.stamp import Stamp
+from nadpipe.store.tables import read_parquet, write_csv
 
 _SHARES = (0.01, 0.1, 1.0)  # of the pairs, largest first
 
@@ -21,65 +28,58 @@ def measure_naming(
     directions: Path,
     assignments: Path,
     correlated: Path,
-    attnpool_store: Path,
     output: Path,
-    output_plot: Path,
     dataset: str = "monitoring",
     attributes: tuple[str, ...] = (),
 ) -> None:
-    """Write how many pairs' texts have the word of the attribute that the pair's coefficient goes with most.
+    """Write the share of pairs whose text contains the word of the attribute that correlates most with the pair's coefficient.
 
     Args:
-        images: Manifest with 0/1 columns named as words.
-        contributions: All shards of the data set's contributions.
+        images: Manifest with 0/1 columns named like words.
+        contributions: Contributions of all shards.
         directions: Pair directions, for signs and norms.
         assignments: Texts of the pairs by direction.
         correlated: Texts of the pairs by correlation.
-        attnpool_store: Exported attention pool.
-        output: CSV table, one row a way of naming and share of the pairs.
-        output_plot: PNG.
+        output: CSV table, one row per naming rule and share of the pairs.
         dataset: Name of the data set in the table.
-        attributes: The columns; all 0/1 columns of the manifest unless given.
+        attributes: The columns; by default all 0/1 columns of the manifest.
     """
-    pool, model = read_pool(attnpool_store)
+    store = open_zarr(directions, DIRECTIONS["pair"])
+    stores = open_shards(contributions, CONTRIBUTIONS, store.stamp)
     manifest = read_images(images).set_index("image_id")
     words = list(attributes) or [name for name in manifest.columns if manifest[name].isin([0, 1]).all()]
     missing = [name for name in words if name not in manifest]
-    if missing or not words:
-        raise NadpipeError(f"{images}: no 0/1 column {missing[0] if missing else 'at all'}; naming needs labels of the images")
-    stores = open_shards(contributions, "contributions", model)
-    image_id = np.concatenate([store["image_id"][:] for store in stores])
-    truth = torch.tensor(manifest.loc[image_id, words].to_numpy(dtype=np.float32))
-    store = open_zarr(directions, "pair directions", model)
-    selected = np.empty((pool.heads, pool.neurons), int)
-    for head in track(range(pool.heads), "comparing pairs with labels", "head"):
-        coefficient = torch.from_numpy(np.concatenate([part["coefficient"][:, head] for part in stores])).float()
-        along = coefficient * torch.from_numpy(store["sign"][head].astype(np.float32))
-        selected[head] = faithfulness.correlations(along, truth).argmax(1)
+    if missing:
+        raise NadpipeError(f"{images}: no column {missing[0]}; choose other attributes")
+    if not words:
+        raise NadpipeError(f"{images}: no 0/1 column; naming needs labels, add 0/1 columns to the data set's table")
+    truth = torch.tensor(manifest.loc[join(stores, "image_id"), words].to_numpy(dtype=np.float32))
+    sign = store["sign"][:].astype(np.float32)
+    selected = np.empty(sign.shape, int)
+    for head in track(range(len(sign)), "comparing pairs with labels", "head"):
+        along = head_coefficients(stores, head) * torch.from_numpy(sign[head])
+        selected[head] = naming.correlations(along, truth).argmax(1)
     norm = store["std_norm"][:].astype(float)
-    order = np.argsort(-norm, axis=None, kind="stable")[: int((norm > 0).sum())]
+    varying = rank_units(norm)[: int((norm > 0).sum())]
     rows = []
-    for rule, text in _texts(assignments, correlated, model, norm.shape).items():
-        named = np.array([[word in str(each).split() for word in words] for each in text], float)
+    for rule, texts in _texts(assignments, correlated, store.stamp, norm.shape).items():
+        named = np.array([[word in str(text).split() for word in words] for text in texts], float)
         for share in _SHARES:
-            some = order[: max(1, round(share * len(order)))]
-            found, chance = faithfulness.agreement(selected.ravel()[some], named[some])
-            about = {"dataset": dataset, "rule": rule, "share": share, "pairs": len(some), "attributes": len(words)}
-            rows.append(about | {"agreement": found, "chance": chance})
-    table = pd.DataFrame(rows)
-    write_csv(output, "naming", table)
-    with whole(output_plot) as partial:
-        plots.save(plots.agreement_bars(table), partial)
+            largest = varying[: max(1, round(share * len(varying)))]
+            agreement, chance = naming.agreement(selected.ravel()[largest], named[largest])
+            key = {"dataset": dataset, "rule": rule, "share": share, "pairs": len(largest), "attributes": len(words)}
+            rows.append(key | {"agreement": agreement, "chance": chance})
+    write_csv(output, NAMING, pd.DataFrame(rows))
 
 
-def _texts(assignments: Path, correlated: Path, model: Stamp, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Each pair's text by each rule."""
-    first = read_parquet(assignments, "pair assignments", model, filters=[("rank", "==", 1)])
+def _texts(assignments: Path, correlated: Path, model: Stamp, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return each pair's text by each naming rule."""
+    first = read_parquet(assignments, ASSIGNMENTS["pair"], model, filters=[("rank", "==", 1)])
     tables = {rule: first[first["kind"] == rule] for rule in ("nearest", "sparse")}
-    tables["correlated"] = read_parquet(correlated, "pair correlations", model, filters=[("rank", "==", 1)])
-    found = {}
+    tables["correlated"] = read_parquet(correlated, CORRELATIONS, model, filters=[("rank", "==", 1)])
+    texts = {}
     for rule, table in tables.items():
         text = np.full(shape, "", dtype=object)
         text[table["head"], table["neuron"]] = table["text"].astype(object)
-        found[rule] = text.ravel()
-    return found
+        texts[rule] = text.ravel()
+    return texts

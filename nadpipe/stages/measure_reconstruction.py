@@ -1,7 +1,7 @@
-"""How many directions a unit needs: zero-shot accuracy when each unit writes its mean and its first directions alone.
+"""Measure how many directions a unit needs: zero-shot accuracy if each unit writes only its mean and its first directions.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, that a pair, unlike a neuron or a head, is approximated by a single direction;
-their reconstruct.py --pcs_paths (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd).
+Source: Bu & Gandelsman, arXiv 2509.19943, who find that a pair, unlike a neuron or a head, is approximated by a single
+direction: their reconstruct.py --pcs_paths (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd).
 """
 
 import dataclasses
@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from nadpipe import ablation, attnpool, plots
-from nadpipe.artifacts import open_zarr, whole, write_csv
-from nadpipe.inputs import read_pool
-from nadpipe.labelled import Labelled, read_labelled
+from nadpipe.circuit import ablation
+from nadpipe.circuit.readout import sum_pairs, write_vectors
+from nadpipe.circuit.unit_kinds import UNITS
+from nadpipe.data.labelled import Labelled, read_labelled
 from nadpipe.progress import track
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.analyses import RECONSTRUCTION
+from nadpipe.store.kinds.units import DIRECTIONS
+from nadpipe.store.pairs import open_pair_directions
+from nadpipe.store.readout import read_readout
+from nadpipe.store.tables import write_csv
 
 
 def measure_reconstruction(
@@ -24,60 +32,63 @@ def measure_reconstruction(
     pair_directions: Path,
     neuron_directions: Path,
     head_directions: Path,
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
-    output_plot: Path,
     dataset: str = "monitoring",
     most: int = 1000,
     confidence: float = 0.95,
 ) -> None:
-    """Write zero-shot accuracy and error by unit (pair, neuron, head) and number of directions, 0 to all that were fitted.
+    """Write zero-shot accuracy and error per kind of unit and number of directions, from 0 to all fitted ones.
 
     Args:
         images: Manifest with labels.
-        contributions: All shards of the data set's contributions.
+        contributions: Contributions of all shards.
         labels: Embedded labels.
         pair_directions: Directions of the pairs, one each.
         neuron_directions: Directions of the neurons.
         head_directions: Directions of the heads.
-        attnpool_store: Exported attention pool.
-        output: CSV table, one row a unit and number of directions.
-        output_plot: PNG.
+        readout: Exported readout.
+        output: CSV table, one row per kind of unit and number of directions.
         dataset: Name of the data set in the table.
-        most: Images to measure on, evenly spread.
-        confidence: Of the intervals.
+        most: Largest number of images, evenly spaced.
+        confidence: Confidence of the intervals.
     """
-    pool, model = read_pool(attnpool_store)
-    seen = read_labelled(images, contributions, labels, model, most)
-    pairs = open_zarr(pair_directions, "pair directions", model)
-    mean = torch.from_numpy(pairs["coefficient_mean"][:])
-    of_neuron = torch.from_numpy(open_zarr(neuron_directions, "neuron directions", model)["direction"][:])
-    of_head = torch.from_numpy(open_zarr(head_directions, "head directions", model)["direction"][:])
-    base = attnpool.sum_pairs(mean[None], pool)
-    added = {"pair": torch.zeros(1, *seen.embedding.shape), "head": torch.zeros(of_head.shape[1], *seen.embedding.shape)}
-    coordinate = torch.zeros(len(seen.label), *of_neuron.shape[:2])
-    for head in track(range(pool.heads), "rebuilding embeddings", "head"):
-        centred = seen.coefficient(head) - mean[head]
-        write = attnpool.write_vectors(pool, head)
-        own = torch.from_numpy(pairs["direction"][head])[:, None]
-        added["pair"] += ablation.decode(ablation.coordinates(centred, write, own), own)
-        coordinate += ablation.coordinates(centred, write, of_neuron)
-        shared = of_head[head].expand(pool.neurons, -1, -1)
-        added["head"] += ablation.decode(ablation.coordinates(centred, write, shared), shared)
-    added["neuron"] = ablation.decode(coordinate, of_neuron)
-    table = pd.DataFrame(_rows(seen, base, added, confidence)).assign(dataset=dataset)
-    write_csv(output, "reconstruction", table)
-    with whole(output_plot) as partial:
-        shown = table[table["components"] > 0]
-        plots.save(plots.accuracy_curves(shown, "components", "unit", "directions kept of each unit", log=False), partial)
+    weights, model = read_readout(readout)
+    labelled = read_labelled(images, contributions, labels, model, most)
+    pairs = open_pair_directions(pair_directions, weights, model)
+    mean = pairs.store.tensor("coefficient_mean")
+    neuron_direction = open_zarr(neuron_directions, DIRECTIONS["neuron"], model).tensor("direction")
+    head_direction = open_zarr(head_directions, DIRECTIONS["head"], model).tensor("direction")
+    base = sum_pairs(mean[None], weights)
+    written = {
+        "pair": torch.zeros(1, *labelled.embedding.shape),
+        "head": torch.zeros(head_direction.shape[1], *labelled.embedding.shape),
+    }
+    coordinate = torch.zeros(len(labelled.label), *neuron_direction.shape[:2])
+    for head in track(range(weights.heads), "rebuilding embeddings", "head"):
+        centred = labelled.coefficient(head) - mean[head]
+        write = write_vectors(weights, head)
+        pair_direction = pairs.direction(head)[:, None]
+        written["pair"] += ablation.decode(ablation.coordinates(centred, write, pair_direction), pair_direction)
+        coordinate += ablation.coordinates(centred, write, neuron_direction)
+        shared = head_direction[head].expand(weights.neurons, -1, -1)
+        written["head"] += ablation.decode(ablation.coordinates(centred, write, shared), shared)
+    written["neuron"] = ablation.decode(coordinate, neuron_direction)
+    table = pd.DataFrame(_rows(labelled, base, written, confidence)).assign(dataset=dataset)
+    write_csv(output, RECONSTRUCTION, table)
 
 
-def _rows(seen: Labelled, base: torch.Tensor, added: dict[str, torch.Tensor], confidence: float) -> list[dict]:
-    """One row a unit and number of directions; none at all is the mean alone."""
+def _rows(
+    labelled: Labelled,
+    base: Float[Tensor, "1 embed"],
+    written: dict[str, Float[Tensor, "component image embed"]],
+    confidence: float,
+) -> list[dict]:
+    """Return one row per kind of unit and number of directions; 0 directions leave the mean alone."""
     rows = []
-    for unit in ("pair", "neuron", "head"):
-        for components, part in enumerate([torch.zeros_like(added[unit][0]), *added[unit]]):
-            found = ablation.fidelity(base + part, seen.embedding, seen.text, seen.label, confidence)
-            about = {"unit": unit, "components": components, "images": len(seen.label), "classes": len(seen.text)}
-            rows.append(about | dataclasses.asdict(found))
+    for unit in UNITS:
+        for components, part in enumerate([torch.zeros_like(written[unit][0]), *written[unit]]):
+            fidelity = ablation.fidelity(base + part, labelled.embedding, labelled.text, labelled.label, confidence)
+            key = {"unit": unit, "components": components, "images": len(labelled.label), "classes": len(labelled.text)}
+            rows.append(key | dataclasses.asdict(fidelity))
     return rows

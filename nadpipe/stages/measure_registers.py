@@ -1,76 +1,78 @@
-"""Measure the attention sink and the neurons behind it, from cached features alone."""
+"""Measure the attention sink and the neurons behind it, from cached features."""
 
-import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from nadpipe import attnpool, plots, registers
-from nadpipe.artifacts import whole, write_parquet
-from nadpipe.directions import Mean
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import open_shards, read_pool
+from nadpipe.circuit import attention as pooling
+from nadpipe.circuit import registers
+from nadpipe.circuit.accumulators import Mean
 from nadpipe.progress import track
+from nadpipe.store.arrays import ZarrStore
+from nadpipe.store.kinds.features import FEATURES
+from nadpipe.store.kinds.segmentation import REGISTERS
+from nadpipe.store.pool import read_pool
+from nadpipe.store.shards import open_shards
+from nadpipe.store.tables import write_parquet
 
 
 def measure_registers(
     features: tuple[Path, ...],
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
-    output_plot: Path,
     images: int = 200,
     sink_factor: float = 3.0,
 ) -> None:
-    """Write the attention that each token draws, and by how much it falls when each neuron is zeroed, with a plot.
+    """Write the attention that each token draws, and how much it decreases when each neuron is zeroed.
 
     Args:
         features: Features of all discovery shards.
-        attnpool_store: Exported attention pool.
-        output: Parquet table, one row a spatial token and one a neuron.
-        output_plot: PNG.
-        images: Views to measure on, evenly spread over the data set.
-        sink_factor: A token is a sink when its mean attention is more than this many times the median token's.
+        readout: Exported readout.
+        output: Parquet table, one row per spatial token and one per neuron.
+        images: Number of views, evenly spaced over the data set.
+        sink_factor: A token is the sink if its mean attention is more than this many times the median token's.
     """
-    pool, model = read_pool(attnpool_store)
-    stores = open_shards(features, "features", model)
-    counts = [store["activation"].shape[0] for store in stores]
-    chosen = np.unique(np.linspace(0, sum(counts) - 1, min(images, sum(counts))).round().astype(int))
-    places = [
-        (int(shard), int(at - sum(counts[:shard])))
-        for at in chosen
-        for shard in [np.searchsorted(np.cumsum(counts), at, "right")]
-    ]
-
-    def view(place: tuple[int, int]) -> torch.Tensor:
-        shard, at = place
-        return torch.from_numpy(stores[shard]["activation"][at]).float()
-
-    attention, activation = Mean(), Mean()
-    for place in track(places, "measuring attention", "image"):
-        z = view(place)[None]
-        attention.add(attnpool.attention(attnpool.tokens(z, pool), pool))
-        activation.add(z)
-    share, mean = attention.value().float(), activation.value().float()
-    token, sink = int(share.mean(0)[1:].argmax()), registers.find_sink(share, sink_factor)
+    pool, model = read_pool(readout)
+    stores = open_shards(features, FEATURES, model)
+    rows = _spaced_rows([store["activation"].shape[0] for store in stores], images)
+    attention_mean, activation_mean = Mean(), Mean()
+    for z in track(_views(stores, rows), "measuring attention", "image", len(rows)):
+        attention_mean.add(pooling.attention(pooling.tokens(z[None], pool), pool))
+        activation_mean.add(z[None])
+    attention, activation = attention_mean.result().float(), activation_mean.result().float()
+    token_attention = attention.mean(0)[1:]
+    strongest, sink = int(token_attention.argmax()), registers.find_sink(attention, sink_factor)
     drop, change = Mean(), Mean()
-    for place in track(places, "zeroing neurons", "image"):
-        zeroed = registers.zero_neurons(view(place), token, pool)
+    for z in track(_views(stores, rows), "zeroing neurons", "image", len(rows)):
+        zeroed = registers.zero_neurons(z, strongest, pool)
         drop.add(zeroed.attention_drop[None])
         change.add(zeroed.embedding_change[None])
-    by_token = share.mean(0)[1:]
-    tokens = pd.DataFrame({"kind": "token", "index": range(len(by_token)), "attention": by_token})
+    tokens = pd.DataFrame({"kind": "token", "index": range(len(token_attention)), "attention": token_attention})
     tokens["relative_attention"] = tokens["attention"] / tokens["attention"].median()
     tokens["sink"] = tokens["index"] == (-1 if sink is None else sink)
     tokens["rank"] = tokens["attention"].rank(method="first", ascending=False)
-    elsewhere = (mean.sum(0) - mean[token]) / max(1, len(mean) - 1)
-    neurons = pd.DataFrame({"kind": "neuron", "index": range(pool.neurons), "token": token})
-    neurons["attention_drop"], neurons["embedding_change"] = drop.value().float(), change.value().float()
-    neurons["activation"], neurons["elsewhere"] = mean[token], elsewhere
+    neurons = pd.DataFrame({"kind": "neuron", "index": range(pool.neurons), "token": strongest})
+    neurons["attention_drop"], neurons["embedding_change"] = drop.result().float(), change.result().float()
+    neurons["activation"] = activation[strongest]
+    neurons["elsewhere"] = (activation.sum(0) - activation[strongest]) / max(1, len(activation) - 1)
     neurons["rank"] = neurons["attention_drop"].rank(method="first", ascending=False)
-    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    write_parquet(output, "registers", pd.concat([tokens, neurons], ignore_index=True).assign(images=len(places)), stamp)
-    with whole(output_plot) as partial:
-        grid = by_token.unflatten(0, (pool.grid, pool.grid)).numpy()
-        plots.save(plots.register_plot(grid, neurons, sink), partial)
+    table = pd.concat([tokens, neurons], ignore_index=True).assign(images=len(rows))
+    write_parquet(output, REGISTERS, table, model.made_by(__name__))
+
+
+def _spaced_rows(counts: Sequence[int], images: int) -> list[tuple[int, int]]:
+    """Return shard and row of evenly spaced views. `counts`: views per shard."""
+    total = sum(counts)
+    views = np.unique(np.linspace(0, total - 1, min(images, total)).round().astype(int))
+    shards = np.searchsorted(np.cumsum(counts), views, "right")
+    return [(int(shard), int(view - sum(counts[:shard]))) for view, shard in zip(views, shards, strict=True)]
+
+
+def _views(stores: Sequence[ZarrStore], rows: Sequence[tuple[int, int]]) -> Iterator[Float[Tensor, "spatial neuron"]]:
+    """Yield the activations of some views."""
+    for shard, row in rows:
+        yield stores[shard].tensor("activation", row).float()

@@ -1,8 +1,8 @@
-"""How few pairs, and how few neurons, carry what the model knows: zero-shot accuracy with all others at their mean.
+"""Measure sparsity: zero-shot accuracy if only some pairs, or some neurons, are kept and the others are set to their mean.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, that only a sparse set of pairs contributes significantly to the output; their
-get_masks.py and ablation.py (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd), which rank by the mean norm of the
-top images (`top_norm`), where this ranks by the root mean square over all images (`std_norm`).
+Source: Bu & Gandelsman, arXiv 2509.19943, who find that only a sparse set of pairs contributes significantly to the output.
+Their get_masks.py and ablation.py (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd) rank units by the mean norm of the top
+images (`top_norm`). This stage ranks them by the root mean square over all images (`std_norm`).
 """
 
 import dataclasses
@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nadpipe import ablation, plots
-from nadpipe.artifacts import open_zarr, whole, write_csv
-from nadpipe.inputs import read_pool
-from nadpipe.labelled import read_labelled
+from nadpipe.circuit import ablation
+from nadpipe.data.labelled import read_labelled
 from nadpipe.progress import track
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.analyses import SPARSITY
+from nadpipe.store.kinds.units import DIRECTIONS
+from nadpipe.store.readout import read_readout
+from nadpipe.store.tables import write_csv
 
 
 def measure_sparsity(
@@ -25,9 +28,8 @@ def measure_sparsity(
     labels: Path,
     pair_directions: Path,
     neuron_directions: Path,
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
-    output_plot: Path,
     dataset: str = "monitoring",
     shares: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0),
     draws: int = 5,
@@ -35,31 +37,27 @@ def measure_sparsity(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> None:
-    """Write zero-shot accuracy against the share of pairs, or of neurons, that is kept: the largest by contribution, random
-    ones, the smallest.
+    """Write zero-shot accuracy against the share of pairs, or of neurons, that is kept: the largest, random ones, the smallest.
 
     Args:
         images: Manifest with labels.
-        contributions: All shards of the data set's contributions.
+        contributions: Contributions of all shards.
         labels: Embedded labels.
         pair_directions: Directions of the pairs, for their means and norms over the discovery images.
         neuron_directions: Directions of the neurons, for their norms.
-        attnpool_store: Exported attention pool.
-        output: CSV table, one row a unit, share and way of choosing.
-        output_plot: PNG.
+        readout: Exported readout.
+        output: CSV table, one row per kind of unit, share and order.
         dataset: Name of the data set in the table.
         shares: Shares of the units to keep, 0 to 1.
-        draws: Random choices of each share.
-        most: Images to measure on, evenly spread.
-        confidence: Of the intervals.
-        seed: Of the random choices.
+        draws: Number of random choices per share.
+        most: Largest number of images, evenly spaced.
+        confidence: Confidence of the intervals.
+        seed: Seed of the random choices.
     """
-    pool, model = read_pool(attnpool_store)
-    pairs, neurons = (
-        open_zarr(pair_directions, "pair directions", model),
-        open_zarr(neuron_directions, "neuron directions", model),
-    )
-    mean = torch.from_numpy(pairs["coefficient_mean"][:])
+    weights, model = read_readout(readout)
+    pairs = open_zarr(pair_directions, DIRECTIONS["pair"], model)
+    neurons = open_zarr(neuron_directions, DIRECTIONS["neuron"], model)
+    mean = pairs.tensor("coefficient_mean")
     norms = {unit: store["std_norm"][:].astype(float) for unit, store in (("pair", pairs), ("neuron", neurons))}
     kept = {}
     for unit, norm in norms.items():
@@ -67,31 +65,28 @@ def measure_sparsity(
         order = ablation.rank_units(norm)
         orders = {("top", 0): order, ("bottom", 0): order[::-1]}
         orders |= {("random", draw): rng.permutation(order) for draw in range(1, draws + 1)}
-        for (way, draw), ranked in orders.items():
+        for (kept_by, draw), ranked in orders.items():
             for share in sorted(shares):
                 count = max(1, round(share * norm.size))
-                kept[unit, way, draw, share] = ablation.chosen_units(ranked, count, norm.shape)
-    seen = read_labelled(images, contributions, labels, model, most)
+                kept[unit, kept_by, draw, share] = ablation.select_units(ranked, count, norm.shape)
+    labelled = read_labelled(images, contributions, labels, model, most)
     rebuilt: dict[tuple, list[torch.Tensor]] = {key: [] for key in kept}
-    for block in track(seen.blocks(), "ablating pairs", "block"):
+    for block in track(labelled.blocks(), "ablating pairs", "block"):
         for key, mask in kept.items():
-            rebuilt[key].append(ablation.keep_pairs(block, mean, mask.expand(mean.shape), pool))
+            rebuilt[key].append(ablation.keep_pairs(block, mean, mask.expand(mean.shape), weights))
     rows = []
-    for (unit, way, draw, share), mask in kept.items():
-        found = ablation.fidelity(torch.cat(rebuilt[unit, way, draw, share]), seen.embedding, seen.text, seen.label, confidence)
+    for (unit, kept_by, draw, share), mask in kept.items():
+        embedding = torch.cat(rebuilt[unit, kept_by, draw, share])
+        fidelity = ablation.fidelity(embedding, labelled.embedding, labelled.text, labelled.label, confidence)
         norm = norms[unit]
-        about = {
+        key = {
             "dataset": dataset,
             "unit": unit,
-            "kept": way,
+            "kept": kept_by,
             "draw": draw,
             "share": share,
             "pairs": int(mask.expand(mean.shape).sum()),
             "energy": float((norm[mask.numpy()] ** 2).sum() / (norm**2).sum()),
         }
-        rows.append(about | dataclasses.asdict(found) | {"images": len(seen.label), "classes": len(seen.text)})
-    table = pd.DataFrame(rows)
-    write_csv(output, "sparsity", table)
-    with whole(output_plot) as partial:
-        named = table.assign(kept=table["kept"] + " " + table["unit"] + "s")
-        plots.save(plots.accuracy_curves(named, "share", "kept", "share of units kept, others at their mean"), partial)
+        rows.append(key | dataclasses.asdict(fidelity) | {"images": len(labelled.label), "classes": len(labelled.text)})
+    write_csv(output, SPARSITY, pd.DataFrame(rows))

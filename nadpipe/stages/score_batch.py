@@ -1,14 +1,19 @@
-"""Score a new batch of images against a stored reference, which is not scored again."""
+"""Score a new batch of images against a stored reference, without scoring the reference again."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from nadpipe.artifacts import read_images, read_parquet, write_csv
+from nadpipe.circuit.shift import ROLLING, Test, compare_groups, groups_of
 from nadpipe.errors import NadpipeError
-from nadpipe.inputs import open_shards, read_pool, read_selection
-from nadpipe.shift import Test, compare_groups, groups_of
 from nadpipe.stages.score_shift import image_scores, label_columns
+from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.shift import SHIFT, SHIFT_SCORES
+from nadpipe.store.manifest import read_images
+from nadpipe.store.readout import read_readout
+from nadpipe.store.selection import read_selection
+from nadpipe.store.shards import open_shards
+from nadpipe.store.tables import read_parquet, write_csv
 
 
 def score_batch(
@@ -16,7 +21,7 @@ def score_batch(
     contributions: tuple[Path, ...],
     selection: Path,
     reference_scores: Path,
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
     dataset: str,
     reference: str | None = None,
@@ -26,41 +31,45 @@ def score_batch(
     test: Test = "mann_whitney",
     small_group: int = 20,
 ) -> None:
-    """Write, per concept and score, how the batch as a whole differs from the reference's images.
+    """Write, per concept and score, how the whole batch differs from the reference's images.
 
     Args:
-        images: Manifest of the batch; its groups do not matter.
-        contributions: All shards of the batch's contributions.
-        selection: Selected pairs of the concepts, those that the reference was scored with.
-        reference_scores: Scores of the monitored images, as score-shift wrote them.
-        attnpool_store: Exported attention pool.
-        output: CSV table as of score-shift, one row a concept and score.
+        images: Manifest of the batch. Its groups are ignored.
+        contributions: Contributions of all shards of the batch.
+        selection: Selected pairs of the concepts, the same as for the reference.
+        reference_scores: Scores of the monitored images, written by score-shift.
+        readout: Exported readout.
+        output: CSV table like score-shift's, one row per concept and score.
         dataset: Name of the batch in the table.
-        reference: Group of the stored scores, the first unless given; or rolling:<n> for its last n groups.
+        reference: Group of the stored scores (default: the first), or rolling:<n> for its last n groups.
         resamples: Resamples of the bootstrap.
         confidence: Confidence of the intervals.
         seed: Seed of the bootstrap.
         test: mann_whitney, welch or ks (Kolmogorov-Smirnov).
-        small_group: Groups of fewer images, and comparisons with fewer, are marked.
+        small_group: Groups and references with fewer images are marked.
     """
-    pool, model = read_pool(attnpool_store)
-    chosen = read_selection(selection, model)
-    stored = read_parquet(reference_scores, "shift_scores", model)
-    unscored = set(chosen.texts) - set(stored["concept"])
+    weights, model = read_readout(readout)
+    selected = read_selection(selection, model)
+    stored = read_parquet(reference_scores, SHIFT_SCORES, model)
+    unscored = set(selected.texts) - set(stored["concept"])
     if unscored:
         raise NadpipeError(f"{reference_scores}: has no scores of {sorted(unscored)[0]}; run score-shift with these concepts")
-    groups = stored.drop_duplicates("image_id").set_index("image_id")["group"].astype(str)
+    compared = _reference_groups(stored, reference, reference_scores)
     batch = f"{dataset} (batch)"
-    stored_groups = groups_of(groups, reference, str(reference_scores))
-    names = list(stored_groups)
-    if (reference or "").startswith("rolling:"):
-        base = names[-int(reference.removeprefix("rolling:")) :]
-    else:
-        base = next([name] for name, compared in stored_groups.items() if not compared)
-    own = image_scores(open_shards(contributions, "contributions", model), chosen, pool).assign(group=batch)
-    before = stored[stored["group"].isin(base)].assign(image_id=lambda rows: -1 - rows["image_id"])  # ids of another data set
-    labels = label_columns(read_images(images).set_index("image_id"), chosen.texts, images)
-    table = pd.concat([own, before.astype({"group": object, "concept": object, "score": object})], ignore_index=True)
-    compared = compare_groups(table, labels.iloc[:, :0], {batch: base}, resamples, confidence, seed, test, small_group)
-    rates = compared["concept"].map(labels.mean())
-    write_csv(output, "shift", compared.assign(dataset=dataset, k=chosen.pairs.head.shape[1], label_rate=rates))
+    scores = image_scores(open_shards(contributions, CONTRIBUTIONS, model), selected, weights).assign(group=batch)
+    before = stored[stored["group"].isin(compared)].assign(image_id=lambda rows: -1 - rows["image_id"])  # of another data set
+    labels = label_columns(read_images(images).set_index("image_id"), selected.texts, images)
+    both = pd.concat([scores, before.astype({"group": object, "concept": object, "score": object})], ignore_index=True)
+    table = compare_groups(both, labels.iloc[:, :0], {batch: compared}, resamples, confidence, seed, test, small_group)
+    rates = table["concept"].map(labels.mean())
+    write_csv(output, SHIFT, table.assign(dataset=dataset, k=selected.pairs.head.shape[1], label_rate=rates))
+
+
+def _reference_groups(stored: pd.DataFrame, reference: str | None, source: Path) -> list[str]:
+    """Return the groups of the stored scores that a batch is compared with."""
+    group = stored.drop_duplicates("image_id").set_index("image_id")["group"].astype(str)
+    references = groups_of(group, reference, str(source))
+    rolling = ROLLING.fullmatch(reference or "")
+    if rolling:
+        return list(references)[-int(rolling[1]) :]
+    return next([name] for name, compared in references.items() if not compared)

@@ -1,6 +1,5 @@
-"""Segment one shard of images with every method: label maps, and what they confuse."""
+"""Segment one shard of images with every method: label maps and confusions."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,18 +9,27 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 
-from nadpipe import metrics, segmentation
-from nadpipe.artifacts import PARQUET, VIEW_TABLE, Stamp, ZarrStore, create_parquet, open_zarr, read_images, read_parquet, whole
-from nadpipe.class_tables import read_classes
-from nadpipe.classes import class_texts, find_background, read_mask
+from nadpipe.circuit import canvas as canvases
+from nadpipe.circuit import metrics, segmentation
+from nadpipe.circuit.canvas import Labelling
+from nadpipe.circuit.segmentation import Pairs, Query, Tokens, Variant
+from nadpipe.data.class_tables import read_classes
+from nadpipe.data.classes import Classes, class_texts, find_background
+from nadpipe.data.masks import read_mask
 from nadpipe.errors import NadpipeError
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import mean_over_shards, open_shards, read_pool, read_selection
-from nadpipe.pictures import indexed_image
 from nadpipe.progress import track
-from nadpipe.segmentation import Labelling, Pairs, Query, Tokens, Variant
+from nadpipe.store.arrays import ZarrStore, open_zarr
+from nadpipe.store.atomic import atomic_path
+from nadpipe.store.kinds.features import FEATURES, HEAD_MEANS, VIEW_TABLE
+from nadpipe.store.kinds.segmentation import CONFUSION, REGISTERS
+from nadpipe.store.label_maps import write_label_map
+from nadpipe.store.manifest import read_images
+from nadpipe.store.pool import read_pool
+from nadpipe.store.selection import read_selection
+from nadpipe.store.stamp import Stamp
+from nadpipe.store.tables import create_parquet, read_parquet
 
-_VIEWS = 8  # at once: their maps per text and head are what a view takes most memory for
+_VIEWS = 8  # views processed together; their maps per text and head take most of the memory
 
 
 def segment_images(
@@ -29,9 +37,9 @@ def segment_images(
     classes: Path,
     features: Path,
     selection: Path,
-    contributions: tuple[Path, ...],
+    head_means: Path,
     registers: Path,
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
     output_labels: Path,
     methods: tuple[str, ...] = ("nad",),
@@ -43,72 +51,66 @@ def segment_images(
     area_threshold: float = 0.0,
     copy: tuple[str, str] | None = None,
 ) -> None:
-    """Write per image and method the confusion of classes, and the label maps as indexed PNG: <method>/<image_id>.png, and
-    <method>-k<k>/<image_id>.png for methods that select pairs.
+    """Write confusions and label maps of every image and method.
+
+    Label maps are indexed PNG files: <method>/<image_id>.png, or <method>-k<k>/<image_id>.png for methods that select pairs.
 
     Args:
         images: Manifest with masks.
         classes: Classes of the data set.
         features: Features of the shard, sliding views.
-        selection: Selected pairs of the classes' names, in their order.
-        contributions: All shards of the discovery contributions, for the heads' means.
+        selection: Selected pairs of the classes' names, in order.
+        head_means: Means of the heads over the discovery images.
         registers: Measured attention sink.
-        attnpool_store: Exported attention pool.
+        readout: Exported readout.
         output: Parquet table.
         output_labels: Folder of the label maps.
         methods: Methods to run.
-        k: Numbers of pairs per text, for methods that select pairs; the whole selection unless given.
+        k: Numbers of pairs per text, for methods that select pairs; by default the whole selection.
         temperature: Factor on the logits before the softmax.
-        sink: Spatial token to replace as attention sink: measured (auto), none, or its index on the model's own grid.
-        background_names: Whether the names of a class called background compete with the others.
-        background_threshold: Pixels whose best class is less probable are background.
-        area_threshold: Share of an image that a class must cover to be kept, background excepted.
-        copy: The folder that the manifest says its images lie in, and where a copy of it is, if they are read from a copy.
+        sink: Attention sink to replace: measured (auto), none, or a spatial token's index on the model's own grid.
+        background_names: Whether the names of a class called background compete with other names.
+        background_threshold: Pixels whose best class is less probable become background.
+        area_threshold: Classes that cover a smaller share of an image are removed, except background.
+        copy: Folder of the images in the manifest, and folder of a copy to read them from.
     """
-    pool, model = read_pool(attnpool_store)
+    pool, model = read_pool(readout)
     manifest = read_images(images, copy).set_index("image_id")
-    dataset, known = read_classes(classes)
-    store = open_zarr(features, "features", model)
+    dataset, class_list = read_classes(classes)
+    store = open_zarr(features, FEATURES, model)
     if store.attributes["views"] != "sliding":
-        raise NadpipeError(
-            f"{features}: has one crop of each image, which does not cover it; extract features with sliding views"
-        )
-    chosen = read_selection(selection, model)
-    owner, names = class_texts(known, background_names)
-    if chosen.texts != names:
-        raise NadpipeError(f"{selection}: was made for other texts than the names of {classes}; delete it and make it again")
-    discovery = open_shards(contributions, "contributions", model)
-    query = Query(pool, chosen.query, mean_over_shards(discovery, "value_mean"), _sink(sink, registers, model, pool.tokens - 1))
+        raise NadpipeError(f"{features}: has single crops, which do not cover the image; extract features with sliding views")
+    selected = read_selection(selection, model)
+    owner, names = class_texts(class_list, background_names)
+    if selected.texts != names:
+        raise NadpipeError(f"{selection}: has other texts than the names in {classes}; delete it and make it again")
+    value_mean = open_zarr(head_means, HEAD_MEANS, model).tensor("value_mean")
+    query = Query(pool, selected.query, value_mean, _find_sink(sink, registers, model, pool.tokens - 1))
     query = query.at_grid(round(store["activation"].shape[1] ** 0.5))
-    background = find_background(known)
-    if background is None and background_threshold > 0:
-        raise NadpipeError(f"datasets.{dataset}.background_threshold: no class is called background; name one so, or set 0")
-    how = Labelling(torch.tensor(owner), len(known.titles), temperature, background, background_threshold, area_threshold)
-    variants = segmentation.variants(methods, k or (chosen.pairs.head.shape[1],))
-    selected = {
-        size: segmentation.selected_pairs(chosen.pairs, size, pool.heads, pool.neurons)
-        for size in {variant.k for variant in variants if variant.k is not None}
-    }
+    labelling = _labelling(dataset, class_list, owner, temperature, background_threshold, area_threshold)
+    variants = segmentation.variants(methods, k or (selected.pairs.head.shape[1],))
+    sizes = {variant.k for variant in variants if variant.k is not None}
+    pairs = {size: segmentation.selected_pairs(selected.pairs, size, pool.heads, pool.neurons) for size in sizes}
     views = pd.DataFrame({name: store[name][:] for name in VIEW_TABLE})
-    about = {"dataset": dataset, "temperature": temperature, "sink": -1 if query.sink is None else query.sink}
-    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    columns = [name for name in PARQUET["confusion"] if name not in about]
-    with whole(output_labels) as folder, create_parquet(output, "confusion", stamp) as add:
+    constants = {"dataset": dataset, "temperature": temperature, "sink": -1 if query.sink is None else query.sink}
+    columns = [name for name in CONFUSION.columns if name not in constants]
+    with atomic_path(output_labels) as folder, create_parquet(output, CONFUSION, model.made_by(__name__)) as add:
         for variant in variants:
             (folder / variant.name).mkdir(parents=True)
-        for image_id, of_image in track(views.groupby("image_id"), "segmenting", "image", views["image_id"].nunique()):
+        for image_id, image_views in track(views.groupby("image_id"), "segmenting", "image", views["image_id"].nunique()):
             image = manifest.loc[image_id]
             if image["mask_path"] is None:
-                raise NadpipeError(f"{images}: image {image_id} ({image['path']}) has no mask; name its column or leave it out")
+                raise NadpipeError(
+                    f"{images}: image {image_id} ({image['path']}) has no mask; set mask_column or remove the image"
+                )
             size = (int(image["height"]), int(image["width"]))
-            truth = read_mask(image["mask_path"], image["path"], size, known)
+            truth = read_mask(image["mask_path"], image["path"], size, class_list)
             rows: list[dict] = []
-            for variant, labels in _segment(store, of_image, size, query, selected, variants, how):
-                drawn = indexed_image(labels, known.colours)
-                drawn.save(folder / variant.name / f"{image_id:06d}.png", compress_level=3)  # a third of the default's time
-                cells = metrics.confused(truth, labels, how.classes)
+            for variant, label_map in _segment(store, image_views, size, query, pairs, variants, labelling):
+                write_label_map(folder, variant.name, image_id, label_map, class_list.colours)
+                cells = metrics.confusion_cells(truth, label_map, labelling.classes)
                 rows += [{"image_id": image_id, "method": variant.method, "k": variant.k, **cell} for cell in cells]
-            add(pd.DataFrame(rows, columns=columns).assign(**about))
+            add(pd.DataFrame(rows, columns=columns).assign(**constants))
 
 
 def _segment(
@@ -116,38 +118,50 @@ def _segment(
     views: pd.DataFrame,
     size: tuple[int, int],
     query: Query,
-    selected: Mapping[int, Pairs],
+    pairs: Mapping[int, Pairs],
     variants: Sequence[Variant],
-    how: Labelling,
+    labelling: Labelling,
 ) -> Iterator[tuple[Variant, Int[np.ndarray, "height width"]]]:
-    """Labels of one image by every method."""
+    """Yield the label map of one image by every method."""
     logits: dict[Variant, list[torch.Tensor]] = {variant: [] for variant in variants}
     for start in range(views.index[0], views.index[-1] + 1, _VIEWS):
-        part = slice(start, min(start + _VIEWS, views.index[-1] + 1))
-        tokens = Tokens(torch.from_numpy(store["activation"][part]).float(), query)
+        rows = slice(start, min(start + _VIEWS, views.index[-1] + 1))
+        tokens = Tokens(store.tensor("activation", rows).float(), query)
         for variant in variants:
-            pairs = None if variant.k is None else selected[variant.k]
-            logits[variant].append(segmentation.METHODS[variant.method].logits(tokens, pairs))
+            method_pairs = None if variant.k is None else pairs[variant.k]
+            logits[variant].append(segmentation.LOGITS[variant.method](tokens, method_pairs))
     crop, *resized = views[["crop_size", "resized_height", "resized_width"]].iloc[0].tolist()
     corners = views["crop_top"].tolist(), views["crop_left"].tolist()
-    canvas = segmentation.make_canvas(*corners, crop, query.pool.grid, tuple(resized), size)
+    canvas = canvases.make_canvas(*corners, crop, query.pool.grid, tuple(resized), size)
     for variant in variants:
-        cells = segmentation.arrange(torch.cat(logits[variant]), *corners, query.pool.grid)
+        cells = canvases.arrange(torch.cat(logits[variant]), *corners, query.pool.grid)
         if not cells.isfinite().all():
             image_id = views["image_id"].iloc[0]
             raise NadpipeError(
-                f"{store.path}: {variant.name} gives image {image_id} logits that are no numbers; store features as float32"
+                f"{store.path}: {variant.name} gives NaN or infinite logits for image {image_id}; set features.dtype: float32"
             )
-        yield variant, segmentation.label(cells, canvas, how).numpy()
+        yield variant, canvases.label(cells, canvas, labelling).numpy()
 
 
-def _sink(sink: int | str, registers: Path, model: Stamp, spatial: int) -> int | None:
-    """The spatial token to replace: measured, none, or the one asked for."""
+def _labelling(
+    dataset: str, classes: Classes, owner: Sequence[int], temperature: float, threshold: float, area: float
+) -> Labelling:
+    """Return the rules that turn logits into classes. Raises NadpipeError for a threshold without a background class."""
+    background = find_background(classes)
+    if background is None and threshold > 0:
+        raise NadpipeError(
+            f"datasets.{dataset}.background_threshold: no class is called background; name one background, or set 0"
+        )
+    return Labelling(torch.tensor(owner), len(classes.titles), temperature, background, threshold, area)
+
+
+def _find_sink(sink: int | str, registers: Path, model: Stamp, spatial: int) -> int | None:
+    """Return the spatial token to replace, or None."""
     if sink == "none":
         return None
     if sink == "auto":
-        tokens = read_parquet(registers, "registers", model, filters=[("kind", "==", "token")])
+        tokens = read_parquet(registers, REGISTERS, model, filters=[("kind", "==", "token")])
         return next((int(token) for token in tokens.loc[tokens["sink"].astype(bool), "index"]), None)
-    if sink >= spatial:
-        raise NadpipeError(f"segmentation.sink: {sink} is no spatial token; the model has 0 to {spatial - 1}")
-    return sink
+    if int(sink) >= spatial:
+        raise NadpipeError(f"segmentation.sink: {sink} is not a spatial token; choose one from 0 to {spatial - 1}")
+    return int(sink)

@@ -1,23 +1,25 @@
-"""Choose the pairs that stand for each text of a set."""
+"""Select the pairs that stand for each text of a set."""
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from nadpipe import texts
-from nadpipe.artifacts import create_zarr, open_zarr
+from nadpipe.circuit.accumulators import TopPairs
+from nadpipe.circuit.directions import pair_directions
+from nadpipe.circuit.naming import centre, normalise
+from nadpipe.circuit.readout import write_vectors
 from nadpipe.errors import NadpipeError
-from nadpipe.fingerprint import code_fingerprint
-from nadpipe.inputs import read_pool
 from nadpipe.progress import track
+from nadpipe.store.arrays import create_zarr, open_zarr
+from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.kinds.units import SELECTION
+from nadpipe.store.pairs import open_pair_directions
+from nadpipe.store.readout import read_readout
 
 
 def select_pairs(
     text: Path,
     directions: Path,
-    attnpool_store: Path,
+    readout: Path,
     output: Path,
     k: int,
     select_by: Literal["direction", "write"] = "direction",
@@ -28,38 +30,34 @@ def select_pairs(
     Args:
         text: Embedded texts.
         directions: Pair directions.
-        attnpool_store: Exported attention pool.
+        readout: Exported readout.
         output: Zarr store.
-        k: Pairs per text.
+        k: Number of pairs per text.
         select_by: Cosine to the signed direction, or to the write vector (the direction without its sign).
-        reference: Embedded texts whose mean the texts are centred with; their own unless given.
+        reference: Embedded texts whose mean is subtracted from the texts; by default the texts' own.
     """
-    pool, model = read_pool(attnpool_store)
-    store = open_zarr(directions, "pair directions", model)
-    words = open_zarr(text, "text", model)
-    embedding = torch.from_numpy(words["embedding"][:])
-    around = embedding if reference is None else torch.from_numpy(open_zarr(reference, "text", model)["embedding"][:])
-    if k > pool.heads * pool.neurons:
+    weights, model = read_readout(readout)
+    pairs = open_pair_directions(directions, weights, model)
+    words = open_zarr(text, TEXT, model)
+    embedding = words.tensor("embedding")
+    centre_of = embedding if reference is None else open_zarr(reference, TEXT, model).tensor("embedding")
+    if k > weights.pairs:
         raise NadpipeError(
-            f"k is {k}, the model has {pool.heads * pool.neurons} pairs ({pool.heads} heads × {pool.neurons} neurons)"
+            f"k: {k} exceeds the model's {weights.pairs} pairs ({weights.heads} heads × {weights.neurons} neurons); lower it"
         )
-    query = texts.centre(embedding, around)
+    query = centre(embedding, centre_of)
     if not (query.norm(dim=1) > 0).all():
-        raise NadpipeError(f"{text}: a text equals the mean of the set it is centred with; give at least two different texts")
-    top = texts.TopPairs(k)
-    for head in track(range(pool.heads), "selecting pairs", "head"):
-        direction = torch.from_numpy(store["direction"][head])
-        if select_by == "write":
-            direction = direction * torch.from_numpy(store["sign"][head])[:, None]
+        raise NadpipeError(f"{text}: a text equals the mean of its reference set; give at least two different texts")
+    top = TopPairs(k)
+    for head in track(range(weights.heads), "selecting pairs", "head"):
+        by_write = select_by == "write"
+        direction = normalise(write_vectors(weights, head)) if by_write else pair_directions(weights, head, pairs.sign(head))
         top.add(head, direction, query)
-    chosen = top.value()
+    selection = top.result()
     sizes = {"text": len(query), "rank": k, "embed": query.shape[1]}
-    stamp = dataclasses.replace(model, code=code_fingerprint(__name__))
-    with create_zarr(output, "selection", stamp, sizes, texts=words.texts(), attributes={"select_by": select_by}) as made:
-        for name, values in {
-            "head": chosen.head,
-            "neuron": chosen.neuron,
-            "cosine": chosen.cosine,
-            "query": query,
-        }.items():
-            made.write(name, values)
+    attributes = {"select_by": select_by}
+    stamp = model.made_by(__name__)
+    with create_zarr(output, SELECTION, stamp, sizes, texts=words.texts(), attributes=attributes) as store:
+        for name in ("head", "neuron", "cosine"):
+            store.write(name, getattr(selection, name))
+        store.write("query", query)

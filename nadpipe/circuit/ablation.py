@@ -1,0 +1,107 @@
+"""Embeddings rebuilt from some of the pairs, and how much of the model they keep.
+
+Coefficients and write vectors are enough: no image is encoded again. Ablated contributions are replaced by their mean over the
+discovery images (mean ablation), as in Bu & Gandelsman, arXiv 2509.19943.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+from torch import Tensor
+
+from nadpipe.circuit.naming import normalise
+from nadpipe.circuit.readout import Readout, sum_pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """Measures of how much rebuilt embeddings keep of the original ones."""
+
+    accuracy: float  # zero-shot, share of images; NaN without labels
+    accuracy_low: float  # Wilson interval
+    accuracy_high: float
+    relative_error: float  # mean over images of ‖rebuilt - y‖ / ‖y‖
+    explained: float  # share of the variance of y over the images; 1 for y itself, 0 for its mean
+
+
+def fidelity(
+    rebuilt: Float[Tensor, "image embed"],
+    embedding: Float[Tensor, "image embed"],
+    text: Float[Tensor, "class embed"],
+    label: Int[Tensor, " image"],
+    confidence: float,
+) -> Fidelity:
+    """Measure zero-shot accuracy of rebuilt embeddings and their distance from the original ones.
+
+    The class of an image is the one whose text has the largest cosine to it (Radford et al., arXiv 2103.00020, section 3.1).
+    """
+    right = int(((normalise(rebuilt) @ normalise(text).T).argmax(1) == label).sum())
+    interval = stats.binomtest(right, len(label)).proportion_ci(confidence, method="wilson")
+    error = rebuilt - embedding
+    variance = (embedding - embedding.mean(0)).square().sum()
+    return Fidelity(
+        accuracy=right / len(label),
+        accuracy_low=float(interval.low),
+        accuracy_high=float(interval.high),
+        relative_error=float((error.norm(dim=1) / embedding.norm(dim=1)).mean()),
+        explained=float(1 - error.square().sum() / variance) if variance > 0 else float("nan"),
+    )
+
+
+def keep_pairs(
+    coefficient: Float[Tensor, "image head neuron"],
+    mean: Float[Tensor, "head neuron"],
+    kept: Bool[Tensor, "head neuron"],
+    readout: Readout,
+) -> Float[Tensor, "image embed"]:
+    """Compute the embedding with all pairs except the kept ones at their mean."""
+    return sum_pairs(torch.where(kept, coefficient, mean), readout)
+
+
+def rank_units(norm: Float[np.ndarray, "*unit"]) -> Int[np.ndarray, " ranked"]:
+    """Rank units by decreasing root mean square of their contribution; the first of equal units comes first.
+
+    A pair's index is head · neurons + neuron.
+    """
+    return np.argsort(-norm, axis=None, kind="stable")
+
+
+def select_units(order: Int[np.ndarray, " ranked"], count: int, shape: tuple[int, ...]) -> Bool[Tensor, "*unit"]:
+    """Return a mask of the first `count` units of an order."""
+    kept = torch.zeros(shape, dtype=torch.bool).flatten()
+    kept[torch.from_numpy(order[:count].copy())] = True
+    return kept.reshape(shape)
+
+
+def coordinates(
+    centred: Float[Tensor, "image neuron"],
+    write: Float[Tensor, "neuron embed"],
+    direction: Float[Tensor, "neuron component embed"],
+) -> Float[Tensor, "image neuron component"]:
+    """Project the centred contributions of one head's pairs on directions of their neurons: (s - mean s) ⟨w, direction⟩."""
+    along = torch.einsum("no,nco->nc", write, direction)
+    return centred[:, :, None] * along
+
+
+def decode(
+    coordinate: Float[Tensor, "image neuron component"], direction: Float[Tensor, "neuron component embed"]
+) -> Float[Tensor, "component image embed"]:
+    """Sum what units write along their first 1, 2, … directions."""
+    written = [coordinate[:, :, component] @ direction[:, component] for component in range(direction.shape[1])]
+    return torch.stack(written).cumsum(0)
+
+
+def recode(
+    direction: Float[Tensor, "unit embed"], atom: Float[Tensor, "unit rank embed"], counts: list[int]
+) -> Float[Tensor, "count unit embed"]:
+    """Approximate each direction by the first atoms of its code (least squares), for several numbers of atoms.
+
+    Missing atoms of a code are zero rows.
+    """
+    basis, _ = torch.linalg.qr(atom.transpose(1, 2))  # unit embed rank; columns of zero atoms are arbitrary
+    nonzero = (atom.norm(dim=2) > 0).to(atom.dtype)
+    along = torch.einsum("uer,ue->ur", basis, direction) * nonzero
+    return torch.stack([torch.einsum("uer,ur->ue", basis[..., :count], along[:, :count]) for count in counts])

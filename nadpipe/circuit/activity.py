@@ -1,0 +1,42 @@
+"""Activity of pairs: images at both ends of their coefficients, histograms, and maps of where they fire."""
+
+import torch
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+
+def end_images(value: Float[Tensor, "view unit"], count: int) -> Int[Tensor, "unit shown"]:
+    """Return the `count` views with the largest values of each unit, then those with the smallest; extremes first."""
+    most, least = (value.topk(min(count, len(value)), dim=0, largest=largest).indices for largest in (True, False))
+    return torch.cat([most, least]).T
+
+
+def histogram(
+    value: Float[Tensor, "view unit"], low: Float[Tensor, " unit"], high: Float[Tensor, " unit"], bins: int
+) -> Int[Tensor, "unit bin"]:
+    """Count the views in each of `bins` equal bins of [low, high], per unit.
+
+    The last bin includes its upper end. The first bin holds all views of a unit that does not vary.
+    """
+    width = torch.where(high > low, high - low, 1)
+    bin_index = ((value - low) / width * bins).long().clamp(0, bins - 1)
+    units = value.shape[1]
+    index = bin_index + torch.arange(units) * bins
+    return torch.bincount(index.flatten(), minlength=units * bins).reshape(units, bins)
+
+
+def firing(
+    attention: Float[Tensor, "head token"],
+    x: Float[Tensor, "token neuron"],
+    head: Int[Tensor, " pair"],
+    neuron: Int[Tensor, " pair"],
+) -> Float[Tensor, "pair spatial"]:
+    """Compute where pairs fire in a view: a[h, t] x_t[n] of its spatial tokens. With token 0 they sum to the coefficient."""
+    return attention[head, 1:] * x[1:, neuron].T
+
+
+def as_bytes(maps: Float[Tensor, "*map spatial"]) -> tuple[Int8[Tensor, "*map spatial"], Float[Tensor, "*map"]]:
+    """Quantise maps to steps of 1/127 of each map's largest magnitude; return them and that magnitude."""
+    scale = maps.abs().amax(-1)
+    steps = maps / torch.where(scale > 0, scale, 1)[..., None] * 127
+    return steps.round().to(torch.int8), scale

@@ -1,0 +1,118 @@
+"""The attention pool of CLIP-ResNet: a readout whose attention follows from the activations.
+
+Equations of Bu & Gandelsman, arXiv 2509.19943, one function each. Token 0 is the mean of the spatial tokens, which follow row by
+row. All functions keep the dtype and device of their inputs.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from nadpipe.circuit.readout import Readout, Trace, token_values
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionPool:
+    """Weights of a single-query attention pool: its readout, and what its attention is computed from."""
+
+    readout: Readout
+    positional_embedding: Float[Tensor, "token stream"]
+    query: Float[Tensor, "head width stream"]  # W_Q^h
+    query_bias: Float[Tensor, "head width"]
+    key: Float[Tensor, "head width stream"]  # W_K^h
+    key_bias: Float[Tensor, "head width"]
+
+    @property
+    def heads(self) -> int:
+        """Number of heads, H."""
+        return self.readout.heads
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons, C."""
+        return self.readout.neurons
+
+    @property
+    def embed(self) -> int:
+        """Width of the joint image-text space, O."""
+        return self.readout.embed
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens including the pooled one, T."""
+        return self.positional_embedding.shape[0]
+
+    @property
+    def grid(self) -> int:
+        """Side of the square of spatial tokens."""
+        return round((self.tokens - 1) ** 0.5)
+
+
+def resize_tokens(values: Float[Tensor, "*head token width"], grid: int) -> Float[Tensor, "*head resized_token width"]:
+    """Resize values per token to a grid of another side.
+
+    Spatial tokens are resized bicubic and antialiased, as open_clip resizes positional embeddings. Token 0 is kept.
+    """
+    pooled, spatial = values[..., :1, :], values[..., 1:, :]
+    side = round(spatial.shape[-2] ** 0.5)
+    if side == grid:
+        return values
+    maps = spatial.transpose(-1, -2).unflatten(-1, (side, side))
+    flat = F.interpolate(maps.flatten(0, -4), size=(grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([pooled, flat.unflatten(0, maps.shape[:-3]).flatten(-2).transpose(-1, -2)], dim=-2)
+
+
+def at_grid(pool: AttentionPool, grid: int) -> AttentionPool:
+    """Return the pool for views of another size: its positional embedding interpolated to `grid` × `grid`."""
+    if grid == pool.grid:
+        return pool
+    return dataclasses.replace(pool, positional_embedding=resize_tokens(pool.positional_embedding[None], grid)[0])
+
+
+def tokens(z: Float[Tensor, "view spatial neuron"], pool: AttentionPool) -> Float[Tensor, "view token neuron"]:
+    """Compute x: the mean activation, then the activations, plus the positional embedding."""
+    return torch.cat([z.mean(1, keepdim=True), z], dim=1) + pool.positional_embedding
+
+
+def attention(x: Float[Tensor, "view token neuron"], pool: AttentionPool) -> Float[Tensor, "view head token"]:
+    """Compute a[h, t] = softmax_t(q_h · k_ht / sqrt(d)), with the query of token 0 alone.
+
+    The query is pulled back through W_K instead of projecting every token: C² + HTC multiplications a view, not TC².
+    """
+    query = (x[:, 0] @ pool.query.flatten(0, 1).T + pool.query_bias.flatten()).unflatten(1, (pool.heads, -1))
+    pulled = torch.einsum("vhd,hdn->vhn", query, pool.key)
+    constant = torch.einsum("vhd,hd->vh", query, pool.key_bias)
+    score = pulled @ x.transpose(1, 2) + constant[..., None]
+    return torch.softmax(score * query.shape[-1] ** -0.5, dim=2)
+
+
+def trace(z: Float[Tensor, "view spatial neuron"], pool: AttentionPool) -> Trace:
+    """Return the trace of some views from their spatial activations; pairs carry all of the embedding, so nothing rests."""
+    x = tokens(z, pool)
+    return Trace(x, attention(x, pool))
+
+
+def token_queries_and_keys(
+    x: Float[Tensor, "view token neuron"], pool: AttentionPool
+) -> tuple[Float[Tensor, "view head token width"], Float[Tensor, "view head token width"]]:
+    """Compute every token's own query and key, per head."""
+    query = x @ pool.query.flatten(0, 1).T + pool.query_bias.flatten()
+    key = x @ pool.key.flatten(0, 1).T + pool.key_bias.flatten()
+    query, key = (values.unflatten(2, (pool.heads, -1)).transpose(1, 2) for values in (query, key))
+    return query, key
+
+
+def token_scores(
+    x: Float[Tensor, "token neuron"], text: Float[Tensor, "text embed"], pool: AttentionPool
+) -> Float[Tensor, "text token"]:
+    """Compute sum_h ⟨m[h, t], q⟩ / ‖y‖: what every token adds to the cosine of one image and each text.
+
+    m[h, t] = a[h, t] W_O^h (W_V^h x_t + b_V^h) + b_O / (H T). The scores of all tokens sum to the cosine.
+    """
+    readout = pool.readout
+    weighed = attention(x[None], pool)[0, ..., None] * token_values(x[None], readout)[0]
+    written = weighed.transpose(0, 1).flatten(1) @ readout.joint_output.T + readout.output_bias / pool.tokens
+    return (written @ text.T).T / written.sum(0).norm()

@@ -1,0 +1,64 @@
+"""Attention sinks and register neurons: the token that draws attention in every image, and the neurons that cause it.
+
+CLIP's towers use some tokens as scratch space (Darcet et al., arXiv 2309.16588), which a few neurons create (Jiang et al.,
+arXiv 2506.08010). In a CLIP-ResNet both appear in the attention pool, so cached activations are enough to measure them.
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nadpipe.circuit.attention import AttentionPool, attention, tokens
+from nadpipe.circuit.readout import sum_pairs, token_values
+
+
+@dataclasses.dataclass(frozen=True)
+class Zeroed:
+    """Changes in one view when each neuron in turn is set to zero at all tokens."""
+
+    attention_drop: Float[Tensor, " neuron"]  # decrease of the token's attention, mean over heads
+    embedding_change: Float[Tensor, " neuron"]  # ‖y without the neuron - y‖ / ‖y‖
+
+
+def find_sink(attention: Float[Tensor, "head token"], factor: float = 3.0) -> int | None:
+    """Return the attention sink: the spatial token (from 0, without the pooled one) that draws attention in every image.
+
+    attention: mean over images. The sink is the token of largest attention, averaged over heads, if that exceeds `factor` times
+    the median token's. Otherwise there is none.
+    """
+    spatial = attention.mean(0)[1:]
+    token = int(spatial.argmax())
+    return token if spatial[token] > factor * spatial.median() else None
+
+
+def zero_neurons(z: Float[Tensor, "spatial neuron"], token: int, pool: AttentionPool) -> Zeroed:
+    """Set every neuron of one view to zero in turn, and compute how much attention the spatial token loses. The result is exact.
+
+    Without neuron n, with δ_t its activation at a token (δ_0 their mean), scores and values change in closed form:
+
+        q·k_t -> q·k_t - δ_t q·W_K[:, n] - δ_0 W_Q[:, n]·k_t + δ_0 δ_t W_Q[:, n]·W_K[:, n]
+        v_t -> v_t - δ_t W_V[:, n]
+
+    so the tower does not run again. Heads are processed one by one, so (neuron, token) is the largest array.
+    """
+    x, readout = tokens(z[None], pool)[0], pool.readout
+    scale = (pool.neurons // pool.heads) ** -0.5
+    delta = torch.cat([z.mean(0, keepdim=True), z]).T  # neuron token
+    query = (pool.query.flatten(0, 1) @ x[0] + pool.query_bias.flatten()).unflatten(0, (pool.heads, -1))
+    keys = (x @ pool.key.flatten(0, 1).T + pool.key_bias.flatten()).unflatten(1, (pool.heads, -1))
+    values = token_values(x[None], readout)[0]
+    full_attention = attention(x[None], pool)[0]
+    drop = torch.zeros(pool.neurons)
+    change = torch.zeros(pool.neurons, pool.embed)
+    for head in range(pool.heads):
+        mean_delta, q_weight, k_weight = delta[:, :1], pool.query[head], pool.key[head]
+        score = query[head] @ keys[:, head].T - delta * (query[head] @ k_weight)[:, None]
+        score = score - mean_delta * (q_weight.T @ keys[:, head].T) + mean_delta * delta * (q_weight * k_weight).sum(0)[:, None]
+        changed = torch.softmax(score * scale, dim=1)
+        drop += full_attention[head, token + 1] - changed[:, token + 1]
+        written = changed @ values[head] - (changed * delta).sum(1, keepdim=True) * readout.value[head].T
+        change += (written - full_attention[head] @ values[head]) @ readout.output[head].T
+    embedding = sum_pairs(full_attention[None] @ x[None], readout)[0]
+    return Zeroed(drop / pool.heads, change.norm(dim=1) / embedding.norm())

@@ -1,0 +1,260 @@
+"""Scores of concepts per image, and comparisons of groups of images.
+
+A concept's score is the contribution of its pairs, selected by text, to the embedding (Bu & Gandelsman, arXiv 2509.19943).
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from nadpipe.circuit.accumulators import Moments, Selection
+from nadpipe.circuit.readout import Readout, pair_constants, pooled_values
+from nadpipe.errors import NadpipeError
+
+
+def concept_scores(
+    coefficient: Float[Tensor, "view head neuron"],
+    embedding: Float[Tensor, "view embed"],
+    selection: Selection,
+    text: Float[Tensor, "text embed"],
+    readout: Readout,
+) -> tuple[Float[Tensor, "view text"], Float[Tensor, "view text"]]:
+    """Compute ‖R‖ / ‖y‖ and ⟨R, text⟩ / ‖y‖ per view and concept, where R is the summed contribution of the concept's pairs.
+
+    R = sum over the pairs of s[h, n] w[h, n] + b[h] is computed in the heads' value spaces, without any write vector.
+    """
+    norm, projection = [], []
+    length = embedding.norm(dim=1)
+    constant = pair_constants(readout)[selection.head].sum(1)
+    for concept in range(len(text)):
+        selected = torch.zeros_like(coefficient[0])
+        selected[selection.head[concept], selection.neuron[concept]] = 1
+        value = pooled_values(coefficient * selected, readout).flatten(1)
+        summed = value @ readout.joint_output.T + constant[concept]
+        norm.append(summed.norm(dim=1) / length)
+        projection.append(summed @ text[concept] / length)
+    return torch.stack(norm, dim=1), torch.stack(projection, dim=1)
+
+
+Test = Literal["mann_whitney", "welch", "ks"]
+
+
+def compare_groups(
+    scores: pd.DataFrame,
+    labels: pd.DataFrame,
+    references: Mapping[str, Sequence[str]],
+    resamples: int,
+    confidence: float,
+    seed: int,
+    test: Test = "mann_whitney",
+    small: int = 20,
+) -> pd.DataFrame:
+    """Return a table with one row per concept, score and group.
+
+    scores: columns image_id, group, concept, score, value. labels: indexed by image_id, a 0/1 column per labelled concept.
+    references: groups that each group is compared with, in order; empty for a reference itself.
+
+    Columns per group: n (`small` if below the threshold), mean with percentile bootstrap interval, Cliff's delta against the
+    reference (-1 to 1: the probability that a value of the group is larger minus the probability that it is smaller), two-sided p
+    of the test, Benjamini-Hochberg q over all rows with a p, and label rate. Columns over all images: trend (see `trend`) and
+    agreement with the label (see `label_agreement`). Undefined values (one image, one class of label) are NaN.
+    """
+    rows = []
+    for (concept, score), images in scores.groupby(["concept", "score"], sort=False):
+        label = labels.loc[images["image_id"], concept] if concept in labels else None
+        values = images["value"].to_numpy(dtype=float)
+        overall = trend(values, images["group"].to_numpy(), list(references))
+        overall |= label_agreement(values, None if label is None else label.to_numpy(), resamples, confidence, seed)
+        for group, compared in references.items():
+            members = images[images["group"] == group]
+            if members.empty:
+                continue
+            value = members["value"].to_numpy(dtype=float)
+            base = images.loc[images["group"].isin(compared), "value"].to_numpy(dtype=float)
+            low, high = bootstrap_interval(value, resamples, confidence, seed)
+            effect, p = (cliffs_delta(value, base), p_value(value, base, test)) if len(base) else (np.nan, np.nan)
+            rows.append(
+                {
+                    "concept": concept,
+                    "score": score,
+                    "group": group,
+                    "n": len(value),
+                    "small": len(value) < small or 0 < len(base) < small,
+                    "mean": value.mean(),
+                    "mean_low": low,
+                    "mean_high": high,
+                    "reference": group_range(compared),
+                    "effect": effect,
+                    "test": test,
+                    "p": p,
+                    "label_rate": np.nan if label is None else labels.loc[members["image_id"], concept].mean(),
+                    **overall,
+                }
+            )
+    table = pd.DataFrame(rows)
+    table["q"] = benjamini_hochberg(table["p"].to_numpy())
+    first = ~table.duplicated(["concept", "score"])
+    table.loc[first, "trend_q"] = benjamini_hochberg(table.loc[first, "trend_p"].to_numpy())
+    table["trend_q"] = table.groupby(["concept", "score"], sort=False)["trend_q"].transform("first")
+    return table
+
+
+def group_range(groups: Sequence[str]) -> str | None:
+    """Return the name of a sequence of reference groups in tables."""
+    return None if not groups else groups[0] if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
+
+
+def trend(value: Float[np.ndarray, " image"], group: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Compute Kendall's tau-b of the score and the group's position over all images, and its p (Mann-Kendall test with ties).
+
+    NaN for fewer than three groups, and for groups without an order (names that are neither numbers nor dates).
+    """
+    if len(names) < 3 or not all(_ORDERED.fullmatch(name) for name in names):
+        return {"trend": np.nan, "trend_p": np.nan}
+    position = {name: index for index, name in enumerate(names)}
+    test = stats.kendalltau([position[name] for name in group], value)
+    return {"trend": float(test.statistic), "trend_p": float(test.pvalue)}
+
+
+_ORDERED = re.compile(r"-?\d+(\.\d+)?|\d{4}-\d{2}(-\d{2})?")  # a number, a month or a day
+
+
+def p_value(value: Float[np.ndarray, " image"], base: Float[np.ndarray, " other"], test: Test) -> float:
+    """Compute the two-sided p of the Mann-Whitney, Welch or two-sample Kolmogorov-Smirnov test; NaN for too few images."""
+    if test == "mann_whitney":
+        return float(stats.mannwhitneyu(value, base, alternative="two-sided").pvalue)
+    if test == "ks":
+        return float(stats.ks_2samp(value, base).pvalue)
+    if min(len(value), len(base)) < 2:
+        return float("nan")
+    return float(stats.ttest_ind(value, base, equal_var=False).pvalue)
+
+
+def bootstrap_interval(value: Float[np.ndarray, " image"], resamples: int, confidence: float, seed: int) -> tuple[float, float]:
+    """Compute the percentile bootstrap interval of the mean; NaN for fewer than two images."""
+    if len(value) < 2:
+        return np.nan, np.nan
+    interval = stats.bootstrap(
+        (value,),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=max(1, 10**7 // len(value)),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def cliffs_delta(value: Float[np.ndarray, " image"], base: Float[np.ndarray, " other"]) -> float:
+    """Compute Cliff's delta: the probability that a value is larger than the base minus the probability that it is smaller."""
+    return float(2 * stats.mannwhitneyu(value, base).statistic / (len(value) * len(base)) - 1)
+
+
+def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Compute q values over the tests with a p. NaN stays NaN."""
+    q = np.full(len(p), np.nan)
+    tested = ~np.isnan(p)
+    if tested.any():
+        q[tested] = stats.false_discovery_control(p[tested], method="bh")
+    return q
+
+
+def label_agreement(
+    value: Float[np.ndarray, " image"], label: np.ndarray | None, resamples: int, confidence: float, seed: int
+) -> dict[str, float]:
+    """Measure how well a score follows its 0/1 label over all images.
+
+    Returns the point-biserial correlation with Fisher's interval, and the AUROC with a percentile bootstrap interval over images,
+    resampled within each label. NaN without a label of two values.
+    """
+    names = [f"{name}{end}" for name in ("correlation", "auroc") for end in ("", "_low", "_high")]
+    if label is None or len(np.unique(label)) < 2 or np.ptp(value) == 0:
+        return dict.fromkeys(names, np.nan)
+    correlation = stats.pearsonr(label, value)
+    fisher = correlation.confidence_interval(confidence)
+    inside, outside = value[label == 1], value[label == 0]
+    values = [correlation.statistic, fisher.low, fisher.high, auroc(inside, outside)]
+    if min(len(inside), len(outside)) < 2:
+        return dict(zip(names, map(float, [*values, np.nan, np.nan]), strict=True))
+    interval = stats.bootstrap(
+        (inside, outside),
+        auroc,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=max(1, 10**6 // len(value)),
+    ).confidence_interval
+    return dict(zip(names, map(float, [*values, interval.low, interval.high]), strict=True))
+
+
+def auroc(
+    inside: Float[np.ndarray, "*resample image"], outside: Float[np.ndarray, "*resample other"], axis: int = -1
+) -> Float[np.ndarray, "*resample"] | float:
+    """Compute the probability that an image with the label has a larger score than one without. Ties count half."""
+    ranks = stats.rankdata(np.concatenate([inside, outside], axis=axis), axis=axis)
+    count, other = inside.shape[axis], outside.shape[axis]
+    summed = np.take(ranks, np.arange(count), axis=axis).sum(axis)
+    return (summed - count * (count + 1) / 2) / (count * other)
+
+
+def compare_moments(
+    group: Moments, reference: Moments
+) -> tuple[Float[np.ndarray, "head neuron"], Float[np.ndarray, "head neuron"], Float[np.ndarray, "head neuron"]]:
+    """Compute the difference of means, Cohen's d (pooled standard deviation) and Welch's p per pair; NaN if nothing varies."""
+    n, m = group.views, reference.views
+    difference = (group.mean - reference.mean).numpy()
+    square, reference_square = group.square.numpy(), reference.square.numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        deviation = ((square + reference_square) / max(n + m - 2, 1)) ** 0.5
+        effect = np.where(deviation > 0, difference / np.where(deviation > 0, deviation, 1), np.nan)
+        p = stats.ttest_ind_from_stats(
+            group.mean.numpy(),
+            np.sqrt(square / max(n - 1, 1)),
+            n,
+            reference.mean.numpy(),
+            np.sqrt(reference_square / max(m - 1, 1)),
+            m,
+            equal_var=False,
+        ).pvalue
+    small = min(n, m) < 2
+    return difference, np.where(small, np.nan, effect), np.where(small, np.nan, p)
+
+
+def groups_of(group: pd.Series, reference: str | None, source: str) -> dict[str, list[str]]:
+    """Return the groups in order, each with the groups it is compared with.
+
+    reference: one group (default: the first), or rolling:<n> for the n groups before each. Raises NadpipeError if an image has no
+    group, if there is only one group, or if the reference is unknown.
+    """
+    if group.isna().any():
+        raise NadpipeError(
+            f"{source}: image {group.isna().idxmax()} has no group; set group_column to a column without empty cells"
+        )
+    names = sort_groups(group.unique())
+    if len(names) < 2:
+        raise NadpipeError(f"{source}: all images are in group {names[0]}; a shift needs at least two groups")
+    rolling = ROLLING.fullmatch(reference or "")
+    if rolling:
+        return {name: names[max(0, index - int(rolling[1])) : index] for index, name in enumerate(names)}
+    if reference is not None and reference not in names:
+        raise NadpipeError(f"shift.reference: unknown group {reference}; {source} has {', '.join(names[:10])}")
+    base = reference or names[0]
+    return {name: [] if name == base else [base] for name in names}
+
+
+ROLLING = re.compile(r"rolling:([1-9]\d*)")
+
+
+def sort_groups(groups: Iterable[str]) -> list[str]:
+    """Sort groups as numbers if all of them are numbers (9 before 10), otherwise as text."""
+    names = sorted(groups)
+    return sorted(names, key=float) if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names) else names

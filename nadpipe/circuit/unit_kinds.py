@@ -1,0 +1,29 @@
+"""The kinds of units that nadpipe describes. This module imports nothing heavy: the Snakefile and the schemas read it."""
+
+import dataclasses
+from typing import Literal, get_args
+
+UnitName = Literal["pair", "neuron", "head"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitKind:
+    """One kind of unit: the axes that index it, and whether it writes along a single direction."""
+
+    axes: tuple[str, ...]
+    rank_one: bool  # a rank-one unit has one direction, known from the weights up to its sign
+
+    @property
+    def table_keys(self) -> list[str]:
+        """Columns that identify a unit in tables."""
+        return list(self.axes)
+
+
+_KINDS = (
+    UnitKind(axes=("head", "neuron"), rank_one=True),
+    UnitKind(axes=("neuron",), rank_one=False),
+    UnitKind(axes=("head",), rank_one=False),
+)
+UNITS: dict[UnitName, UnitKind] = dict(zip(get_args(UnitName), _KINDS, strict=True))
+RANK_ONE: tuple[UnitName, ...] = tuple(name for name, kind in UNITS.items() if kind.rank_one)
+SUBSPACES: tuple[UnitName, ...] = tuple(name for name, kind in UNITS.items() if not kind.rank_one)

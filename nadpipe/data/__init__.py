@@ -1,0 +1,1 @@
+"""Readers that turn data sets, classes, texts and labels on disk into tables."""

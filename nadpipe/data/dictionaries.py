@@ -1,0 +1,88 @@
+"""Sets of texts and of prompt templates, by name or from a file.
+
+The config check needs names alone. open_clip takes seconds to import and wordfreq reads word lists from disk, so both are
+imported where a set is read.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from nadpipe.errors import NadpipeError
+
+TEMPLATE_SETS = ("imagenet", "imagenet-simple")
+_IMAGENET = "imagenet"
+_WORDFREQ = "wordfreq:"
+
+
+def is_named(dictionary: str) -> bool:
+    """Return whether a dictionary is a named one, `imagenet` or `wordfreq:<count>`, rather than the path of a text file.
+
+    Raises NadpipeError if the count is invalid.
+    """
+    if dictionary.startswith(_WORDFREQ) and not re.fullmatch("[1-9][0-9]*", dictionary.removeprefix(_WORDFREQ)):
+        raise NadpipeError(f"{dictionary}: invalid count; write {_WORDFREQ}<count>, such as {_WORDFREQ}30000")
+    return dictionary == _IMAGENET or dictionary.startswith(_WORDFREQ)
+
+
+def read_dictionary(dictionary: str) -> list[str]:
+    """Return the texts of a dictionary.
+
+    `wordfreq:<count>`: English words by frequency in the wordfreq package, most frequent first. `imagenet`: open_clip's names
+    of ImageNet's classes, without repetitions (sunglasses and missile name two classes each). Otherwise a file with one text
+    per line. Raises NadpipeError if the count is invalid or too large, or if the file is unreadable or empty.
+    """
+    if not is_named(dictionary):
+        return read_lines(Path(dictionary))
+    if dictionary == _IMAGENET:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        return list(dict.fromkeys(IMAGENET_CLASSNAMES))
+    from wordfreq import top_n_list
+
+    count = int(dictionary.removeprefix(_WORDFREQ))
+    words = top_n_list("en", count)
+    if len(words) < count:
+        raise NadpipeError(f"{dictionary}: wordfreq has {len(words)} English words; choose a smaller count")
+    return words
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the stripped, non-empty lines of a text file. Raises NadpipeError if it is unreadable or has none."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise NadpipeError(f"{file}: not a readable UTF-8 text file ({error}); correct it or its path") from None
+    texts = [line for line in lines if line]
+    if not texts:
+        raise NadpipeError(f"{file}: no texts; write one per line")
+    return texts
+
+
+def check_templates(templates: list[str]) -> list[str]:
+    """Return the templates if each contains {} once, or if they are one name of TEMPLATE_SETS. Raises NadpipeError if not."""
+    if len(templates) == 1 and templates[0] in TEMPLATE_SETS:
+        return templates
+    if not templates:
+        raise NadpipeError("no templates; the simplest is {}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise NadpipeError(
+                f"template {template!r}: must contain {{}} once, where the text goes; "
+                f"a template set ({', '.join(TEMPLATE_SETS)}) must be the only entry"
+            )
+    return templates
+
+
+def read_templates(templates: list[str]) -> list[str]:
+    """Return the templates, or those of a set that is named: open_clip's `imagenet` (80) or `imagenet-simple` (7).
+
+    Raises NadpipeError as `check_templates` does.
+    """
+    if check_templates(templates)[0] not in TEMPLATE_SETS:
+        return templates
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+    functions: tuple[Callable[[str], str], ...]
+    functions = OPENAI_IMAGENET_TEMPLATES if templates[0] == _IMAGENET else SIMPLE_IMAGENET_TEMPLATES
+    return [function("{}") for function in functions]

@@ -1,0 +1,30 @@
+"""Texts of a data set's class labels, for zero-shot classification."""
+
+import re
+from collections.abc import Sequence
+
+from nadpipe.errors import NadpipeError
+
+_SYNSET = re.compile(r"n\d{8}")
+
+
+def label_texts(labels: Sequence[str]) -> list[str]:
+    """Return the text of each label: open_clip's class name if all are ImageNet synsets (n01440764), else the label itself.
+
+    In labels that are not synsets, underscores become spaces. Raises NadpipeError if a synset is not one of ImageNet's 1,000.
+    """
+    if not all(_SYNSET.fullmatch(label) for label in labels):
+        return [" ".join(label.replace("_", " ").split()) for label in labels]
+    names = _imagenet_names()
+    unknown = [label for label in labels if label not in names]
+    if unknown:
+        raise NadpipeError(f"label {unknown[0]}: not one of ImageNet's 1,000 classes; name the labels in a column of a table")
+    return [names[label] for label in labels]
+
+
+def _imagenet_names() -> dict[str, str]:
+    """Return open_clip's class name of each ImageNet synset. timm and open_clip list them in the same order."""
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    return dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))

@@ -1,0 +1,359 @@
+"""The layouts of data sets on disk: how each lists its images and masks, and where its classes come from.
+
+`LAYOUTS` has one record per layout. Config checks, docs and stages read the records, so that a new layout is added here alone.
+The Snakefile imports this module at every start: pandas and scipy are imported where images are listed.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nadpipe.data.classes import Classes, published_file, read_class_file, without_first
+from nadpipe.errors import NadpipeError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+_CLASS_FILES = ("classes.csv", "classes.txt")
+
+Rows = Any  # a pandas.DataFrame with path, mask_path, group, label, and columns of the source
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set on disk: its path, and the keys of the config that layouts read."""
+
+    path: Path
+    split: str | None = None
+    path_column: str = "path"
+    mask_column: str | None = None
+    group_column: str | None = None
+    label_column: str | None = None
+
+
+class ListedImage(NamedTuple):
+    """An image that a layout lists."""
+
+    path: Path
+    mask_path: Path | None = None
+    group: str | None = None
+    label: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A way in which data sets are stored on disk. Subclasses list the images and find the classes."""
+
+    name: str
+    description: str  # of the path, and of the files in it; for docs and messages
+    keys: tuple[str, ...] = ()  # keys of `Source` that this layout reads, beside the path
+    splits: tuple[str, ...] = ()  # the default first; empty if the layout has none, or any
+    is_file: bool = False  # the path is a file beside the images, not their folder
+    has_classes: bool = False  # otherwise the user must name the classes
+    has_fixed_values: bool = False  # the user can rename the classes, but not change their mask values
+
+    def list_images(self, source: Source) -> Rows:
+        """Return the rows of a manifest without sizes. Raises NadpipeError if files are missing."""
+        raise NotImplementedError
+
+    def find_classes(self, source: Source) -> Classes:
+        """Return the classes, with the mask values that the masks of the source hold. Raises NadpipeError if there are none."""
+        raise NadpipeError(f"layout {self.name}: no classes of its own; list them or name a class file")
+
+    def class_files(self, root: Path) -> list[Path]:
+        """Return the existing files that `find_classes` reads class names from."""
+        return []
+
+    def image_folder(self, path: str) -> str:
+        """Return the folder that contains all images of a data set, from its path or URL."""
+        return path.rpartition("/")[0] if self.is_file else path
+
+    def expected(self) -> str:
+        """Return the end of a message about a missing path."""
+        return f"expected the {self.name} layout: {self.description}"
+
+    def chosen_split(self, split: str | None) -> str:
+        """Return the split, by default the first. Raises NadpipeError if the layout has no such split."""
+        if split is not None and split not in self.splits:
+            raise NadpipeError(f"{self.name}: no split {split}; choose {', '.join(self.splits)}")
+        return self.splits[0] if split is None else split
+
+    def existing(self, root: Path, name: str) -> Path:
+        """Return root / name. Raises NadpipeError if it is missing; the message names a folder one level below that has it."""
+        if (root / name).exists():
+            return root / name
+        inner = next((path for path in root.glob("*/") if (path / name).exists()), None) if root.is_dir() else None
+        raise NadpipeError(f"{root / name}: missing; {f'set path to {inner}' if inner else self.expected()}")
+
+
+class Table(Layout):
+    """A table with one row per image."""
+
+    def list_images(self, source: Source) -> Rows:
+        """Return the rows of the table."""
+        from nadpipe.data.tables import read_table
+
+        columns = (source.path_column, source.mask_column, source.group_column, source.label_column)
+        return read_table(source.path, *columns)
+
+
+class Tree(Layout):
+    """A folder with images at any depth."""
+
+    def list_images(self, source: Source) -> Rows:
+        """Return the images sorted by path; the group is the first folder below the path, the label is the last."""
+        folders = {path: path.relative_to(source.path).parts[:-1] for path in _images_in(source.path)}
+        return _as_rows(
+            [
+                ListedImage(path, group=parts[0] if parts else None, label=parts[-1] if parts else None)
+                for path, parts in folders.items()
+            ]
+        )
+
+
+class StanfordCars(Layout):
+    """Stanford Cars as published."""
+
+    def list_images(self, source: Source) -> Rows:
+        """Return the images of a split; the label is the class, the group is the year at the end of the class name."""
+        from nadpipe.data.tables import read_cars
+
+        return read_cars(source.path, self.chosen_split(source.split), self.expected())
+
+
+class Folder(Layout):
+    """A folder with images, masks and a class file."""
+
+    def list_images(self, source: Source) -> Rows:
+        """Return all images sorted by path, or those that splits/<split>.txt lists, in its order."""
+        images, masks = (self.existing(source.path, name) for name in ("images", "masks"))
+        paths = _images_in(images)
+        if source.split is not None:
+            split_file = self.existing(source.path, f"splits/{source.split}.txt")
+            by_name = {str(path.relative_to(images).with_suffix("")): path for path in paths}
+            names = [line.strip() for line in split_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            missing = [name for name in names if name not in by_name]
+            if missing:
+                raise NadpipeError(f"{images / missing[0]}.*: no such image; add it, or remove its name from {split_file}")
+            paths = [by_name[name] for name in names]
+        return _as_rows(_checked([ListedImage(path, (masks / path.relative_to(images)).with_suffix(".png")) for path in paths]))
+
+    def find_classes(self, source: Source) -> Classes:
+        """Return the classes of the class file."""
+        files = self.class_files(source.path)
+        if not files:
+            raise NadpipeError(f"{source.path / _CLASS_FILES[0]}: no class file; {self.expected()}")
+        return read_class_file(files[0])
+
+    def class_files(self, root: Path) -> list[Path]:
+        """Return the class files in the folder; the first one counts."""
+        return [root / name for name in _CLASS_FILES if (root / name).is_file()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """A way in which the masks of a published data set are written."""
+
+    masks: str  # folder below the path; {split} stands for the split
+    suffix: str  # of a mask's name, in place of the image's
+    values: str = "values"  # column of the class file with the mask values
+
+
+@dataclasses.dataclass(frozen=True)
+class Published(Layout):
+    """A published segmentation data set, as downloaded and unpacked, or as mmsegmentation converts it."""
+
+    keys: tuple[str, ...] = ("split",)
+    has_classes: bool = True
+    has_fixed_values: bool = True
+    images: str = ""  # folder below the path; {split} stands for the split
+    image_suffix: str = ".jpg"
+    encodings: tuple[Encoding, ...] = ()  # the first one whose masks exist counts
+    class_file: str = ""  # of the package
+    split_file: str | None = None  # list of image names; None: all images in the folder of the split
+    background: bool = True  # False: the first class of the file is ignored
+
+    def list_images(self, source: Source) -> Rows:
+        """Return the images of a split with their masks, in the order of the split file or sorted by path.
+
+        The group is the first folder below the split's folder (the city of Cityscapes).
+        """
+        images, stems = self._stems(source)
+        masks, encoding = self._encoding(source, stems[0])
+        return _as_rows(
+            _checked(
+                [
+                    ListedImage(
+                        path=images / f"{stem}{self.image_suffix}",
+                        mask_path=masks / f"{stem}{encoding.suffix}",
+                        group=stem.split("/")[0] if "/" in stem else None,
+                    )
+                    for stem in stems
+                ]
+            )
+        )
+
+    def find_classes(self, source: Source) -> Classes:
+        """Return the published classes, with the mask values of the encoding that the source has."""
+        _, stems = self._stems(source)
+        _, encoding = self._encoding(source, stems[0])
+        classes = read_class_file(published_file(self.class_file), encoding.values)
+        return classes if self.background else without_first(classes)
+
+    def class_files(self, root: Path) -> list[Path]:
+        """Return the package's class file."""
+        return [published_file(self.class_file)]
+
+    def _stems(self, source: Source) -> tuple[Path, list[str]]:
+        """Return the folder of the split's images, and their names below it without suffix."""
+        split = self.chosen_split(source.split)
+        images = self.existing(source.path, self.images.format(split=split))
+        if self.split_file is None:
+            paths = images.rglob(f"*{self.image_suffix}")
+            stems = sorted(str(path.relative_to(images)).removesuffix(self.image_suffix) for path in paths)
+        else:
+            stems = self.existing(source.path, self.split_file.format(split=split)).read_text(encoding="utf-8").split()
+        if not stems:
+            raise NadpipeError(f"{images}: no images *{self.image_suffix} for split {split}; {self.expected()}")
+        return images, stems
+
+    def _encoding(self, source: Source, stem: str) -> tuple[Path, Encoding]:
+        """Return the folder of the masks and how they are written. The first image decides for all."""
+        split = self.chosen_split(source.split)
+        candidates = [(source.path / encoding.masks.format(split=split), encoding) for encoding in self.encodings]
+        for folder, encoding in candidates:
+            if (folder / f"{stem}{encoding.suffix}").is_file():
+                return folder, encoding
+        masks = " or ".join(dict.fromkeys(f"{folder}/{stem}{encoding.suffix}" for folder, encoding in candidates))
+        raise NadpipeError(f"{masks}: no such mask; {self.expected()}")
+
+
+_COCO = "a folder with images/<split>/, and masks in annotations/<split>/ or stuffthingmaps/<split>/"
+_VOC21 = Published(
+    name="voc21",
+    description="VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/<split>.txt",
+    splits=("val", "train", "trainval"),
+    images="JPEGImages",
+    encodings=(Encoding("SegmentationClass", ".png"),),
+    class_file="voc21",
+    split_file="ImageSets/Segmentation/{split}.txt",
+)
+_CONTEXT60 = Published(
+    name="context60",
+    description="VOCdevkit/VOC2010 with JPEGImages/, SegmentationClassContext/ (label maps with values 0 to 59, as written by "
+    "mmsegmentation's pascal_context.py) and ImageSets/SegmentationContext/<split>.txt",
+    splits=("val", "train"),
+    images="JPEGImages",
+    encodings=(Encoding("SegmentationClassContext", ".png"),),
+    class_file="context60",
+    split_file="ImageSets/SegmentationContext/{split}.txt",
+)
+_RECORDS = (
+    Table(
+        name="table",
+        description="a CSV or Parquet table with one row per image; image paths are relative to its folder",
+        keys=("path_column", "mask_column", "group_column", "label_column"),
+        is_file=True,
+    ),
+    Tree(
+        name="tree",
+        description="a folder with images at any depth; the first folder is the group, the last is the label",
+    ),
+    StanfordCars(
+        name="stanford_cars",
+        description="a folder with devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat, "
+        "cars_train/ and cars_test/",
+        keys=("split",),
+        splits=("train", "test"),
+    ),
+    Folder(
+        name="folder",
+        description="a folder with images/, masks/ (.png files with the images' names), classes.csv or classes.txt, and "
+        "optionally splits/<split>.txt (image names without suffix)",
+        keys=("split",),
+        has_classes=True,
+    ),
+    dataclasses.replace(_VOC21, name="voc20", background=False),
+    _VOC21,
+    dataclasses.replace(_CONTEXT60, name="context59", background=False),
+    _CONTEXT60,
+    Published(
+        name="ade20k",
+        description="ADEChallengeData2016 with images/<split>/ and annotations/<split>/",
+        splits=("validation", "training"),
+        images="images/{split}",
+        encodings=(Encoding("annotations/{split}", ".png"),),
+        class_file="ade20k",
+    ),
+    Published(
+        name="coco_stuff164k",
+        description=_COCO,
+        splits=("val2017", "train2017"),
+        images="images/{split}",
+        encodings=(
+            Encoding("annotations/{split}", "_labelTrainIds.png", "train_values"),
+            Encoding("annotations/{split}", ".png"),
+            Encoding("stuffthingmaps/{split}", ".png"),
+        ),
+        class_file="coco_stuff164k",
+    ),
+    # In the converted masks, everything but the 80 kinds of objects is background. In stuffthingmaps, that is all stuff and all
+    # unlabelled pixels.
+    Published(
+        name="coco_object",
+        description=_COCO,
+        splits=("val2017", "train2017"),
+        images="images/{split}",
+        encodings=(
+            Encoding("annotations/{split}", "_instanceTrainIds.png", "train_values"),
+            Encoding("annotations/{split}", ".png"),
+            Encoding("stuffthingmaps/{split}", ".png"),
+        ),
+        class_file="coco_object",
+    ),
+    Published(
+        name="cityscapes",
+        description="a folder with leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/",
+        splits=("val", "train"),
+        images="leftImg8bit/{split}",
+        image_suffix="_leftImg8bit.png",
+        encodings=(
+            Encoding("gtFine/{split}", "_gtFine_labelTrainIds.png", "train_values"),
+            Encoding("gtFine/{split}", "_gtFine_labelIds.png"),
+        ),
+        class_file="cityscapes",
+    ),
+)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _RECORDS}
+
+
+def find_layout(name: str) -> Layout:
+    """Return the layout of that name. Raises NadpipeError that lists all names if there is none."""
+    if name not in LAYOUTS:
+        raise NadpipeError(f"--layout: no layout {name}; choose {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images at any depth of a folder, sorted by path. Raises NadpipeError if there are none."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise NadpipeError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) at any depth; correct the path")
+    return paths
+
+
+def _checked(images: list[ListedImage]) -> list[ListedImage]:
+    """Return the images if all of them and their masks exist. Raises NadpipeError that names the first missing file."""
+    for image in images:
+        if not image.path.is_file():
+            raise NadpipeError(f"{image.path}: no such image; add it, or remove its name from the split file")
+        if image.mask_path is not None and not image.mask_path.is_file():
+            raise NadpipeError(f"{image.mask_path}: no such mask; add it, or remove its image from the split")
+    return images
+
+
+def _as_rows(images: Sequence[ListedImage]) -> Rows:
+    """Return one row per image, with paths as text."""
+    import pandas as pd
+
+    texts = [tuple(None if value is None else str(value) for value in image) for image in images]
+    return pd.DataFrame(texts, columns=ListedImage._fields, dtype=object)

@@ -1,0 +1,154 @@
+"""Image files, and the crops (views) in which a model sees an image."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from nadpipe.errors import NadpipeError
+
+_ORIENTATION = 0x0112  # EXIF tag
+_QUARTER_TURNS = (5, 6, 7, 8)  # values of the tag that swap height and width
+_LARGEST_ASPECT = 64  # long side over short side
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A square crop of `crop_size` pixels from an image resized to (resized_height, resized_width)."""
+
+    crop_top: int
+    crop_left: int
+    crop_size: int
+    resized_height: int
+    resized_width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInfo:
+    """Upright size in pixels and checksum of an image file that was decoded completely."""
+
+    height: int
+    width: int
+    sha256: str
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Return height and width after scaling the short side to `short_side`; the long side is rounded down as in torchvision."""
+    if height <= width:
+        return short_side, int(short_side * width / height)
+    return int(short_side * height / width), short_side
+
+
+def centre_box(height: int, width: int, size: int) -> list[Box]:
+    """Return the single crop of the model's own preprocessing: scale the short side to `size`, crop the centre."""
+    rows, columns = resized_size(height, width, size)
+    return [Box(round((rows - size) / 2), round((columns - size) / 2), size, rows, columns)]
+
+
+def sliding_boxes(height: int, width: int, short_side: int, crop: int, stride: float) -> list[Box]:
+    """Return overlapping crops that cover an image whose short side is scaled to `short_side`, row by row.
+
+    crop: side of a crop in pixels, at most `short_side`. stride: distance between crops as a share of their side. The last
+    crop of each row and column is shifted back to the border.
+    """
+    rows, columns = resized_size(height, width, short_side)
+    step = max(1, round(crop * stride))
+
+    def starts(length: int) -> list[int]:
+        count = math.ceil((length - crop) / step) + 1
+        return [min(index * step, length - crop) for index in range(count)]
+
+    return [Box(top, left, crop, rows, columns) for top in starts(rows) for left in starts(columns)]
+
+
+def crop_pixels(image: Image.Image, boxes: list[Box], interpolation: str) -> UInt8[np.ndarray, "view row column 3"]:
+    """Return the pixels of each box, 0 to 255. The image is resized once, so all boxes must have the same resized size."""
+    method = Image.Resampling[interpolation.upper()]
+    size = (boxes[0].resized_width, boxes[0].resized_height)
+    resized = np.asarray(image.resize(size, method) if image.size != size else image)
+    return np.stack(
+        [resized[box.crop_top : box.crop_top + box.crop_size, box.crop_left : box.crop_left + box.crop_size] for box in boxes]
+    )
+
+
+def read_image(path: str) -> Image.Image:
+    """Return an image as RGB, upright by its EXIF orientation. Raises NadpipeError if the file is not a readable image."""
+    with _one_line_errors(path), Image.open(path) as image:
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def examine_image(path: str) -> ImageInfo:
+    """Decode an image completely and return its size and checksum.
+
+    Raises NadpipeError if `read_image` cannot read the file, if it has several frames, or if its long side is so long that the
+    image would not fit into memory once its short side has the model's size.
+    """
+    with _one_line_errors(path):
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO is one photograph with previews
+            if frames > 1:
+                raise ValueError(f"it has {frames} frames, save the one to use")
+            height, width = _upright_size(image)
+            if max(height, width) > _LARGEST_ASPECT * min(height, width):
+                raise ValueError(f"{width} × {height} is longer than {_LARGEST_ASPECT} times its short side, crop it")
+            _to_rgb(image)
+    return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Return height and width of the upright image, from the file's header. Raises NadpipeError as `read_image` does."""
+    with _one_line_errors(path), Image.open(path) as image:
+        return _upright_size(image)
+
+
+def orient_like(mask: Image.Image, photograph: str) -> Image.Image:
+    """Return a mask drawn on the stored photograph, turned by the photograph's EXIF orientation."""
+    with Image.open(photograph) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    mask.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(mask)
+
+
+def printable(path: str) -> str:
+    """Return a path as it can stand in a message of one line."""
+    return path if path.isprintable() else repr(path)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str) -> Iterator[None]:
+    """Raise every error in reading an image as a NadpipeError of one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NadpipeError(f"{printable(path)}: no such image; correct the path in the table that lists it") from None
+    except Exception as error:  # on damaged files, decoders raise errors of many types
+        reason = str(error).replace("\n", " ").replace(path, "the file") or type(error).__name__
+        raise NadpipeError(
+            f"{printable(path)}: not a readable image ({reason}); replace the file or remove it from the data set"
+        ) from None
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    quarter_turn = image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+    return (width, height) if quarter_turn else (height, width)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB as open_clip does, but scale 16-bit greyscale to its whole range, which Pillow would clip."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels have 32 bits, save it with 8 or 16")
+        return Image.fromarray((values.astype(np.float32) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are not whole numbers, save it with 8 or 16 bits")
+    return image.convert("RGB")

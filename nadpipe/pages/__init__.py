@@ -1,0 +1,1 @@
+"""Figures, pictures and pages, made from the tables and artifacts of a run."""

@@ -1,0 +1,90 @@
+"""Reader of the explorer's files, for commands that show the same in a terminal."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int8
+from PIL import Image
+
+from nadpipe.errors import NadpipeError
+from nadpipe.pages.pictures import contact_sheet, heat_overlay
+
+NAMING_RULES = {"active": "texts by correlation", "nearest": "texts by direction", "sparse": "sparse code"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Explorer:
+    """An explorer on disk. All methods raise NadpipeError if a file is missing or damaged."""
+
+    folder: Path
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes of the model and of the pages."""
+        return self.load("about")
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """Return all texts that name a pair."""
+        return self.load("texts")
+
+    def load(self, name: str) -> Any:
+        """Return the content of data/<name>.json."""
+        path = self.folder / "data" / f"{name}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
+
+    def check_index(self, kind: str, index: int) -> int:
+        """Return the index of a head or neuron. Raises NadpipeError if the model has no such head or neuron."""
+        count = self.sizes[f"{kind}s"]
+        if not 0 <= index < count:
+            raise NadpipeError(f"{kind} {index}: the model has {kind}s 0 to {count - 1}")
+        return index
+
+    def firing(self, head: int, neuron: int) -> Int8[np.ndarray, "shown row column"]:
+        """Return maps of where a pair fires in the images at its ends, in steps of 1/127 of each map's largest value."""
+        path = self.folder / "data" / "firing" / f"{neuron}.bin"
+        grid = self.sizes["grid"]
+        try:
+            return np.fromfile(path, np.int8).reshape(self.sizes["heads"], -1, grid, grid)[head]
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
+
+    def image(self, image_id: int) -> Image.Image:
+        """Return a thumbnail of the crop that the model saw of an image."""
+        path = self.folder / "data" / "images" / f"{image_id}.jpg"
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+    def pictures(self, pair: dict[str, Any], neuron: int) -> list[Image.Image]:
+        """Return the images at a pair's ends, overlaid with where it fires: top images first, then bottom images."""
+        maps = self.firing(pair["head"], neuron)
+        return [heat_overlay(self.image(image_id), steps / 127) for image_id, steps in zip(pair["images"], maps, strict=True)]
+
+    def sheet(self, title: str, pairs: Sequence[tuple[dict[str, Any], int]]) -> Image.Image:
+        """Return a contact sheet with the top and bottom images of pairs. pairs: each pair with its neuron."""
+        sections = {}
+        for pair, neuron in pairs:
+            pictures = self.pictures(pair, neuron)
+            half = len(pictures) // 2
+            name = f"pair {pair['head']}/{neuron}: {self.format_texts(pair['texts'].get('active', [])[:1])}"
+            sections[name] = [("top images", pictures[:half]), ("bottom images", pictures[half:])]
+        return contact_sheet(title, sections, {})
+
+    def format_texts(self, texts: Sequence[Sequence[int | float]]) -> str:
+        """Return texts with their weights in words. texts: number and weight of each."""
+        return ", ".join(f"{self.texts[int(number)]} ({weight:.2f})" for number, weight in texts) or "–"
+
+
+def _unreadable(path: Path, error: Exception) -> NadpipeError:
+    return NadpipeError(f"{path}: not readable ({type(error).__name__}); make it with snakemake results/explorer")

@@ -1,0 +1,270 @@
+"""Files of the explorer: static pages, and the data of all pairs in small JSON files that the pages load when needed."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+from nadpipe.circuit import activity
+from nadpipe.circuit.attention import AttentionPool, tokens
+from nadpipe.data.views import read_image
+from nadpipe.pages.pictures import crop_to_square
+from nadpipe.progress import track
+from nadpipe.store.arrays import ZarrStore
+from nadpipe.store.kinds.features import VIEW_TABLE
+from nadpipe.store.shards import head_coefficients, join
+from nadpipe.store.stamp import Stamp
+
+_WEB = Path(__file__).parent / "web"
+_PAGE = 100  # pairs per page of the ranking
+_TEXTS = 256  # texts per file
+_LISTED = 100  # pairs listed per text and naming rule
+_BINS = 24
+
+UnitTexts = dict[int, dict[str, list]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extremes:
+    """The views at both ends of every pair's coefficients, signed along the pair's direction.
+
+    Attributes:
+        views: Row numbers of the views: the largest coefficients, then the smallest, most extreme first.
+        values: Coefficients of these views.
+        counts: Histogram of the coefficients of all views.
+        range: Smallest and largest coefficient.
+    """
+
+    views: Int[np.ndarray, "head neuron shown"]
+    values: Float[np.ndarray, "head neuron shown"]
+    counts: Int[np.ndarray, "head neuron bin"]
+    range: Float[np.ndarray, "head neuron 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FiringMaps:
+    """Maps of where pairs fire in the views at their ends, in steps of 1/127 of each map's scale."""
+
+    steps: Int8[Tensor, "head neuron shown spatial"]
+    scale: Float[Tensor, "head neuron shown"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Tables of the units; pairs are sorted by head and neuron."""
+
+    pairs: pd.DataFrame
+    neurons: pd.DataFrame
+    heads: pd.DataFrame
+
+
+class PairTexts:
+    """The texts that name pairs, numbered in alphabetical order."""
+
+    def __init__(self, assignments: pd.DataFrame, correlated: pd.DataFrame) -> None:
+        """Number the texts of both tables. Texts by correlation become the naming rule `active`."""
+        active = correlated.rename(columns={"correlation": "weight"}).assign(kind="active")
+        columns = ["head", "neuron", "kind", "rank", "text", "weight"]
+        table = pd.concat([active[columns], assignments[columns]], ignore_index=True)
+        self.texts: list[str] = sorted(table["text"].unique())
+        self.number = {text: number for number, text in enumerate(self.texts)}
+        table["text"] = table["text"].map(self.number).astype(int)
+        self.table = table.sort_values(["neuron", "head", "rank"], kind="stable", ignore_index=True)
+
+    def of_neuron(self, neuron: int) -> UnitTexts:
+        """Return text numbers and weights of a neuron's pairs, by head and naming rule, best first."""
+        start, stop = np.searchsorted(self.table["neuron"], [neuron, neuron + 1])
+        by_head: UnitTexts = {}
+        columns = (self.table[name].iloc[start:stop].tolist() for name in ("head", "kind", "text", "weight"))
+        for head, kind, text, weight in zip(*columns, strict=True):
+            by_head.setdefault(head, {}).setdefault(kind, []).append([text, _round(weight)])
+        return by_head
+
+    def chunks(self, pairs: pd.DataFrame) -> Iterator[tuple[int, UnitTexts]]:
+        """Yield the number of each file of texts, and its pairs by text and naming rule, largest weight first."""
+        ranks = pairs.set_index(["head", "neuron"])["contribution_rank"]
+        table = self.table.assign(size=self.table["weight"].abs()).sort_values("size", ascending=False, kind="stable")
+        table = table.groupby(["text", "kind"], sort=False).head(_LISTED)
+        table["place"] = ranks.loc[list(zip(table["head"], table["neuron"], strict=True))].to_numpy()
+        for chunk, rows in table.groupby(table["text"] // _TEXTS):
+            by_text: UnitTexts = {}
+            columns = (rows[name].tolist() for name in ("text", "kind", "head", "neuron", "weight", "place"))
+            for text, kind, head, neuron, weight, place in zip(*columns, strict=True):
+                by_text.setdefault(text, {}).setdefault(kind, []).append([head, neuron, _round(weight), place])
+            yield int(chunk), by_text
+
+
+def find_extremes(contributions: Sequence[ZarrStore], sign: Int[Tensor, "head neuron"], shown: int) -> Extremes:
+    """Find the `shown` views with the largest and with the smallest coefficients of every pair, and their histogram."""
+    heads = []
+    for head in track(range(len(sign)), "ranking images", "head"):
+        value = head_coefficients(contributions, head) * sign[head]
+        views = activity.end_images(value, shown)
+        low, high = value.amin(0), value.amax(0)
+        counts = activity.histogram(value, low, high, _BINS)
+        heads.append((views, value.T.gather(1, views), counts, torch.stack([low, high], dim=1)))
+    return Extremes(*(torch.stack(arrays).numpy() for arrays in zip(*heads, strict=True)))
+
+
+def map_firing(
+    features: Sequence[ZarrStore],
+    contributions: Sequence[ZarrStore],
+    pool: AttentionPool,
+    views: Int[np.ndarray, "head neuron shown"],
+    sign: Int[Tensor, "head neuron"],
+) -> FiringMaps:
+    """Map where every pair fires along its direction in its views. Each view is read once."""
+    steps = torch.zeros(*views.shape, pool.tokens - 1, dtype=torch.int8)
+    scale = torch.zeros(views.shape)
+    by_view = np.argsort(views, axis=None, kind="stable")
+    total = len(join(contributions, "image_id"))
+    starts = np.searchsorted(views.ravel()[by_view], np.arange(total + 1))
+    rows = ((*stores, row) for stores in zip(features, contributions, strict=True) for row in range(_count(stores[0])))
+    for view, (feature_store, contribution_store, row) in enumerate(track(rows, "mapping pairs", "image", total)):
+        slots = by_view[starts[view] : starts[view + 1]]
+        if not len(slots):
+            continue
+        head, neuron, slot = map(torch.from_numpy, np.unravel_index(slots, views.shape))
+        x = tokens(feature_store.tensor("activation", row).float()[None], pool)[0]
+        attention = contribution_store.tensor("attention", row).float()
+        maps = activity.firing(attention, x, head, neuron) * sign[head, neuron, None].float()
+        steps[head, neuron, slot], scale[head, neuron, slot] = activity.as_bytes(maps)
+    return FiringMaps(steps, scale)
+
+
+def write_pages(
+    folder: Path,
+    model: Stamp,
+    pool: AttentionPool,
+    tables: Tables,
+    texts: PairTexts,
+    extremes: Extremes,
+    maps: FiringMaps,
+    image_id: Int[np.ndarray, " view"],
+) -> None:
+    """Copy the static pages and write the data of all texts, pairs, heads and neurons. The folder must not exist."""
+    shutil.copytree(_WEB, folder)
+    data = folder / "data"
+    sizes = {
+        "architecture": model.architecture,
+        "sha256": model.model,
+        "heads": pool.heads,
+        "neurons": pool.neurons,
+        "grid": pool.grid,
+        "images": len(image_id),
+        "shown": extremes.views.shape[2] // 2,
+        "page": _PAGE,
+        "texts": _TEXTS,
+    }
+    _write_json(data / "about.json", sizes)
+    _write_json(data / "texts.json", texts.texts)
+    for chunk, pairs in texts.chunks(tables.pairs):
+        _write_json(data / "texts" / f"{chunk}.json", pairs)
+    _write_rankings(data, tables, texts, pool.heads)
+    _write_neurons(data, tables, texts, extremes, maps, image_id, pool)
+
+
+def write_images(
+    folder: Path,
+    manifest: pd.DataFrame,
+    image_id: Int[np.ndarray, " view"],
+    views: Int[np.ndarray, "head neuron shown"],
+    features: Sequence[ZarrStore],
+    side: int,
+) -> None:
+    """Write the crop that the model saw of each shown image as a thumbnail, and the images' file names, labels and groups."""
+    data = folder / "data"
+    (data / "images").mkdir()
+    columns = [join(features, name).tolist() for name in VIEW_TABLE]
+    crops = {image: crop for image, *crop in zip(*columns, strict=True)}
+    metadata = {}
+    for image in track(image_id[np.unique(views)].tolist(), "drawing images", "image"):
+        row = manifest.loc[image]
+        top, left, size, height, width = crops[image]
+        crop = crop_to_square(read_image(row["path"]), top, left, size, height, width, side)
+        crop.save(data / "images" / f"{image}.jpg", quality=85)
+        metadata[image] = {"file": Path(row["path"]).name, "label": row["label"], "group": row["group"]}
+    _write_json(data / "images.json", metadata)
+
+
+def _write_rankings(data: Path, tables: Tables, texts: PairTexts, heads: int) -> None:
+    """Write the pairs by rank in files of one page each, and all pairs of each head."""
+    rows = _ranking_rows(tables.pairs, texts)
+    order = np.argsort(tables.pairs["contribution_rank"].to_numpy())
+    for page, start in enumerate(range(0, len(order), _PAGE)):
+        _write_json(data / "ranked" / f"{page}.json", [rows[index] for index in order[start : start + _PAGE]])
+    head_of_pair = tables.pairs["head"].to_numpy()[order]
+    for head in range(heads):
+        pairs = [rows[index] for index in order[head_of_pair == head]]
+        _write_json(data / "heads" / f"{head}.json", {"about": _summary(tables.heads.loc[head]), "pairs": pairs})
+
+
+def _write_neurons(
+    data: Path,
+    tables: Tables,
+    texts: PairTexts,
+    extremes: Extremes,
+    maps: FiringMaps,
+    image_id: Int[np.ndarray, " view"],
+    pool: AttentionPool,
+) -> None:
+    """Write one file per neuron with all its pairs, and one with their maps as bytes."""
+    (data / "firing").mkdir()
+    for neuron in track(range(pool.neurons), "writing neurons", "neuron"):
+        texts_by_head = texts.of_neuron(neuron)
+        pairs = []
+        for head in range(pool.heads):
+            row = tables.pairs.iloc[head * pool.neurons + neuron]
+            pair = {
+                "head": head,
+                "mean": _round(row["coefficient_mean"]),
+                "std": _round(row["coefficient_std"]),
+                "write": _round(row["write_norm"]),
+                "sign": int(row["sign"]),
+                "texts": texts_by_head.get(head, {}),
+                "images": image_id[extremes.views[head, neuron]].tolist(),
+                "values": [_round(value) for value in extremes.values[head, neuron]],
+                "scale": [_round(value) for value in maps.scale[head, neuron]],
+                "reach": [_round(value) for value in extremes.range[head, neuron]],
+                "counts": extremes.counts[head, neuron].tolist(),
+            }
+            pairs.append(_summary(row) | pair)
+        _write_json(data / "neurons" / f"{neuron}.json", {"about": _summary(tables.neurons.loc[neuron]), "pairs": pairs})
+        (data / "firing" / f"{neuron}.bin").write_bytes(maps.steps[:, neuron].numpy().tobytes())
+
+
+def _ranking_rows(pairs: pd.DataFrame, texts: PairTexts) -> list[list]:
+    """Return one list per pair: head, neuron, rank, size, and the numbers of its active and its nearest text (-1: none)."""
+    columns = [pairs[name].tolist() for name in ("head", "neuron", "contribution_rank")]
+    columns.append([_round(value) for value in pairs["std_norm"]])
+    columns += [[texts.number.get(text, -1) for text in pairs[name]] for name in ("active_text", "nearest_text")]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _summary(row: pd.Series) -> dict[str, Any]:
+    """Return what the pages show of units of every kind."""
+    explained = [_round(row[name]) for name in row.index if name.startswith("explained")]
+    return {"rank": int(row["contribution_rank"]), "size": _round(row["std_norm"]), "explained": explained}
+
+
+def _count(store: ZarrStore) -> int:
+    """Return the number of views in a store."""
+    return store["image_id"].shape[0]
+
+
+def _round(value: float) -> float | None:
+    """Return four significant digits, which is enough to look at, or None for a value that is not finite."""
+    return float(f"{value:.4g}") if np.isfinite(value) else None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Overlays, panels and contact sheets of images."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Integer
+from PIL import Image, ImageDraw, ImageFont
+
+from nadpipe.store.label_maps import Colour
+
+_TEXT = 13  # pixels, as are the next two
+_LINE = 20
+_GAP = 4
+_COLUMNS = 5  # of a panel
+_POSITIVE, _NEGATIVE = (230, 110, 0), (0, 90, 220)  # orange, blue
+
+
+def overlay(
+    image: Image.Image, classes: Integer[np.ndarray, "height width"], colours: Sequence[Colour], strength: float = 0.6
+) -> Image.Image:
+    """Return the image in grey with each pixel tinted in its class's colour. Pixels without a class (below 0) do not change."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    tint = np.asarray(colours, dtype=np.float32)[np.maximum(classes, 0)]
+    return Image.fromarray(
+        np.where((classes >= 0)[..., None], grey * (1 - strength) + tint * strength, pixels).astype(np.uint8)
+    )
+
+
+def shrink(image: Image.Image, longest: int) -> Image.Image:
+    """Return the image, scaled down if its longer side exceeds `longest` pixels."""
+    scale = longest / max(image.size)
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def heat_overlay(image: Image.Image, values: Float[np.ndarray, "row column"]) -> Image.Image:
+    """Return the image under a map of values from -1 to 1: orange if positive, blue if negative, more opaque if larger."""
+    smooth = Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    heat = np.asarray(smooth)[..., None]
+    tint = np.where(heat > 0, _POSITIVE, _NEGATIVE)
+    strength = np.abs(heat).clip(0, 1) * 0.85
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return Image.fromarray((pixels * (1 - strength) + tint * strength).astype(np.uint8))
+
+
+def crop_to_square(
+    image: Image.Image, top: int, left: int, size: int, resized_height: int, resized_width: int, side: int
+) -> Image.Image:
+    """Return a view of an image at `side` pixels: a square crop of `size` pixels in the resized image."""
+    x_scale, y_scale = image.width / resized_width, image.height / resized_height
+    box = (left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+
+
+def panel(pictures: Mapping[str, Image.Image], legend: Mapping[str, Colour], longest: int = 480) -> Image.Image:
+    """Return titled pictures in rows above a legend of names and colours. Pictures larger than `longest` are scaled down."""
+    tiles = [_titled(title, shrink(picture, longest)) for title, picture in pictures.items()]
+    grid = _in_rows(tiles, min(_COLUMNS, len(tiles)))
+    return _below(grid, _legend(legend, grid.width))
+
+
+def contact_sheet(
+    title: str,
+    sections: Mapping[str, Sequence[tuple[str, Sequence[Image.Image]]]],
+    legend: Mapping[str, Colour],
+    longest: int = 150,
+) -> Image.Image:
+    """Return a titled sheet of sections, such as "best" and "worst".
+
+    Each entry of a section is a caption above pictures side by side. Pictures larger than `longest` are scaled down.
+    """
+    blocks = [_line(title, bold=True)]
+    for name, entries in sections.items():
+        tiles = [
+            _titled(caption, _side_by_side([shrink(picture, longest) for picture in pictures])) for caption, pictures in entries
+        ]
+        if tiles:
+            blocks += [_line(name), _in_rows(tiles, 2)]
+    blocks.append(_legend(legend, max(block.width for block in blocks)))
+    return functools.reduce(_below, blocks)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=_TEXT)
+
+
+def _line(text: str, bold: bool = False) -> Image.Image:
+    """Return an image of one line of text."""
+    font = ImageFont.load_default(size=_TEXT + 4) if bold else ImageFont.load_default(size=_TEXT + 1)
+    line = Image.new("RGB", (round(font.getlength(text)) + 2 * _GAP, _LINE + 8), "white")
+    ImageDraw.Draw(line).text((_GAP, 6), text, fill="black", font=font)
+    return line
+
+
+def _titled(title: str, picture: Image.Image) -> Image.Image:
+    """Return a picture under its title, as wide as the wider of the two."""
+    width = max(picture.width, round(_font().getlength(title)) + _GAP)
+    tile = Image.new("RGB", (width, picture.height + _LINE), "white")
+    ImageDraw.Draw(tile).text((1, 2), title, fill="black", font=_font())
+    tile.paste(picture, (0, _LINE))
+    return tile
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    return _in_rows(pictures, len(pictures))
+
+
+def _in_rows(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Return tiles in rows. Each column is as wide as its widest tile."""
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    widths = [max(tile.width for tile in tiles[column::columns]) + _GAP for column in range(min(columns, len(tiles)))]
+    heights = [max(tile.height for tile in row) + _GAP for row in rows]
+    sheet = Image.new("RGB", (sum(widths), sum(heights)), "white")
+    for row, tiles_of_row in enumerate(rows):
+        for column, tile in enumerate(tiles_of_row):
+            sheet.paste(tile, (sum(widths[:column]), sum(heights[:row])))
+    return sheet
+
+
+def _below(top: Image.Image, bottom: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (max(top.width, bottom.width), top.height + bottom.height), "white")
+    sheet.paste(top, (0, 0))
+    sheet.paste(bottom, (0, top.height))
+    return sheet
+
+
+def _legend(legend: Mapping[str, Colour], width: int) -> Image.Image:
+    """Return names next to their colours, wrapped to the width."""
+    corners, x, y = [], _GAP, _GAP
+    for name in legend:
+        needed = 14 + 5 + round(_font().getlength(name)) + 12
+        if x > _GAP and x + needed > width:
+            x, y = _GAP, y + _LINE
+        corners.append((x, y))
+        x += needed
+    widest = max(
+        [width, *(x + 19 + round(_font().getlength(name)) + _GAP for name, (x, _) in zip(legend, corners, strict=True))]
+    )
+    image = Image.new("RGB", (widest, y + _LINE + _GAP), "white")
+    pen = ImageDraw.Draw(image)
+    for (name, colour), (x, y) in zip(legend.items(), corners, strict=True):
+        pen.rectangle((x, y, x + 14, y + 14), fill=tuple(colour), outline="grey")
+        pen.text((x + 19, y), name, fill="black", font=_font())
+    return image

@@ -1,0 +1,79 @@
+"""Parts of figures that several analyses share, and writing figures. The same input gives the same bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which most colour-blind readers can distinguish, ordered so that neighbours contrast
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000", "#F0E442")
+MARKERS = "osD^vP*Xh<>"
+_FEW = 4  # up to this many methods are drawn as bars, more as dots
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whatever the suffix. The file contains no date and no library version."""
+    figure.savefig(path, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+
+def per_class_bars(table: pd.DataFrame) -> Figure:
+    """Draw the IoU of each class by method. Classes are sorted by their mean over methods, best first.
+
+    table: columns method, class and iou, one row per method and class. An iou of NaN means that the class occurs neither in the
+    masks nor in the label maps.
+    """
+    wide = table.pivot(index="class", columns="method", values="iou")[list(table["method"].unique())]
+    wide = wide.loc[wide.mean(axis=1).sort_values(na_position="first", kind="stable").index]
+    few = len(wide.columns) <= _FEW
+    height = 0.12 + (0.09 + 0.13 * len(wide.columns) if few else 0.26)
+    figure = Figure(figsize=(8, 1.4 + height * len(wide)), layout="constrained")
+    axes = figure.add_subplot()
+    rows = np.arange(len(wide))
+    if not few:
+        axes.hlines(rows, wide.min(axis=1), wide.max(axis=1), color="0.85", zorder=1)
+    for index, method in enumerate(wide.columns):
+        label = f"{method}  ({wide[method].mean():.3f})"
+        colour = COLOURS[index % len(COLOURS)]
+        if few:
+            thickness = 0.8 / len(wide.columns)
+            axes.barh(rows + 0.4 - thickness * (index + 0.5), wide[method], thickness, color=colour, label=label)
+        else:
+            marker = MARKERS[index % len(MARKERS)]
+            axes.scatter(wide[method], rows, s=34, color=colour, marker=marker, label=label, zorder=2, alpha=0.9)
+    axes.set(yticks=rows, yticklabels=wide.index, xlim=(0, 1), ylim=(-0.7, len(wide) - 0.3), xlabel="IoU")
+    remove_box(axes)
+    axes.legend(title="method (mIoU)", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def accuracy_curves(table: pd.DataFrame, x: str, group: str, label: str, log: bool = True) -> Figure:
+    """Draw zero-shot accuracy with its interval, and the share of variance explained, against column x.
+
+    Each value of column group has one line. Rows that agree in x and group (random draws) are averaged.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for index, (name, rows) in enumerate(table.groupby(group, sort=False)):
+        mean = rows.groupby(x)[["accuracy", "accuracy_low", "accuracy_high", "explained"]].mean()
+        colour = COLOURS[index % len(COLOURS)]
+        marker = MARKERS[index % len(MARKERS)]
+        panels[0].plot(mean.index, mean["accuracy"], color=colour, marker=marker, label=name)
+        panels[0].fill_between(mean.index, mean["accuracy_low"], mean["accuracy_high"], color=colour, alpha=0.15)
+        panels[1].plot(mean.index, mean["explained"], color=colour, marker=marker, label=name)
+    for axes, title in zip(panels, ("zero-shot accuracy", "share of the embedding's variance"), strict=True):
+        axes.set(xlabel=label, title=title)
+        if log:
+            axes.set_xscale("log")
+        remove_box(axes)
+    panels[1].set_ylim(-0.05, 1.05)
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def remove_box(axes: Axes) -> None:
+    """Hide the top and right edges and draw a light grid along the values."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)

@@ -1,0 +1,1 @@
+"""The only package that opens or saves Zarr, Parquet and CSV files."""

@@ -1,0 +1,1 @@
+"""Schemas of all artifacts, one module per family. docs/artifacts.md is generated from them."""

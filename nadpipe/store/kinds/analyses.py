@@ -1,0 +1,94 @@
+"""Schemas of the paper's analyses."""
+
+from nadpipe.store.kinds.units import AXIS_COLUMNS
+from nadpipe.store.schema import Column, CsvKind, TableKind
+
+_FIDELITY = {
+    "accuracy": "zero-shot accuracy of the rebuilt embeddings: share of images whose label's text has the largest cosine",
+    "accuracy_low": "lower end of the Wilson interval",
+    "accuracy_high": "upper end",
+    "relative_error": "mean over images of ‖rebuilt - embedding‖ / ‖embedding‖",
+    "explained": "share of the embeddings' variance over the images that is kept; 0 for their mean, can be negative",
+    "images": "labelled images",
+    "classes": "labels to choose from",
+}
+RECONSTRUCTION = CsvKind(
+    "reconstruction",
+    "results/reconstruction.csv",
+    {
+        "dataset": "data set",
+        "unit": "pair, neuron or head",
+        "components": "directions that each unit writes along, beside its mean; 0 for the mean alone",
+        **_FIDELITY,
+    },
+)
+NAMING = CsvKind(
+    "naming",
+    "results/naming.csv",
+    {
+        "dataset": "data set",
+        "rule": "nearest: text nearest to the direction; sparse: first atom; correlated: active_text of pairs.parquet",
+        "share": "share of the pairs that vary, those of largest std_norm",
+        "pairs": "number of pairs",
+        "attributes": "0/1 columns of the table; each pair selects the one that correlates most with its coefficient",
+        "agreement": "share of the pairs whose text contains the word of the attribute they select",
+        "chance": "the same for texts shuffled among the pairs",
+    },
+)
+FAITHFULNESS = CsvKind(
+    "faithfulness",
+    "results/faithfulness.csv",
+    {
+        "dataset": "data set",
+        "ablated": "concept whose pairs are set to their mean over the discovery images; random: as many random pairs",
+        "measured": "concept whose score is measured: ⟨rebuilt embedding, text⟩ / ‖embedding‖",
+        "k": "pairs of a concept",
+        "change": "change of that score over the tenth of the images where it is highest, in standard deviations of the score",
+        "spread_kept": "standard deviation of the score after ablation divided by the one before",
+        "auroc": "AUROC of the score for the concept's 0/1 column, if the table has one",
+        "auroc_ablated": "the same after ablation",
+        "images": "images measured",
+    },
+)
+SPARSITY = CsvKind(
+    "sparsity",
+    "results/sparsity.csv",
+    {
+        "dataset": "data set",
+        "unit": "pair or neuron: the units that are kept or ablated",
+        "kept": "top: units of largest std_norm; bottom: of smallest; random",
+        "draw": "number of the random choice, 0 for top and bottom",
+        "share": "share of the units that is kept; the others are set to their mean over the discovery images",
+        "pairs": "pairs kept; for a neuron, its pairs with all heads",
+        "energy": "share of the summed std_norm² of all units in the kept units",
+        **_FIDELITY,
+    },
+)
+SPARSE_TEXT = CsvKind(
+    "sparse_text",
+    "results/sparse_text.csv",
+    {
+        "dataset": "data set",
+        "unit": "pair, neuron or head: the units that write along their (first) direction",
+        "atoms": "texts of its sparse code that replace each direction; 0 for the mean alone",
+        "coded": "share of the energy (std_norm²) of the units that have a code; the others are set to their mean",
+        **_FIDELITY,
+    },
+)
+POLYSEMANTICITY = TableKind(
+    "polysemanticity",
+    "results/polysemanticity.parquet",
+    {
+        "unit": Column("text", "pair or neuron"),
+        **AXIS_COLUMNS,
+        "spread": Column(
+            "float32", "mean cosine distance of its top images: 0 if all are equal, about 1 if random; null if it does not vary"
+        ),
+        "parent_spread": Column("float32", "pairs: spread of their neuron"),
+        "overlap": Column("float32", "pairs: share of its top images that are top images of its neuron"),
+        "contribution_rank": Column("int32", "1 for the unit of its kind with the largest std_norm"),
+        "nearest_text": Column("text", "dictionary text nearest to the direction"),
+        "active_text": Column("text", "pairs: text whose similarity to the images correlates most with the coefficient"),
+        "images": Column("list<int64>", "image_id of the top images, farthest along the direction first"),
+    },
+)

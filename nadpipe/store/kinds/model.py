@@ -1,0 +1,20 @@
+"""Schema of the exported model."""
+
+from nadpipe.store.schema import Array, StoreKind
+
+READOUT = StoreKind(
+    "readout",
+    "results/artifacts/model/readout.zarr",
+    {
+        "value": Array(("head", "width", "stream"), "float", "weight", "W_V^h"),
+        "value_bias": Array(("head", "width"), "float", "bias", "b_V^h"),
+        "output": Array(("head", "embed", "width"), "float", "weight", "W_O^h"),
+        "output_bias": Array(("embed",), "float", "bias", "b_O"),
+        "layer": Array(("head",), "int", "index", "block of the tower that the head belongs to; 0 for a pool"),
+        "query": Array(("head", "width", "stream"), "float", "weight", "W_Q^h"),
+        "query_bias": Array(("head", "width"), "float", "bias", "b_Q^h"),
+        "key": Array(("head", "width", "stream"), "float", "weight", "W_K^h"),
+        "key_bias": Array(("head", "width"), "float", "bias", "b_K^h"),
+        "positional_embedding": Array(("token", "stream"), "float", "activation", "added to the tokens that heads read"),
+    },
+)

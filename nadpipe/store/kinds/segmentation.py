@@ -1,0 +1,94 @@
+"""Schemas of segmentation results."""
+
+from nadpipe.store.schema import Column, CsvKind, TableKind
+
+_K = Column("int32", "pairs selected per text of a class; null for methods that select none")
+_DATASET = Column("text", "data set")
+_METHOD = Column("text", "segmentation method")
+
+CONFUSION = TableKind(
+    "confusion",
+    "results/artifacts/<dataset>/confusion/<shard>.parquet",
+    {
+        "dataset": _DATASET,
+        "image_id": Column("int64", "row of images.parquet"),
+        "method": _METHOD,
+        "true_class": Column("int32", "class in the mask"),
+        "predicted_class": Column("int32", "class by the method"),
+        "pixels": Column("int64", "number of pixels"),
+        "k": _K,
+        "temperature": Column("float32", "factor on the logits before the softmax"),
+        "sink": Column("int32", "spatial token replaced as attention sink, -1 for none"),
+    },
+)
+PER_CLASS = TableKind(
+    "per_class",
+    "results/segmentation/per_class.parquet",
+    {
+        "dataset": _DATASET,
+        "method": _METHOD,
+        "k": _K,
+        "class": Column("text", "class name"),
+        "iou": Column("float64", "intersection over union; null if the class occurs on neither side"),
+        "accuracy": Column("float64", "share of the class's pixels found; null if the masks do not contain it"),
+        "pixels": Column("int64", "pixels of the class in the masks"),
+    },
+)
+DIFFERENCES = TableKind(
+    "differences",
+    "results/segmentation/differences.parquet",
+    {
+        "dataset": _DATASET,
+        "method": _METHOD,
+        "k": _K,
+        "other_method": Column("text", "method to compare with, on the same images"),
+        "other_k": _K,
+        "difference": Column("float64", "mIoU of method - mIoU of other_method"),
+        "low": Column("float64", "lower end of the bootstrap interval over images; both methods use the same resampled images"),
+        "high": Column("float64", "upper end"),
+    },
+)
+REGISTERS = TableKind(
+    "registers",
+    "results/registers.parquet",
+    {
+        "kind": Column(
+            "text", "token: a spatial token of the attention pool; neuron: effect of zeroing it on the strongest token"
+        ),
+        "index": Column("int32", "spatial token, row by row from 0, or neuron"),
+        "rank": Column("int32", "1 for the largest attention (tokens) or attention_drop (neurons)"),
+        "attention": Column("float32", "tokens: mean attention over heads and images"),
+        "relative_attention": Column("float32", "tokens: attention divided by the median token's"),
+        "sink": Column("bool", "tokens: true for the attention sink (at most one)"),
+        "token": Column("int32", "neurons: the token of largest mean attention, to which the other columns refer"),
+        "attention_drop": Column(
+            "float32", "neurons: decrease of that token's attention if the neuron is zeroed at all tokens"
+        ),
+        "embedding_change": Column(
+            "float32", "neurons: ‖embedding without the neuron - embedding‖ / ‖embedding‖, mean over images"
+        ),
+        "activation": Column("float32", "neurons: mean activation at that token"),
+        "elsewhere": Column("float32", "neurons: mean activation at the other tokens"),
+        "images": Column("int32", "number of images measured"),
+    },
+)
+SEGMENTATION = CsvKind(
+    "segmentation",
+    "results/segmentation.csv",
+    {
+        "dataset": "data set",
+        "method": "segmentation method",
+        "k": "pairs selected per text of a class; empty for methods that select none",
+        "miou": "mean intersection over union over classes that occur on either side",
+        "miou_low": "lower end of the bootstrap interval over images",
+        "miou_high": "upper end",
+        "pixel_accuracy": "share of labelled pixels that are correct",
+        "mean_accuracy": "mean over classes of the share of their pixels found",
+        "fw_iou": "IoU weighted by the classes' share of pixels",
+        "images": "images with labelled pixels",
+        "pixels": "labelled pixels",
+        "classes": "classes that occur on either side; the mean is over these",
+        "temperature": "factor on the logits before the softmax",
+        "sink": "spatial token replaced as attention sink, empty for none",
+    },
+)

@@ -1,0 +1,69 @@
+"""Schemas of shift monitoring."""
+
+from nadpipe.store.kinds.units import AXIS_COLUMNS
+from nadpipe.store.schema import Column, CsvKind, TableKind
+
+SHIFT_SCORES = TableKind(
+    "shift_scores",
+    "results/shift/scores.parquet",
+    {
+        "image_id": Column("int64", "row of images.parquet"),
+        "group": Column("text", "group of the image"),
+        "concept": Column("text", "concept"),
+        "score": Column(
+            "text", "norm: ‖R‖ / ‖y‖; projection: ⟨R, text⟩ / ‖y‖; R is the summed contribution of the concept's pairs"
+        ),
+        "value": Column("float32", "the score"),
+    },
+)
+DISCOVERED = TableKind(
+    "discovered",
+    "results/shift/discovered.parquet",
+    {
+        **AXIS_COLUMNS,
+        "group": Column("text", "group compared"),
+        "reference": Column("text", "group, or groups, compared with"),
+        "n": Column("int32", "images of the group"),
+        "n_reference": Column("int32", "images of the reference"),
+        "small": Column("bool", "whether either is below shift.small_group"),
+        "difference": Column("float32", "difference of mean coefficients"),
+        "effect": Column("float32", "Cohen's d"),
+        "p": Column("float64", "Welch's t test, two-sided"),
+        "q": Column("float64", "Benjamini-Hochberg over all pairs and groups"),
+        "contribution": Column("float32", "difference · ‖w[h, n]‖: how far the pair moved the embedding"),
+        "nearest_text": Column("text", "dictionary text nearest to the pair's direction"),
+        "active_text": Column("text", "text whose similarity to the discovery images correlates most with the coefficient"),
+        "images": Column("list<int64>", "image_id of the group's images that show the shift most"),
+    },
+)
+SHIFT = CsvKind(
+    "shift",
+    "results/shift.csv, and results/shift/batches/<dataset>.csv",
+    {
+        "dataset": "data set",
+        "concept": "concept, as in the config",
+        "score": "norm (published) or projection (signed)",
+        "group": "group of images",
+        "n": "images in the group",
+        "small": "whether the group or its reference has fewer than shift.small_group images",
+        "mean": "mean score",
+        "mean_low": "lower end of the bootstrap interval of the mean",
+        "mean_high": "upper end",
+        "reference": "group, or groups, compared with; empty for a reference itself",
+        "effect": "Cliff's delta against the reference, -1 to 1",
+        "test": "mann_whitney, welch or ks",
+        "p": "two-sided p of the test",
+        "q": "Benjamini-Hochberg over all rows of the table",
+        "trend": "Kendall's tau-b of score and order of the groups over all images; empty for groups without an order",
+        "trend_p": "p of the trend: the Mann-Kendall test",
+        "trend_q": "Benjamini-Hochberg over all concepts and scores",
+        "label_rate": "share of the group's images whose label for the concept is 1",
+        "correlation": "point-biserial correlation of score and label over all images",
+        "correlation_low": "lower end of its interval (Fisher)",
+        "correlation_high": "upper end",
+        "auroc": "area under the ROC curve of the score for the label over all images",
+        "auroc_low": "lower end of its bootstrap interval over images",
+        "auroc_high": "upper end",
+        "k": "pairs selected per concept",
+    },
+)

@@ -1,0 +1,22 @@
+"""Pair moments of all shards, merged."""
+
+from collections.abc import Sequence
+
+from nadpipe.circuit.accumulators import Extremes, Mean
+from nadpipe.errors import NadpipeError
+from nadpipe.store.arrays import ZarrStore
+
+
+def merged_moments(stores: Sequence[ZarrStore]) -> Extremes:
+    """Merge the pair moments of all shards. Raises NadpipeError for shards that kept different numbers of images."""
+    merged = Extremes(stores[0].attributes["top_images"])
+    for store in stores:
+        if store.attributes["top_images"] != merged.keep:
+            kept = f"top_images {store.attributes['top_images']}, {stores[0].path} has {merged.keep}"
+            raise NadpipeError(f"{store.path}: has {kept}; accumulate all shards with the same number")
+        shard = Extremes(merged.keep)
+        shard.mean = Mean(store.attributes["views"], store.tensor("sum"))
+        shard.square = Mean(store.attributes["views"], store.tensor("square_sum"))
+        shard.extreme = store.tensor("extreme")
+        merged.merge(shard)
+    return merged

@@ -1,0 +1,29 @@
+"""Final tables of a run, read for plots and pages."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from nadpipe.errors import NadpipeError
+from nadpipe.store.schema import CsvKind, TableKind
+from nadpipe.store.tables import read_parquet
+
+
+def read_result(path: Path, kind: CsvKind | TableKind) -> pd.DataFrame:
+    """Read a final table, CSV or Parquet by its kind."""
+    return read_csv(path, kind) if isinstance(kind, CsvKind) else read_parquet(path, kind)
+
+
+def read_csv(path: Path, kind: CsvKind, text: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Read a CSV table. Only empty cells are missing values. The columns named in text are read as strings.
+
+    Raises NadpipeError if the file is not readable or lacks a column.
+    """
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise NadpipeError(f"{path}: not a readable CSV table ({type(error).__name__}); make it with Snakemake") from None
+    missing = [name for name in kind.columns if name not in table]
+    if missing:
+        raise NadpipeError(f"{path}: columns {', '.join(missing)} are missing; delete the table and make it again")
+    return table

@@ -1,0 +1,82 @@
+"""Building blocks of schemas: arrays of Zarr stores, columns of tables. This module imports nothing heavy.
+
+A kind's `signature` holds what a stage's numbers can depend on: names, axes, types and format. Descriptions are not part of it, so
+rewording one reruns nothing (see `nadpipe.fingerprint`).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+FORMAT = 5  # of all kinds that do not name their own; 4 was the last with attnpool.zarr
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a Zarr store. `longest`: longest side of a chunk per axis."""
+
+    axes: tuple[str, ...]
+    type: str  # float, int or text
+    units: str
+    source: str
+    longest: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreKind:
+    """One kind of Zarr store."""
+
+    name: str
+    path: str  # for the documentation
+    arrays: Mapping[str, Array]
+    first: Mapping[str, int] = dataclasses.field(default_factory=dict)  # first index of an axis, if not 0
+    format: int = FORMAT
+
+    @property
+    def signature(self) -> str:
+        """Return a text that changes with everything but descriptions."""
+        arrays = {name: [array.axes, array.type, dict(array.longest)] for name, array in self.arrays.items()}
+        return _signature(self.name, self.format, [arrays, dict(self.first)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of a Parquet table. `type`: a key of `nadpipe.store.tables.TYPES`."""
+
+    type: str
+    comment: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TableKind:
+    """One kind of Parquet table."""
+
+    name: str
+    path: str
+    columns: Mapping[str, Column]
+    format: int = FORMAT
+
+    @property
+    def signature(self) -> str:
+        """Return a text that changes with everything but comments."""
+        return _signature(self.name, self.format, {name: column.type for name, column in self.columns.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class CsvKind:
+    """One kind of CSV table: the meaning of its columns, in order."""
+
+    name: str
+    path: str
+    columns: Mapping[str, str]
+    format: int = FORMAT
+
+    @property
+    def signature(self) -> str:
+        """Return a text that changes with everything but comments."""
+        return _signature(self.name, self.format, list(self.columns))
+
+
+def _signature(name: str, version: int, content: Any) -> str:
+    return json.dumps([name, version, content])

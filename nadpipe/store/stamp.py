@@ -1,0 +1,45 @@
+"""Stamps: the kind, format, model and code of an artifact, written with it and checked when it is opened."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nadpipe import __version__
+from nadpipe.errors import NadpipeError
+from nadpipe.fingerprint import code_fingerprint
+from nadpipe.store.schema import StoreKind, TableKind
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """Model that an artifact belongs to, and code that made it."""
+
+    model: str = ""  # sha256 of weights, model config and preprocessing; empty if no model was involved
+    architecture: str = ""
+    code: str = ""
+
+    def made_by(self, module: str) -> "Stamp":
+        """Return the stamp of what a stage makes for this model."""
+        return dataclasses.replace(self, code=code_fingerprint(module))
+
+    def attributes(self, kind: StoreKind | TableKind) -> dict[str, Any]:
+        """Return the stamp as stored with an artifact of this kind."""
+        return {"kind": kind.name, "format": kind.format, "nadpipe_version": __version__, **dataclasses.asdict(self)}
+
+
+def check_stamp(path: Path, attributes: Mapping[str, Any], kind: StoreKind | TableKind, model: Stamp | None) -> None:
+    """Raise NadpipeError if an artifact has another kind or format, or was made with another model than `model`."""
+    stored = attributes.get("kind")
+    if stored != kind.name:
+        raise NadpipeError(
+            f"{path}: holds {stored or 'no nadpipe artifact'}, expected {kind.name}; delete it and make it again"
+        )
+    if attributes.get("format") != kind.format:
+        raise NadpipeError(
+            f"{path}: has format {attributes.get('format')}, this nadpipe reads format {kind.format}; delete it and make it again"
+        )
+    if model is not None and attributes.get("model") != model.model:
+        made = f"{attributes.get('architecture')} {str(attributes.get('model'))[:8]}"
+        run = f"{model.architecture} {model.model[:8]}"
+        raise NadpipeError(f"{path}: is for model {made}, this run is {run}; delete it and make it again")

@@ -1,0 +1,145 @@
+"""Parquet and CSV tables: written once, whole, and checked when they are read."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nadpipe.errors import NadpipeError
+from nadpipe.store.atomic import atomic_path
+from nadpipe.store.schema import Column, CsvKind, TableKind
+from nadpipe.store.stamp import Stamp, check_stamp
+
+_ROW_GROUP = 2**16
+TYPES: dict[str, pa.DataType] = {
+    "text": pa.dictionary(pa.int32(), pa.string()),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    **{name: getattr(pa, name)() for name in ("int8", "int16", "int32", "int64", "float32", "float64")},
+    "list<string>": pa.list_(pa.string()),
+    "list<int16>": pa.list_(pa.int16()),
+    "list<int64>": pa.list_(pa.int64()),
+    "list<float32>": pa.list_(pa.float32()),
+}
+
+
+@contextlib.contextmanager
+def create_parquet(
+    path: Path,
+    kind: TableKind,
+    stamp: Stamp,
+    more: Mapping[str, Column] | None = None,
+    sources: bool = False,
+) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield a function that adds rows to a new table, which need not fit in memory. It appears if the block succeeds.
+
+    more: columns beside the schema. sources: keep all other columns as the source table's own.
+    """
+    metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
+    with atomic_path(path) as partial, contextlib.ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        waiting: list[pa.Table] = []
+
+        def flush() -> None:
+            """Write small batches together: a file of many small row groups is slow to read."""
+            assert writer is not None
+            rows = pa.concat_tables(waiting).unify_dictionaries()
+            writer.write_table(rows, row_group_size=_ROW_GROUP)
+            waiting.clear()
+
+        def add(rows: pd.DataFrame) -> None:
+            nonlocal writer
+            schema = _schema({**kind.columns, **(more or {})}, rows, sources).with_metadata(metadata)
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd", write_page_index=True))
+            arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
+            waiting.append(arrow.replace_schema_metadata(metadata))
+            if sum(map(len, waiting)) >= _ROW_GROUP:
+                flush()
+
+        yield add
+        if waiting:
+            flush()
+
+
+def write_parquet(
+    path: Path,
+    kind: TableKind,
+    table: pd.DataFrame,
+    stamp: Stamp,
+    more: Mapping[str, Column] | None = None,
+    sources: bool = False,
+) -> None:
+    """Write a whole table of a kind (see `create_parquet`)."""
+    with create_parquet(path, kind, stamp, more, sources) as add:
+        add(table)
+
+
+def read_parquet(
+    path: Path,
+    kind: TableKind,
+    model: Stamp | None = None,
+    columns: Sequence[str] | None = None,
+    filters: Sequence[tuple[str, str, Any]] | None = None,
+) -> pd.DataFrame:
+    """Read a table and check its stamp and columns. Text columns hold plain strings, and None for missing values.
+
+    columns: read only these. filters: read only rows that satisfy all of them (column, operator, value). Raises NadpipeError for a
+    damaged table and for one of another kind, format or model.
+    """
+    schema = _read_schema(path)
+    check_stamp(path, _attributes(path), kind, model)
+    missing = [name for name in kind.columns if name not in schema.names]
+    if missing:
+        raise NadpipeError(f"{path}: columns {', '.join(missing)} are missing; delete the table and make it again")
+    try:
+        table = pq.read_table(path, columns=columns and list(columns), filters=filters and list(filters))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise NadpipeError(f"{path}: damaged Parquet table ({error}); delete it and make it again") from None
+    frame = table.to_pandas()
+    for name, column in kind.columns.items():
+        if name in frame and column.type in ("text", "string"):
+            values = frame[name].astype(object)
+            frame[name] = values.where(values.notna(), None)
+    return frame
+
+
+def read_stamp(path: Path, kind: TableKind) -> Stamp:
+    """Read the stamp of a table. Raises NadpipeError for a damaged table and for one of another kind or format."""
+    attributes = _attributes(path)
+    check_stamp(path, attributes, kind, None)
+    return Stamp(**{field.name: str(attributes[field.name]) for field in dataclasses.fields(Stamp)})
+
+
+def write_csv(path: Path, kind: CsvKind, table: pd.DataFrame) -> None:
+    """Write a CSV table with the columns of its kind, in order."""
+    with atomic_path(path) as partial:
+        table[list(kind.columns)].to_csv(partial, index=False, lineterminator="\n", float_format="%.8g")
+
+
+def _read_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise NadpipeError(f"{path}: not a readable Parquet table ({error}); make it with Snakemake") from None
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """Read the stamp's attributes of a table; empty for a table without one."""
+    stored = (_read_schema(path).metadata or {}).get(b"nadpipe")
+    return json.loads(stored) if stored else {}
+
+
+def _schema(columns: Mapping[str, Column], table: pd.DataFrame, sources: bool) -> pa.Schema:
+    fields = [pa.field(name, TYPES[column.type], metadata={"comment": column.comment}) for name, column in columns.items()]
+    if sources:
+        extra = [name for name in table.columns if name not in columns]
+        inferred = pa.Schema.from_pandas(table[extra], preserve_index=False)
+        fields += [field.with_metadata({"comment": "column of the source table"}) for field in inferred]
+    return pa.schema(fields)

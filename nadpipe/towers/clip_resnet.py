@@ -1,0 +1,167 @@
+"""CLIP-ResNet: open_clip's ModifiedResNet, whose attention pool reads the last stage with a single query."""
+
+import copy
+import dataclasses
+import itertools
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from nadpipe.circuit.attention import AttentionPool, at_grid
+from nadpipe.circuit.readout import Readout
+from nadpipe.errors import NadpipeError
+from nadpipe.towers.devices import full_float32
+from nadpipe.towers.family import Family, ImageTower, Precision
+from nadpipe.towers.preprocessing import Preprocessing
+
+_TOKEN = 32  # pixels of a spatial token's side: the product of all strides
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetTower(ImageTower):
+    """An image tower with batch norms folded into its convolutions; `reference` has the model's own."""
+
+    visual: ModifiedResNet
+    reference: ModifiedResNet | None
+    preprocessing: Preprocessing
+    pool: AttentionPool
+    precision: Precision
+    block: int
+    device: torch.device
+
+    def activations(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view spatial neuron"]:
+        """Return z, the output of the chosen block of the last stage, row by row, in float32 for every precision."""
+        return self._run(pixels, self.block)
+
+    def embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
+        """Return the image embedding, not normalised; the attention pool runs in float32."""
+        return self.pool_embedding(self._run(pixels, len(self.visual.layer4) - 1))
+
+    def pool_embedding(self, z: Float[Tensor, "view spatial neuron"]) -> Float[Tensor, "view embed"]:
+        """Return the output of the model's own attention pool in float32: the image embedding, not normalised."""
+        side = round(z.shape[1] ** 0.5)
+        return self.visual.attnpool(z.float().transpose(1, 2).unflatten(2, (side, side)))
+
+    def reference_embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
+        """Return the output of open_clip's own tower in float32, not normalised.
+
+        Raises RuntimeError on a tower made by `without_reference`.
+        """
+        if self.reference is None:
+            raise RuntimeError("this tower was made by without_reference")
+        with full_float32():
+            return self.reference(pixels.to(self.device))
+
+    def without_reference(self) -> "ResNetTower":
+        """Return the same tower without the convolutions and batch norms that only the reference needs."""
+        return dataclasses.replace(self, reference=None)
+
+    def _run(self, pixels: Float[Tensor, "view 3 row column"], block: int) -> Float[Tensor, "view spatial neuron"]:
+        visual = self.visual
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"), full_float32():
+            z = visual.stem(pixels.to(self.device))
+            for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4[: block + 1]):
+                z = stage(z)
+        return z.float().flatten(2).transpose(1, 2)
+
+
+class ClipResNet(Family):
+    """The family of RN50, RN101, RN50x4, RN50x16, RN50x64 and ResNets of other sizes with the same structure."""
+
+    requirement = "a CLIP-ResNet: an image tower that ends in a single-query attention pool, such as RN50 or RN50x16"
+
+    def accepts(self, config: dict[str, Any]) -> bool:
+        """Return True for a list of layer counts: only open_clip's ResNets have one."""
+        vision = config["vision_cfg"]
+        return "timm_model_name" not in vision and isinstance(vision.get("layers"), list | tuple)
+
+    def recognises(self, visual: torch.nn.Module) -> bool:
+        """Return True for a ModifiedResNet with an attention pool."""
+        return isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d)
+
+    def token_size(self, visual: ModifiedResNet) -> int:
+        """Return the side of a spatial token in pixels, the same for all ResNets."""
+        return _TOKEN
+
+    def pool(self, visual: ModifiedResNet) -> AttentionPool:
+        """Return the weights of the attention pool; the tensors are the model's own."""
+        module = visual.attnpool
+        heads = module.num_heads
+        query, key, value = (
+            (layer.weight.detach().unflatten(0, (heads, -1)), layer.bias.detach().unflatten(0, (heads, -1)))
+            for layer in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        output = module.c_proj.weight.detach().unflatten(1, (heads, -1)).transpose(0, 1)
+        layer = torch.zeros(heads, dtype=torch.int64, device=output.device)
+        readout = Readout(*value, output=output, output_bias=module.c_proj.bias.detach(), layer=layer)
+        return AttentionPool(readout, module.positional_embedding.detach(), *query, *key)
+
+    def open_tower(
+        self,
+        visual: ModifiedResNet,
+        preprocessing: Preprocessing,
+        precision: Precision,
+        image_size: int | None,
+        block: int | None,
+    ) -> ResNetTower:
+        """Return a tower with folded batch norms; only the attention pool's weights are shared with `visual`.
+
+        block: of the last stage, from 0.
+        Raises NadpipeError if the last stage has no such block or the size is not a whole number of tokens.
+        """
+        blocks = len(visual.layer4)
+        if block is None:
+            block = blocks - 1
+        if not 0 <= block < blocks:
+            raise NadpipeError(
+                f"segmentation.block: the model's last stage has no block {block}; choose one from 0 to {blocks - 1}"
+            )
+        pool = self.pool(visual)
+        if image_size is not None and image_size != preprocessing.image_size:
+            if image_size % _TOKEN:
+                raise NadpipeError(
+                    f"segmentation.crop: {image_size} pixels are not a whole number of tokens; choose a multiple of {_TOKEN}"
+                )
+            preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+            pool = at_grid(pool, image_size // _TOKEN)
+        reference = _with_positions(visual, pool.positional_embedding)
+        return ResNetTower(
+            visual=fold_batch_norms(reference),
+            reference=reference,
+            preprocessing=preprocessing,
+            pool=pool,
+            precision=precision,
+            block=block,
+            device=pool.positional_embedding.device,
+        )
+
+
+FAMILY = ClipResNet()
+
+
+def fold_batch_norms(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a module in which each batch norm is part of the convolution before it.
+
+    The copy computes the same function with less work. Its convolutions have channels last in memory; all other weights are
+    shared with the module, which stays unchanged.
+    """
+    folded = copy.copy(module)
+    folded._modules = {name: child and fold_batch_norms(child) for name, child in module._modules.items()}
+    for (name, convolution), (next_name, norm) in itertools.pairwise(module.named_children()):
+        if isinstance(convolution, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+            folded._modules[name] = fuse_conv_bn_eval(convolution, norm).to(memory_format=torch.channels_last)
+            folded._modules[next_name] = torch.nn.Identity()
+    return folded
+
+
+def _with_positions(visual: ModifiedResNet, positions: Float[Tensor, "token neuron"]) -> ModifiedResNet:
+    """Return a copy of a tower with another positional embedding; all other weights are shared."""
+    pool = copy.copy(visual.attnpool)
+    pool._parameters = {**pool._parameters, "positional_embedding": torch.nn.Parameter(positions, requires_grad=False)}
+    resized = copy.copy(visual)
+    resized._modules = {**visual._modules, "attnpool": pool}
+    return resized

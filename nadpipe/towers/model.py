@@ -1,0 +1,117 @@
+"""Load a CLIP model from any supported source."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import merge_preprocess_dict
+
+from nadpipe.circuit.attention import AttentionPool
+from nadpipe.errors import NadpipeError
+from nadpipe.store.stamp import Stamp
+from nadpipe.towers import clip_resnet
+from nadpipe.towers.checkpoints import fill_model, read_state, state_sha256
+from nadpipe.towers.devices import find_device
+from nadpipe.towers.family import Family, ImageTower, Precision
+from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
+from nadpipe.towers.sources import display_name, find_checkpoint, read_config
+
+FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A CLIP model on a device, in evaluation mode, in float32. Its weights never change.
+
+    weights_sha256: hash of all weights. stamp: identity of the model for artifacts. config: open_clip's model config.
+    """
+
+    clip: open_clip.CLIP | open_clip.CustomTextCLIP
+    family: Family
+    preprocessing: Preprocessing
+    weights_sha256: str
+    stamp: Stamp
+    config: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the weights."""
+        return next(self.clip.parameters()).device
+
+    @property
+    def pool(self) -> AttentionPool:
+        """Return the weights that read the image tower's activations out, for the model's own image size."""
+        return self.family.pool(self.clip.visual)
+
+    @property
+    def token_size(self) -> int:
+        """Return the side of a spatial token of the image tower in pixels."""
+        return self.family.token_size(self.clip.visual)
+
+    def image_tower(
+        self, precision: Precision = "float32", image_size: int | None = None, block: int | None = None
+    ) -> ImageTower:
+        """Return the image tower, ready to run.
+
+        precision: of the convolutions; bfloat16 runs them under autocast.
+        image_size: side of the square images in pixels; positional embeddings are interpolated. None for the model's own.
+        block: block whose activations are taken, from 0; None for the last one.
+        Raises NadpipeError if the tower has no such block or the size is not a whole number of tokens.
+        """
+        return self.family.open_tower(self.clip.visual, self.preprocessing, precision, image_size, block)
+
+
+def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
+    """Load a model with an image tower of a supported family.
+
+    architecture: a model name of open_clip, `hf-hub:org/name`, or the path of a model config JSON.
+    pretrained: a pretrained tag of open_clip or a local file; None for `hf-hub:`.
+    device: auto, cpu, cuda, cuda:1, ...
+    Raises NadpipeError if the architecture is unknown or not supported, or if the weights do not fit it.
+    """
+    config, preprocess = read_config(architecture, lambda config: any(family.accepts(config) for family in FAMILIES))
+    family = _find_family(architecture, config)
+    checkpoint = find_checkpoint(architecture, pretrained)
+    preprocess = merge_preprocess_dict(preprocess, checkpoint.preprocessing)
+    state, openai = read_state(checkpoint.path)
+    if openai or checkpoint.quick_gelu:
+        config["quick_gelu"] = True  # OpenAI trained with QuickGELU; another activation embeds texts differently
+    custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+    preprocessing = read_preprocessing(architecture, config["vision_cfg"]["image_size"], preprocess)
+    try:
+        clip = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**copy.deepcopy(config))
+    except TypeError as error:
+        raise NadpipeError(f"{architecture}: open_clip cannot build this model config ({error}); correct the config") from None
+    if not family.recognises(clip.visual):
+        raise NadpipeError(f"{architecture}: image tower is {type(clip.visual).__name__}; nadpipe needs {family.requirement}")
+    fill_model(clip, state, checkpoint.path, architecture)
+    weights = state_sha256(clip.state_dict())
+    clip.eval().requires_grad_(False).to(find_device(device))
+    return Model(
+        clip=clip,
+        family=family,
+        preprocessing=preprocessing,
+        weights_sha256=weights,
+        stamp=Stamp(model=_identity(weights, config, preprocessing), architecture=display_name(architecture)),
+        config=config,
+    )
+
+
+def _find_family(architecture: str, config: dict[str, Any]) -> Family:
+    """Return the family that accepts a model config. Raises NadpipeError if none does."""
+    for family in FAMILIES:
+        if family.accepts(config):
+            return family
+    tower = config["vision_cfg"].get("timm_model_name", "a vision transformer")
+    needed = ", or ".join(family.requirement for family in FAMILIES)
+    raise NadpipeError(f"{architecture}: image tower is {tower}; nadpipe needs {needed}")
+
+
+def _identity(weights_sha256: str, config: dict[str, Any], preprocessing: Preprocessing) -> str:
+    """Return a hash of all that an artifact's numbers depend on: weights, model config (heads, activation), preprocessing."""
+    settings = json.dumps([config, dataclasses.asdict(preprocessing)], sort_keys=True)
+    return hashlib.sha256(f"{settings}\n{weights_sha256}".encode()).hexdigest()

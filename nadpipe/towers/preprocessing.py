@@ -1,0 +1,45 @@
+"""Preprocessing of images: size, resizing filter and normalisation."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from nadpipe.errors import NadpipeError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Describe the images that a tower takes: side in pixels, mean and standard deviation per channel, resizing filter."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+    def normalise(self, pixels: UInt8[Tensor, "view row column 3"]) -> Float[Tensor, "view 3 row column"]:
+        """Return the network's input for 8-bit pixels.
+
+        The channels stay last in memory because convolutions are fastest that way.
+        """
+        mean, std = (torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
+        return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+def read_preprocessing(architecture: str, image_size: int | list[int], values: dict[str, Any]) -> Preprocessing:
+    """Return the preprocessing of an image size and open_clip's preprocessing values.
+
+    Raises NadpipeError if images are not square or are not resized by their short side.
+    """
+    if values["resize_mode"] != "shortest":
+        raise NadpipeError(
+            f"{architecture}: preprocessing has resize_mode {values['resize_mode']}; only resize_mode shortest is supported"
+        )
+    if isinstance(image_size, list | tuple):
+        if image_size[0] != image_size[1]:
+            raise NadpipeError(f"{architecture}: image_size {image_size} is not square; choose a model with square images")
+        image_size = image_size[0]
+    mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
+    return Preprocessing(image_size, mean, std, values["interpolation"])

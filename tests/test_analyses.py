@@ -1,0 +1,124 @@
+"""Stages of the analyses on a tiny random model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ink
+from stage_run import noise
+
+from nadpipe.errors import NadpipeError
+from nadpipe.stages.draw_retrieval import draw_retrieval
+from nadpipe.stages.embed_texts import embed_texts
+from nadpipe.stages.index_images import index_images
+from nadpipe.stages.measure_faithfulness import measure_faithfulness
+from nadpipe.stages.measure_naming import measure_naming
+from nadpipe.stages.measure_polysemanticity import measure_polysemanticity
+from nadpipe.stages.measure_reconstruction import measure_reconstruction
+from nadpipe.stages.measure_sparse_text import measure_sparse_text
+from nadpipe.stages.measure_sparsity import measure_sparsity
+from nadpipe.stages.plot_table import plot_table
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.analyses import POLYSEMANTICITY
+from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.kinds.units import DIRECTIONS
+from nadpipe.store.tables import read_parquet
+
+
+def test_analyses_start_at_the_mean_and_end_at_the_model(run):
+    """With all pairs, all directions and all of a code, embeddings are the model's own; with none, their mean."""
+    labels = ["cat", "dog", None, "dog", "cat"] * 2
+    run.write_images(noise(10), group=labels)
+    index_images("table", run.folder / "t.csv", run.folder / "images.parquet", label_column="group")
+    contributions = run.decompose(shards=2)
+    for unit in ("pair", "neuron", "head"):
+        run.tabulate(unit, contributions)
+    embed_texts(output=run.folder / "labels.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
+    assert open_zarr(run.folder / "labels.zarr", TEXT).texts() == ["cat", "dog"]
+    seen = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr")
+    units = [run.folder / f"{unit}.zarr" for unit in ("pair", "neuron", "head")]
+
+    measure_sparsity(*seen, *units[:2], run.pool, run.folder / "sparsity.csv", shares=(0.1, 1.0), draws=2)
+    sparsity = pd.read_csv(run.folder / "sparsity.csv").set_index(["unit", "kept", "draw", "share"])
+    assert sparsity.xs(1.0, level="share")["relative_error"].max() < 1e-5
+    assert set(sparsity["images"]) == {8}
+    assert sparsity["pairs"].xs(0.1, level="share").groupby("unit").unique().map(list).to_dict() == {
+        "neuron": [52],
+        "pair": [51],
+    }
+    for unit in ("pair", "neuron"):
+        energy = sparsity["energy"][unit]
+        assert energy["top", 0, 0.1] > energy["random", 1, 0.1] > energy["bottom", 0, 0.1]
+    measure_reconstruction(*seen, *units, run.pool, run.folder / "reconstruction.csv")
+    table = pd.read_csv(run.folder / "reconstruction.csv").set_index(["unit", "components"])
+    assert table.index.tolist() == [(u, c) for u, n in (("pair", 1), ("neuron", 2), ("head", 2)) for c in range(n + 1)]
+    assert table.loc[("pair", 1), "relative_error"] < 1e-5
+    assert table.xs(0, level="components")["relative_error"].nunique() == 1
+    for unit in ("neuron", "head"):
+        assert table.loc[unit]["explained"].is_monotonic_increasing
+    texts = [run.folder / f"{unit}-texts.parquet" for unit in ("pair", "neuron", "head")]
+    words = run.folder / "words.zarr"
+    measure_sparse_text(*seen, *units, *texts, words, run.pool, run.folder / "sparse_text.csv", atoms=(1, 2, 99))
+    coded = pd.read_csv(run.folder / "sparse_text.csv").set_index(["unit", "atoms"])
+    assert coded.index.tolist() == [(unit, count) for unit in ("pair", "neuron", "head") for count in (0, 1, 2)]
+    assert coded.loc["pair"]["explained"].is_monotonic_increasing
+    for unit in ("pair", "neuron", "head"):  # a code is at most the direction that it stands for
+        assert coded.loc[(unit, 2), "relative_error"] >= table.loc[(unit, 1), "relative_error"]
+        assert coded.loc[(unit, 0), "relative_error"] == pytest.approx(table.loc[(unit, 0), "relative_error"])
+    assert (coded["coded"] == 1).all()
+    for name in ("sparsity", "reconstruction", "sparse_text"):
+        plot_table(name, run.folder / f"{name}.csv", run.folder / f"{name}.png")
+        assert 0.01 < ink(run.folder / f"{name}.png") < 0.9
+    with pytest.raises(NadpipeError, match="0 different labels; zero-shot"):
+        index_images("table", run.folder / "t.csv", run.folder / "images.parquet")
+        embed_texts(output=run.folder / "x.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
+    with pytest.raises(NadpipeError, match="no image has a label"):
+        measure_sparsity(*seen, *units[:2], run.pool, run.folder / "sparsity.csv")
+
+
+def test_top_images_of_pairs_and_neurons(run):
+    run.write_images(noise(12))
+    contributions = run.decompose(shards=2)
+    for unit in ("pair", "neuron"):
+        run.tabulate(unit, contributions)
+    inputs = [run.folder / name for name in ("pair.zarr", "neuron.zarr", "pairs.parquet", "neurons.parquet")]
+    measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "p.parquet", top=3)
+    table = read_parquet(run.folder / "p.parquet", POLYSEMANTICITY)
+    assert table["unit"].value_counts().to_dict() == {"pair": 512, "neuron": 128}
+    pairs = table[table["unit"] == "pair"].dropna(subset="spread")
+    assert pairs["spread"].between(-1e-5, 1.5 + 1e-5).all()
+    row = pairs.astype({"head": int}).iloc[0]
+    stores = [open_zarr(path, CONTRIBUTIONS) for path in contributions]
+    own = np.concatenate([store["coefficient"][:, row["head"], row["neuron"]] for store in stores])
+    sign = open_zarr(run.folder / "pair.zarr", DIRECTIONS["pair"])["sign"][row["head"], row["neuron"]]
+    assert row["images"].tolist() == np.argsort(-own * sign, kind="stable")[:3].tolist()
+    neuron = table[(table["unit"] == "neuron") & (table["neuron"] == row["neuron"])].iloc[0]
+    assert row["parent_spread"] == neuron["spread"]
+    assert row["overlap"] == pytest.approx(len(set(row["images"]) & set(neuron["images"])) / 3)
+    draw_retrieval(run.folder / "images.parquet", run.folder / "p.parquet", run.folder / "sheets", neurons=2)
+    assert len(list((run.folder / "sheets").glob("neuron-*.png"))) == 2
+    with pytest.raises(NadpipeError, match=r"analyses.top: 7 top images of 12"):
+        measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "q.parquet", top=7)
+
+
+def test_names_and_ablations_are_held_against_labels(run):
+    run.write_images(noise(12), a=[0, 1] * 6, b=[1, 1, 0] * 4, other=range(12))
+    contributions = run.decompose()
+    run.tabulate("pair", contributions)
+    run.select(contributions, ("a", "b"), k=400)
+    images = run.folder / "images.parquet"
+    names = (run.folder / "pair.zarr", run.folder / "pair-texts.parquet", run.folder / "correlated.parquet")
+    measure_naming(images, contributions, *names, run.folder / "n.csv")
+    table = pd.read_csv(run.folder / "n.csv")
+    assert table["rule"].unique().tolist() == ["nearest", "sparse", "correlated"]
+    assert (table["attributes"] == 2).all()
+    assert table["agreement"].between(0, 1).all()
+    paths = (images, contributions, run.folder / "s.zarr", run.folder / "pair.zarr", run.pool)
+    measure_faithfulness(*paths, run.folder / "f.csv", draws=2)
+    matrix = pd.read_csv(run.folder / "f.csv")
+    assert matrix["ablated"].unique().tolist() == ["a", "b", "random 1", "random 2"]
+    assert matrix.groupby("measured")["auroc"].nunique().tolist() == [1, 1]
+    assert (matrix["spread_kept"] < 1).any()
+    run.write_images(noise(12))
+    with pytest.raises(NadpipeError, match="no 0/1 column at all; naming needs labels of the images"):
+        measure_naming(images, contributions, *names, run.folder / "n.csv")

@@ -1,0 +1,90 @@
+"""A change of a setting or a module reruns exactly what it touches, planned on a finished run of the small demo."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from changes import CHANGES, EDITS, completed
+from plans import plan_edits, plan_settings
+
+from nadpipe.config import Dataset
+
+ROOT = Path(__file__).parents[1]
+AGREES = "segmentation.k", "stages/fit_directions.py"  # one change of each table is also planned by a process of its own
+
+
+def keys(section, prefix=""):
+    """Yield the full paths of all keys of the config."""
+    for name, value in section.items():
+        yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+
+
+def nested(key):
+    """Return the change of a key as it is written in a config."""
+    settings = CHANGES[key][0]
+    for name in reversed(key.split(".")):
+        settings = {name: settings}
+    return settings
+
+
+def edited(folder, module):
+    """Return a module of the package with one more statement, by its path."""
+    path = f"nadpipe/{module}"
+    return {path: (folder / path).read_text() + "\n_EDITED = True\n"}
+
+
+def test_every_key_of_the_config_is_in_the_table_of_changes(checkout):
+    dataset_keys = {key for key in keys(checkout.config) if key.startswith("datasets.")}
+    assert set(keys(checkout.config)) - dataset_keys == {key for key in CHANGES if not key.startswith("datasets.")}
+    assert set(Dataset.model_fields) == {key.split(".")[2] for key in CHANGES if key.startswith("datasets.")}
+
+
+@pytest.fixture(scope="module")
+def changed_plans(checkout):
+    """Return the plan after each change of a setting, laid over the config as users do."""
+    return dict(zip(CHANGES, plan_settings(checkout.folder, [nested(key) for key in CHANGES]), strict=True))
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_changed_setting_reruns_exactly_what_reads_it(checkout, changed_plans, key):
+    value, expected = CHANGES[key]
+    *sections, last = key.split(".")
+    section = checkout.config
+    for name in sections:
+        section = section[name]
+    assert section.get(last, ...) != value
+    assert changed_plans[key] == completed(expected, key)
+
+
+def test_every_stage_is_in_the_table_of_edits():
+    stages = {f"stages/{path.name}" for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py")}
+    assert stages == {name for name in EDITS if name.startswith("stages/")}
+
+
+@pytest.fixture(scope="module")
+def edited_plans(checkout):
+    """Return the plan after each edit of a module."""
+    return dict(zip(EDITS, plan_edits(checkout.folder, [edited(checkout.folder, module) for module in EDITS]), strict=True))
+
+
+@pytest.mark.parametrize("module", EDITS)
+def test_an_edited_module_reruns_exactly_the_stages_that_import_it(edited_plans, module):
+    assert edited_plans[module] == completed(EDITS[module])
+
+
+def test_plans_in_one_process_are_those_of_a_process_each(checkout, changed_plans, edited_plans, tmp_path):
+    key, module = AGREES
+    settings = tmp_path / "change.yaml"
+    settings.write_text(yaml.safe_dump(nested(key)))
+    assert checkout.plan("--configfile", str(settings)) == changed_plans[key] != {}
+    path = checkout.folder / "nadpipe" / module
+    source = path.read_text()
+    path.write_text(source + "\n_EDITED = True\n")
+    assert checkout.plan() == edited_plans[module] != {}
+    path.write_text(source)
+    assert checkout.plan() == {}
+
+
+def test_an_edited_comment_reruns_nothing(checkout):
+    path = "nadpipe/stages/fit_directions.py"
+    assert plan_edits(checkout.folder, [{path: "# a remark\n" + (checkout.folder / path).read_text()}]) == [{}]

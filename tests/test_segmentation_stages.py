@@ -1,0 +1,166 @@
+"""Stages of segmentation on a tiny random model: sizes, background, shards, wrong input."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ink
+from PIL import Image
+from stage_run import METHODS, noise
+
+from nadpipe.circuit import segmentation
+from nadpipe.errors import NadpipeError
+from nadpipe.stages.draw_contact_sheets import draw_contact_sheets
+from nadpipe.stages.draw_overlays import draw_overlays
+from nadpipe.stages.embed_texts import embed_texts
+from nadpipe.stages.plot_classes import plot_classes
+from nadpipe.stages.select_pairs import select_pairs
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES
+from nadpipe.store.kinds.segmentation import CONFUSION, DIFFERENCES
+from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.tables import read_parquet
+
+
+def test_images_of_odd_sizes_are_segmented_at_their_own_size(run):
+    shapes = [(64, 64), (131, 67), (70, 333), (20, 31)]
+    pixels = [np.random.default_rng(at).integers(0, 256, (*shape, 3), dtype=np.uint8) for at, shape in enumerate(shapes)]
+    for at, shape in enumerate(shapes):
+        Image.fromarray(np.full(shape, at % 3, np.uint8)).save(run.folder / f"m{at}.png")
+    run.write_images(pixels, mask=[f"m{at}.png" for at in range(4)])
+    contributions = run.decompose(views="sliding")
+    classes = run.classes()
+    run.select(contributions)
+    confusion, labels = run.segment(contributions, k=(4, 9))
+    scores = run.score(confusion)
+    assert scores["method"].tolist() == ["nad", "nad", "nad_centred", "nad_centred", "neurons", "neurons", *METHODS[3:]]
+    assert scores["k"].fillna(0).tolist() == [4, 9, 4, 9, 4, 9, 0, 0, 0]
+    assert (scores["pixels"] == sum(height * width for height, width in shapes)).all()
+    assert (scores["miou_low"] <= scores["miou_high"]).all()
+    differences = read_parquet(run.folder / "d.parquet", DIFFERENCES)
+    assert len(differences) == 9 * 8 / 2
+    two = differences[(differences["method"] == "nad") & (differences["k"] == 9) & (differences["other_method"] == "maskclip")]
+    miou = scores.set_index(["method", "k"])["miou"].to_dict()
+    assert two["difference"].item() == pytest.approx(miou["nad", 9] - scores.set_index("method")["miou"]["maskclip"], abs=1e-6)
+    for at, shape in enumerate(shapes):
+        assert Image.open(labels / "nad-k9" / f"{at:06d}.png").size == shape[::-1]
+    images = run.folder / "images.parquet"
+    (labels / ".snakemake_timestamp").touch()
+    draw_overlays(images, classes, (labels,), run.folder / "o", count=2)
+    assert [path.name for path in sorted((run.folder / "o").iterdir())] == ["000000.png", "000003.png"]
+    draw_contact_sheets(images, classes, (confusion,), (labels,), run.folder / "sheets", count=2)
+    assert {path.stem for path in (run.folder / "sheets").iterdir()} == {path.name for path in labels.glob("[a-z]*")}
+    plot_classes(run.folder / "s.parquet", run.folder / "classes.png")
+    assert 0.01 < ink(run.folder / "classes.png") < 0.9
+    with pytest.raises(NadpipeError, match="no data set other"):
+        plot_classes(run.folder / "s.parquet", run.folder / "other.png", dataset="other")
+    with pytest.raises(NadpipeError, match="label map is in none of the given folders"):
+        draw_contact_sheets(images, classes, (confusion,), (run.folder / "o",), run.folder / "p", count=2)
+
+
+def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
+    Image.fromarray(np.zeros((70, 90), np.uint8)).save(run.folder / "m.png")
+    run.write_images(noise(3), mask=["m.png"] * 3)
+    own = run.decompose(views="sliding", name="own")
+    larger = run.decompose(views="sliding", scale=2.4, crop=1.5)
+    store = open_zarr(run.folder / "d-features-0.zarr", FEATURES)
+    assert store["activation"].shape[1] == 9  # crops of 96 pixels on a grid of 3 × 3
+    assert set(store["resized_height"][:]) == {154}
+    assert float(open_zarr(larger[0], CONTRIBUTIONS)["residual"][:].max()) < 1e-5
+    run.classes()
+    run.select(own)
+    confusion, _ = run.segment(own, sink=3)
+    assert set(read_parquet(confusion, CONFUSION)["sink"]) == {8}  # south-east of 2 × 2, and of 3 × 3
+    with pytest.raises(NadpipeError, match=r"segmentation.crop: crops of 64 pixels .* short side of 32"):
+        run.decompose(views="sliding", name="x", scale=0.5)
+    with pytest.raises(NadpipeError, match=r"segmentation.block: .* no block 1"):
+        run.decompose(views="sliding", name="x", block=1)
+
+
+def test_the_background_is_what_no_name_fits(run):
+    Image.fromarray(np.zeros((70, 90), np.uint8)).save(run.folder / "m.png")
+    run.write_images(noise(3), mask=["m.png"] * 3)
+    contributions = run.decompose(views="sliding")
+    path = run.classes(("background, sky", "a", "b"))
+    assert open_zarr(run.folder / "classes.zarr", TEXT).texts() == ["background", "sky", "a", "b"]
+    embed_texts(output=run.folder / "classes.zarr", classes=path, background_names=False, device="cpu", **run.model)
+    select_pairs(run.folder / "classes.zarr", run.fit("pair", contributions), run.pool, run.folder / "s.zarr", k=9)
+    with pytest.raises(NadpipeError, match="was made for other texts than the names of"):
+        run.segment(contributions)
+    confusion, _ = run.segment(contributions, background_names=False)
+    assert set(read_parquet(confusion, CONFUSION)["predicted_class"]) <= {1, 2}
+    confusion, _ = run.segment(contributions, background_names=False, background_threshold=0.9, temperature=1e-4)
+    assert set(read_parquet(confusion, CONFUSION)["predicted_class"]) == {0}
+    assert (run.score(confusion)["pixel_accuracy"] == 1).all()
+    run.classes(("a", "b", "c"))
+    run.select(contributions)
+    with pytest.raises(NadpipeError, match=r"datasets.segmentation.background_threshold: no class is called background"):
+        run.segment(contributions, background_threshold=0.5)
+
+
+def test_any_number_of_shards_segments_and_scores_alike(run):
+    """Images one by one are the same bytes in any shard; sums over images are within rounding."""
+    pixels = noise(8)
+    masks = [f"m{at}.png" for at in range(8)]
+    for at, name in enumerate(masks):
+        values = np.random.default_rng(at).integers(0, 3, (70, 90), dtype=np.uint8)
+        Image.fromarray(values).save(run.folder / name)
+    run.write_images(pixels, mask=masks)
+    run.classes()
+    found = {}
+    for shards in (1, 3, 7):
+        contributions = run.decompose(shards, views="sliding", batch_size=1)
+        features = [open_zarr(run.folder / f"d-features-{shard}.zarr", FEATURES) for shard in range(shards)]
+        whole = {name: np.concatenate([store[name][:] for store in features]) for name in features[0].group.array_keys()}
+        coefficients = np.concatenate([open_zarr(path, CONTRIBUTIONS)["coefficient"][:] for path in contributions])
+        run.select(contributions)
+        made = [run.segment(contributions, shard) for shard in range(shards)]
+        labels = {path.relative_to(folder): path.read_bytes() for _, folder in made for path in folder.rglob("*.png")}
+        found[shards] = whole, coefficients, labels, run.score(*(confusion for confusion, _ in made))
+    for shards in (3, 7):
+        for name in ("activation", "embedding", "image_id", "crop_top", "crop_left"):
+            np.testing.assert_array_equal(found[shards][0][name], found[1][0][name])
+        np.testing.assert_allclose(found[shards][1], found[1][1], rtol=1e-4, atol=1e-5)
+        assert found[shards][2].keys() == found[1][2].keys()
+        same = [found[shards][2][name] == content for name, content in found[1][2].items()]
+        assert np.mean(same) > 0.95
+        pd.testing.assert_frame_equal(found[shards][3], found[1][3], rtol=1e-3)
+
+
+def test_selections_that_cannot_be_made_say_why(run):
+    run.write_images(noise(3))
+    contributions = run.decompose()
+    with pytest.raises(NadpipeError, match=r"k is 513, the model has 512 pairs \(4 heads × 128 neurons\)"):
+        run.select(contributions, k=513)
+    with pytest.raises(NadpipeError, match="equals the mean of the set it is centred with"):
+        run.select(contributions, texts=("a",))
+    run.select(contributions, texts=("a",), reference=run.embed("words", ("a", "b", "c d")))
+
+
+def test_segmentations_that_cannot_be_made_say_why(run, monkeypatch):
+    Image.fromarray(np.full((70, 90), 7, np.uint8)).save(run.folder / "m.png")
+    run.write_images(noise(2), mask=["m.png", None])
+    contributions = run.decompose(views="sliding")
+    run.classes()
+    run.select(contributions)
+    with pytest.raises(NadpipeError, match=r"m\.png: mask holds 7"):
+        run.segment(contributions)
+    run.classes(ignore=7)
+    with pytest.raises(NadpipeError, match=r"image 1 \(.*image 1.png\) has no mask"):
+        run.segment(contributions)
+    with pytest.raises(NadpipeError, match="no method x; there are nad, nad_centred"):
+        run.segment(contributions, methods=("x",))
+    with pytest.raises(NadpipeError, match=r"segmentation.sink: 4 is no spatial token; the model has 0 to 3"):
+        run.segment(contributions, sink=4)
+    run.decompose()
+    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: has one crop of each image, which does not cover it"):
+        run.segment(contributions)
+    assert not (run.folder / "labels-0").exists()
+    run.write_images(noise(1), mask=["m.png"])
+    contributions = run.decompose(views="sliding")
+    confusion, _ = run.segment(contributions, sink=2)
+    with pytest.raises(NadpipeError, match="data set segmentation: no labelled pixels"):
+        run.score(confusion)
+    overflowing = segmentation.Method(lambda tokens, pairs: segmentation.heads(tokens, pairs) / 0, selects=True)
+    monkeypatch.setitem(segmentation.METHODS, "nad", overflowing)
+    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: nad-k9 gives image 0 logits that are no numbers"):
+        run.segment(contributions, sink=2)

@@ -1,0 +1,132 @@
+"""A server that runs `python -m nadpipe` in a fork of a process that has already imported torch and the like.
+
+A job of the small demo spends two to five seconds on imports and a fraction of a second on its work. Runs of the tests put
+`python` of this module's `bin` folder first in PATH. It sends the command to the server, which forks, imports the
+checkout's own nadpipe in the fork and runs the command there. Every other command goes to the real Python.
+Runs that are killed, runs on Slurm and .ci/run's demo use plain processes.
+"""
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+PRELOADED = (
+    *("torch", "torchvision", "open_clip", "numpy", "pandas", "pyarrow.parquet", "zarr", "scipy.stats", "sklearn.metrics"),
+    *("sklearn.linear_model", "matplotlib.pyplot", "PIL.Image", "altair", "jinja2", "tqdm", "filelock", "safetensors.torch"),
+)
+CLIENT = """#!{python} -ES
+import json, os, socket, sys
+if sys.argv[1:3] != ["-m", "nadpipe"]:
+    os.execv("{python}", ["{python}", *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect("{address}")
+    request = json.dumps({{"arguments": sys.argv[3:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(request)
+    status = server.recv(1)
+sys.exit(status[0] if status else 137)
+"""
+
+
+class Server:
+    """Run a server until this process ends; `bin` is the folder that goes first in PATH."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="warm-")
+        folder = Path(self._folder.name)
+        address = folder / "socket"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        client = self.bin / "python"
+        client.write_text(CLIENT.format(python=sys.executable, address=address))
+        client.chmod(0o755)
+        command = [sys.executable, __file__, str(address)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout.readline() == b"ready\n"
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the server; it also ends with the process that started it."""
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._folder.cleanup()
+
+
+def serve(address: str) -> None:
+    """Answer one command a connection until standard input is closed."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no fork stays as a zombie
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            ready, _, _ = select.select([listener, sys.stdin], [], [])
+            if sys.stdin in ready:
+                return
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                status = _answer(connection)
+                with contextlib.suppress(BrokenPipeError):
+                    connection.sendall(bytes([status]))
+                os._exit(status)
+            connection.close()
+
+
+def _answer(connection: socket.socket) -> int:
+    """Run the command that a connection sends; return its exit status."""
+    header, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    with connection.makefile("rb") as received:
+        request = json.loads(received.read(int.from_bytes(header, "big")))
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    _limit_threads()
+    sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = ["nadpipe", *request["arguments"]]
+    try:
+        runpy.run_module("nadpipe", run_name="__main__", alter_sys=True)
+    except SystemExit as exit:
+        if exit.code is not None and not isinstance(exit.code, int):
+            print(exit.code, file=sys.stderr)
+            return 1
+        return exit.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+    return 0
+
+
+def _limit_threads() -> None:
+    """Use the number of threads that Snakemake gives to the job, as torch does on import."""
+    import threadpoolctl
+    import torch
+
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+    torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
