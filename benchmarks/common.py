@@ -1,6 +1,11 @@
-"""What the benchmarks share: random models at the published sizes, time and peak memory, one table printed and kept as JSON."""
+"""Shared by the benchmarks: options, random models of the published sizes, time and peak memory, and the report.
 
+Every benchmark has the options --tiny, which runs it in seconds to test it, and --output, the folder of its JSON file.
+"""
+
+import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -12,16 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
+import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+import yaml
+from PIL import Image
 
-from nadpipe.circuit import attention
+from nadpipe.circuit import attention as pooling
+from nadpipe.circuit import readout as circuit
 from nadpipe.circuit.attention import AttentionPool
+from nadpipe.circuit.readout import Readout
+from nadpipe.data.layouts import IMAGE_SUFFIXES
+from nadpipe.demo.world import Odds, draw_scene
 from nadpipe.store.arrays import create_zarr
 from nadpipe.store.kinds.features import FEATURES
-from nadpipe.store.kinds.model import READOUT
+from nadpipe.store.pool import write_pool
 from nadpipe.store.stamp import Stamp
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,77 +41,156 @@ PUBLISHED = {  # heads, neurons, embed, spatial tokens of OpenAI's models
     "RN50x16": (48, 3072, 768, 144),
     "RN50x64": (64, 4096, 1024, 196),
 }
+TINY = "tiny"  # the architecture of tiny runs
+ARCHITECTURES = PUBLISHED | {TINY: (4, 128, 12, 4)}
+TINY_CONFIG = {  # of open_clip, with the sizes of ARCHITECTURES[TINY]
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+TINY_DEMO = {  # sections of config.yaml
+    "demo": {"discovery_images": 24, "segmentation_images": 4, "monitoring_images_per_year": 4},
+    "directions": {"top_images": 8},
+    "registers": {"images": 8},
+    "text": {"cache": None},
+}
 STAMP = Stamp(model="0" * 64, architecture="random")
 
 
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="run in seconds to test the script; its numbers mean nothing")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the JSON file; by default benchmarks/results, or none with --tiny"
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, **tiny: Any) -> argparse.Namespace:
+    """Parse the command line. `tiny`: defaults that --tiny replaces."""
+    if parser.parse_known_args()[0].tiny:
+        parser.set_defaults(**tiny)
+    return parser.parse_args()
+
+
+# ------------------------------------------------------------------------------------------------------- random inputs
+
+
 def random_pool(architecture: str, seed: int = 0) -> AttentionPool:
-    """An attention pool of a published size with random weights, scaled so that values keep their size."""
-    heads, neurons, embed, spatial = PUBLISHED[architecture]
+    """Return an attention pool with random weights, scaled so that values keep their size."""
+    heads, neurons, embed, spatial = ARCHITECTURES[architecture]
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * neurons**-0.5
 
-    return AttentionPool(
-        heads=heads,
-        positional_embedding=normal(spatial + 1, neurons),
-        **{f"{name}_weight": normal(neurons, neurons) for name in "qkv"},
-        c_weight=normal(embed, neurons),
-        **{f"{name}_bias": normal(neurons) for name in "qkv"},
-        c_bias=normal(embed),
+    def weight_and_bias() -> tuple[torch.Tensor, torch.Tensor]:
+        return normal(neurons, neurons).unflatten(0, (heads, -1)), normal(neurons).unflatten(0, (heads, -1))
+
+    value, value_bias = weight_and_bias()
+    readout = Readout(
+        value=value,
+        value_bias=value_bias,
+        output=normal(embed, neurons).unflatten(1, (heads, -1)).transpose(0, 1),
+        output_bias=normal(embed),
+        layer=torch.zeros(heads, dtype=torch.int64),
     )
+    query, query_bias = weight_and_bias()
+    key, key_bias = weight_and_bias()
+    return AttentionPool(readout, normal(spatial + 1, neurons), query, query_bias, key, key_bias)
 
 
 def random_activations(pool: AttentionPool, views: int, seed: int = 1) -> torch.Tensor:
-    """Activations (view, spatial, neuron) as after a ReLU: half of them zero."""
+    """Return activations (view, spatial, neuron) as after a ReLU: half of them are zero."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(views, pool.tokens - 1, pool.neurons, generator=generator).clamp(min=0)
 
 
 def save_pool(pool: AttentionPool, path: Path) -> None:
-    """An attention pool as `nadpipe export-readout` writes it."""
-    sizes = {"token": pool.tokens, "neuron": pool.neurons, "out": pool.neurons, "embed": len(pool.c_bias)}
-    with create_zarr(path, READOUT, STAMP, sizes, attributes={"heads": pool.heads}) as store:
-        for name in ("positional_embedding", *(f"{p}_{part}" for p in "qkvc" for part in ("weight", "bias"))):
-            store.write(name, getattr(pool, name))
+    """Write an attention pool as `nadpipe export-readout` does."""
+    write_pool(path, pool, STAMP, {"heads": pool.heads})
 
 
 def write_random_features(pool: AttentionPool, views: int, dtype: str, path: Path, block: int = 32) -> None:
-    """A features store of random activations, with the embedding that the pool makes of them."""
-    sizes = {"view": views, "token": pool.tokens - 1, "neuron": pool.neurons, "embed": len(pool.c_bias)}
-    about = {"shard": 0, "shards": 1, "images": "random"}
-    with create_zarr(path, FEATURES, STAMP, sizes, {"activation": dtype}, attributes=about) as store:
+    """Write a features store of random activations with their embeddings, `block` views at a time."""
+    sizes = {"view": views, "token": pool.tokens - 1, "neuron": pool.neurons, "embed": pool.embed}
+    attributes = {"shard": 0, "shards": 1, "images": "random", "precision": "float32", "views": "sliding", "block": 0}
+    with create_zarr(path, FEATURES, STAMP, sizes, {"activation": dtype}, attributes=attributes) as store:
         for start in range(0, views, block):
             z = random_activations(pool, min(block, views - start), seed=start)
             stored = store.as_stored("activation", z)
-            embedding = _embed(z, pool)
-            rounding = attention.residual(_embed(stored.float(), pool), embedding)
+            embedding = embed(z, pool)
+            rounding = circuit.residual(embed(stored.float(), pool), embedding)
             store.append(activation=stored, embedding=embedding, rounding=rounding)
-        side = round((pool.tokens - 1) ** 0.5) * 32
-        same = {"crop_top": 0, "crop_left": 0, "crop_size": side, "resized_height": side, "resized_width": side}
+        side = pool.grid * 32
+        crop = {"crop_top": 0, "crop_left": 0, "crop_size": side, "resized_height": side, "resized_width": side}
         store.write("image_id", range(views))
-        for name, value in same.items():
+        for name, value in crop.items():
             store.write(name, [value] * views)
 
 
-def _embed(z: torch.Tensor, pool: AttentionPool) -> torch.Tensor:
-    x = attention.tokens(z, pool)
-    return attention.sum_pairs(attention.coefficients(attention.attention(x, pool), x), pool)
+def embed(z: torch.Tensor, pool: AttentionPool) -> torch.Tensor:
+    """Return the embeddings that a pool makes of activations."""
+    return circuit.sum_pairs(circuit.coefficients(pooling.trace(z, pool), pool.readout), pool.readout)
 
 
-def random_checkpoint(architecture: str, path: Path) -> torch.nn.Module:
-    """A CLIP-ResNet of open_clip with random weights, its residual branches alive, saved as safetensors."""
+def random_checkpoint(architecture: str, folder: Path) -> tuple[torch.nn.Module, dict[str, str]]:
+    """Save a CLIP-ResNet with random weights as safetensors.
+
+    Returns the model, and the options `architecture` and `pretrained` with which nadpipe loads it.
+    """
+    import open_clip  # takes seconds
+    from safetensors.torch import save_file
+
     torch.manual_seed(0)
-    clip = open_clip.create_model(architecture).eval().requires_grad_(False)
+    if architecture == TINY:
+        clip = open_clip.CLIP(**TINY_CONFIG)
+        (folder / "model.json").write_text(json.dumps(TINY_CONFIG))
+        architecture = str(folder / "model.json")
+    else:
+        clip = open_clip.create_model(architecture)
+    clip.eval().requires_grad_(False)
     for name, parameter in clip.visual.named_parameters():
-        if name.endswith("bn3.weight"):  # open_clip starts them at zero, so that the blocks would do nothing
+        if name.endswith("bn3.weight"):  # zero at first, so that residual blocks would do nothing
             parameter.uniform_(0.2, 0.6)
+    path = folder / "model.safetensors"
     save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, path)
-    return clip
+    return clip, {"architecture": architecture, "pretrained": str(path)}
+
+
+def write_photos(source: Path | None, count: int, folder: Path) -> list[Path]:
+    """Fill a new folder with `count` images and return their paths.
+
+    source: folder of photographs, at any depth. They are linked under several names if there are too few. By default, scenes of
+    500 × 375 pixels are drawn.
+    """
+    folder.mkdir(parents=True)
+    if source is None:
+        return [_draw_photo(number, folder / f"{number}.jpg") for number in range(count)]
+    photos = [path.resolve() for path in sorted(source.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not photos:
+        sys.exit(f"{source}: no images; name a folder of photographs")
+    paths = []
+    for number, photo in enumerate(itertools.islice(itertools.cycle(photos), count)):
+        paths.append(folder / f"{number}{photo.suffix.lower()}")
+        paths[-1].symlink_to(photo)
+    return paths
+
+
+def _draw_photo(number: int, path: Path) -> Path:
+    Image.fromarray(draw_scene(np.random.default_rng(number), 375, 500, Odds()).image).save(path, quality=94)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Wall time of one call in seconds, and what it returned."""
+    """Return the wall time of one call in seconds, and its result."""
     start = time.perf_counter()
     result = function(*arguments)
     if torch.cuda.is_available():
@@ -116,31 +205,54 @@ process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
 _, status, usage = os.wait4(process.pid, 0)
 print(time.perf_counter() - start, usage.ru_maxrss / 1024)
 sys.exit(status != 0)
-"""  # a small process: the peak of a child counts from the memory of its parent
+"""  # in a small process, because the peak of a child includes the memory of its parent at the start
 
 
 def run_command(*arguments: str | Path) -> tuple[float, float]:
-    """Wall time in seconds and peak memory in MiB of a command in a process of its own; its failure ends the benchmark."""
-    command = [str(part) for part in arguments]
+    """Return wall time in seconds and peak memory in MiB of a command. If it fails, the benchmark ends."""
+    command = [str(argument) for argument in arguments]
     done = subprocess.run([sys.executable, "-c", _MEASURE, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
-    took, peak = done.stdout.split()
-    return float(took), float(peak)
+    seconds, peak = done.stdout.split()
+    return float(seconds), float(peak)
 
 
-def nadpipe(*arguments: str | Path) -> tuple[float, float]:
-    """Wall time and peak memory of one nadpipe command."""
-    return run_command(sys.executable, "-m", "nadpipe", *arguments)
+def nadpipe(command: str, **options: Any) -> tuple[float, float]:
+    """Return wall time and peak memory of one nadpipe command. An option may be a list."""
+    arguments: list[str] = []
+    for name, value in options.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return run_command(sys.executable, "-m", "nadpipe", command, *arguments)
+
+
+def demo_config(tiny: bool) -> dict[str, Any]:
+    """Return config.yaml, with few images if `tiny`."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for section, keys in TINY_DEMO.items() if tiny else ():
+        config[section].update(keys)
+    return config
+
+
+def run_workflow(config: dict[str, Any], *targets: str) -> None:
+    """Make some targets with the workflow in the current folder, where it writes config.yaml."""
+    Path("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    place = ("--directory", Path.cwd(), "--configfile", Path.cwd() / "config.yaml")
+    run_command(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "all", *targets, *place)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
-    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    able = [name for name, has in torch.cpu.get_capabilities().items() if has is True and name.startswith(("amx", "avx"))]
+    """Describe the machine and the versions that matter for the numbers."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    capabilities = torch.cpu.get_capabilities().items()
+    vector_units = [name for name, present in capabilities if present is True and name.startswith(("amx", "avx"))]
     return {
-        "processor": found[0].split(":")[1].strip() if found else platform.processor(),
-        "vector units": " ".join(sorted(able)),
+        "processor": models[0].split(":")[1].strip() if models else platform.processor(),
+        "vector units": " ".join(sorted(vector_units)),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -149,18 +261,22 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(name: str, about: str, rows: list[dict[str, Any]]) -> None:
-    """Print the table of a benchmark and write it to benchmarks/results/<name>.json."""
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    RESULTS.mkdir(exist_ok=True)
+def report(given: argparse.Namespace, name: str, title: str, rows: list[dict[str, Any]]) -> None:
+    """Print the table of a benchmark and write it to <output>/<name>.json.
+
+    given: parsed options. name: of the file; docs/make_benchmarks_page.py finds the heading by it.
+    """
     content = {
         "name": name,
-        "about": about,
-        "command": command,
+        "title": title,
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": machine(),
         "rows": rows,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\n{about}\n")
+    folder = given.output or (None if given.tiny else RESULTS)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\n{title}\n")
     print(pd.DataFrame(rows).to_string(index=False))

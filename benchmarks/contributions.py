@@ -1,59 +1,73 @@
-"""Contributions of all pairs: the dense tensor as published against coefficients.
+"""Compare two ways to compute the contributions of all pairs: the dense tensor as published, and factors.
 
 python benchmarks/contributions.py
 """
 
 import published
 import torch
-from common import PUBLISHED, random_activations, random_pool, report, timed
+from common import ARCHITECTURES, TINY, make_parser, parse, random_activations, random_pool, report, timed
 
-from nadpipe.circuit import attention
-
-VIEWS = 2  # what the dense side survives
-MANY = 64
-
-
-def factors(x: torch.Tensor, pool: attention.AttentionPool) -> torch.Tensor:
-    """nadpipe's side, with the attention that the dense side is given."""
-    return attention.coefficients(attention.attention(x, pool), x)
+from nadpipe.circuit import attention as pooling
+from nadpipe.circuit import readout as circuit
+from nadpipe.circuit.attention import AttentionPool
 
 
 def main() -> None:
-    """Compare time and size an image, and the numbers."""
-    rows = []
-    for architecture in ("RN50", "RN50x16"):
-        pool = random_pool(architecture)
-        heads, neurons, embed, _ = PUBLISHED[architecture]
-        x, many = (attention.tokens(random_activations(pool, views), pool) for views in (VIEWS, MANY))
-        attention = attention.attention(x, pool)
-        slow = [timed(published.dense_contributions, x, attention, pool) for _ in range(3)]
-        dense = slow[0][1]
-        coefficient, constant = attention.coefficients(attention, x), attention.pair_constants(pool)
-        error = 0.0
-        for head in range(heads):
-            own = coefficient[:, head, :, None] * attention.write_vectors(pool, head) + constant[head]
-            error = max(error, float((own - dense[:, head]).abs().max()))
-        few, several = (min(timed(factors, tokens, pool)[0] for _ in range(10)) / len(tokens) for tokens in (x, many))
-        whole = min(took for took, _ in slow) / VIEWS
-        for side, took, size in (
-            (f"dense, {VIEWS} views at a time", whole, heads * neurons * embed),
-            (f"factors, {VIEWS} views at a time", few, heads * neurons),
-            (f"factors, {MANY} views at a time", several, heads * neurons),
-        ):
-            rows.append(
-                {
-                    "architecture": architecture,
-                    "side": side,
-                    "s an image": round(took, 5),
-                    "MB an image": round(size * 4 / 1e6, 2),
-                    "times faster": round(whole / took),
-                    "largest difference": f"{error:.1e}",
-                    "largest value": f"{float(dense.abs().max()):.1e}",
-                }
-            )
-        del dense, slow
-    about = "Contributions of all pairs from tokens: the dense tensor (one einsum a head) against factors, attention included"
-    report("contributions", about, rows)
+    """Measure each architecture."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["RN50", "RN50x16"])
+    parser.add_argument("--views", type=int, default=2, help="views at a time on both sides; the dense side needs 453 MB each")
+    parser.add_argument("--many", type=int, default=64, help="views at a time with factors alone")
+    given = parse(parser, architectures=[TINY], many=8)
+    rows = [row for architecture in given.architectures for row in measure(architecture, given.views, given.many)]
+    title = "Contributions of all pairs from tokens: the dense tensor (one einsum per head) against factors, attention included"
+    report(given, "contributions", title, rows)
+
+
+def measure(architecture: str, views: int, many: int) -> list[dict]:
+    """Compare time and size per image, and the numbers."""
+    pool = random_pool(architecture)
+    heads, neurons, embed, _ = ARCHITECTURES[architecture]
+    few_tokens, many_tokens = (pooling.tokens(random_activations(pool, count), pool) for count in (views, many))
+    attention = pooling.attention(few_tokens, pool)
+    dense_runs = [timed(published.dense_contributions, few_tokens, attention, pool) for _ in range(3)]
+    dense = dense_runs[0][1]
+    error = largest_difference(factors(few_tokens, pool), dense, pool)
+    few_seconds, many_seconds = (
+        min(timed(factors, tokens, pool)[0] for _ in range(10)) / len(tokens) for tokens in (few_tokens, many_tokens)
+    )
+    dense_seconds = min(seconds for seconds, _ in dense_runs) / views
+    sides = (
+        (f"dense, {views} views at a time", dense_seconds, heads * neurons * embed),
+        (f"factors, {views} views at a time", few_seconds, heads * neurons),
+        (f"factors, {many} views at a time", many_seconds, heads * neurons),
+    )
+    return [
+        {
+            "architecture": architecture,
+            "side": side,
+            "s per image": round(seconds, 5),
+            "MB per image": round(size * 4 / 1e6, 2),
+            "speed-up": round(dense_seconds / seconds),
+            "largest difference": f"{error:.1e}",
+            "largest value": f"{float(dense.abs().max()):.1e}",
+        }
+        for side, seconds, size in sides
+    ]
+
+
+def factors(x: torch.Tensor, pool: AttentionPool) -> torch.Tensor:
+    """Compute the coefficients of all pairs from tokens."""
+    return circuit.coefficients(circuit.Trace(x, pooling.attention(x, pool)), pool.readout)
+
+
+def largest_difference(coefficient: torch.Tensor, dense: torch.Tensor, pool: AttentionPool) -> float:
+    """Return the largest difference between coefficients times write vectors and the dense tensor, head by head."""
+    constant = circuit.pair_constants(pool.readout)
+    return max(
+        float((coefficient[:, head, :, None] * circuit.write_vectors(pool.readout, head) + constant[head] - dense[:, head]).abs().max())
+        for head in range(pool.heads)
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Building the explorer at the size of RN50x16, and how long its pages take to load in a browser.
+"""Measure how long the explorer takes to build, and how long its pages take to load in a browser.
 
     python benchmarks/explorer.py
 
-Random activations, names and images: time and size do not depend on what they are. A page counts from the click until its
-content stands, in a browser that has nothing of the explorer yet, over a static file server on this machine. Needs chromium.
+Activations, names and images are random; time and size do not depend on them. The time of a page runs from the click until its
+content is shown, in a browser with an empty cache, from a static file server on this machine. Requires chromium.
 """
 
 import argparse
@@ -18,9 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-from common import STAMP, nadpipe, random_pool, report, save_pool, write_random_features
-from nadpipe.artifacts import PARQUET, ZARR
+from common import ARCHITECTURES, STAMP, TINY, make_parser, nadpipe, parse, random_pool, report, save_pool, write_random_features
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -29,7 +27,7 @@ from nadpipe.data.manifest import examine
 from nadpipe.stages.compute_contributions import compute_contributions
 from nadpipe.store.arrays import create_zarr
 from nadpipe.store.kinds.images import IMAGES
-from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, DIRECTIONS, explained_column
+from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, DIRECTIONS, UNIT_TABLES, explained_column
 from nadpipe.store.tables import write_parquet
 
 PAGES = {
@@ -39,97 +37,98 @@ PAGES = {
     "a head": "#/head/{0}",
     "a search": "#/search/text {1}",
 }
-OPENED = 9
 
 
 def main() -> None:
     """Build an explorer, serve it, and open pages of every kind."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--architecture", default="RN50x16")
-    options.add_argument("--images", type=int, default=200)
-    options.add_argument("--texts", type=int, default=20000)
-    given = options.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="RN50x16")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--texts", type=int, default=20000)
+    parser.add_argument("--opened", type=int, default=9, help="pages of each kind to open")
+    given = parse(parser, architecture=TINY, images=9, texts=200, opened=1)
     pool = random_pool(given.architecture)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        built, peak = build(folder, pool, given)
+        seconds, peak = build(folder, pool, given)
         files = [path for path in (folder / "explorer").rglob("*") if path.is_file()]
         rows = [
             {
-                "what": f"building, {pool.heads * pool.neurons:,} pairs, {given.images} images",
-                "s": round(built, 1),
+                "task": f"building, {pool.heads * pool.neurons:,} pairs, {given.images} images",
+                "s": round(seconds, 1),
                 "MiB": round(sum(path.stat().st_size for path in files) / 2**20),
-                "peak MiB of memory": round(peak),
+                "peak memory, MiB": round(peak),
                 "files": len(files),
             }
         ]
-        for name, (seconds, size) in load(folder / "explorer", pool).items():
-            row = {"what": f"opening {name}", "s": round(seconds, 2), "MiB": round(size, 2)}
-            rows.append(row | {"peak MiB of memory": "", "files": ""})
-    about = f"Explorer of {given.architecture}, {given.texts:,} texts; pages opened with an empty cache, median of {OPENED}"
-    report("explorer", about, rows)
+        for name, (page_seconds, size) in load(folder / "explorer", pool, given.opened).items():
+            row = {"task": f"opening {name}", "s": round(page_seconds, 2), "MiB": round(size, 2)}
+            rows.append(row | {"peak memory, MiB": "", "files": ""})
+    title = f"Explorer of {given.architecture}, {given.texts:,} texts; pages opened with an empty cache, median of {given.opened}"
+    report(given, "explorer", title, rows)
 
 
 def build(folder: Path, pool: AttentionPool, given: argparse.Namespace) -> tuple[float, float]:
-    """Make what the stage reads, and run it; returns its seconds and peak MiB."""
+    """Write the stage's inputs and run it; return its seconds and its peak memory in MiB."""
     rng = np.random.default_rng(0)
-    save_pool(pool, folder / "pool.zarr")
+    save_pool(pool, folder / "readout.zarr")
     write_random_features(pool, given.images, "float32", folder / "features.zarr")
-    compute_contributions(folder / "features.zarr", folder / "pool.zarr", folder / "contributions.zarr")
+    outputs = folder / "contributions.zarr", folder / "means.zarr"
+    compute_contributions(folder / "features.zarr", folder / "readout.zarr", *outputs)
     write_images(folder, given.images, rng)
     write_directions(folder / "directions.zarr", pool, rng)
     write_tables(folder, pool, given.texts, rng)
-    stores = ["images.parquet", "features.zarr", "contributions.zarr", "directions.zarr", "pairs.parquet", "neurons.parquet"]
-    stores += ["heads.parquet", "assignments.parquet", "correlated.parquet"]
-    arguments = [part for name in stores for part in (f"--{name.partition('.')[0]}", folder / name)]
-    return nadpipe("build-explorer", *arguments, "--readout", folder / "pool.zarr", "--output", folder / "explorer")
+    inputs = ["images.parquet", "features.zarr", "contributions.zarr", "directions.zarr", "pairs.parquet", "neurons.parquet"]
+    inputs += ["heads.parquet", "assignments.parquet", "correlated.parquet", "readout.zarr"]
+    options = {Path(name).stem: folder / name for name in inputs}
+    return nadpipe("build-explorer", **options, output=folder / "explorer")
 
 
 def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:
-    """Pictures of noise, which compress worse than photographs."""
-    for at in range(count):
-        Image.fromarray(rng.integers(0, 256, (384, 384, 3), dtype=np.uint8)).save(folder / f"{at}.jpg")
-    paths = [str(folder / f"{at}.jpg") for at in range(count)]
-    rows = pd.DataFrame({"path": paths, "mask_path": None, "group": None, "label": None}, dtype=object)
+    """Write pictures of noise, which compress worse than photographs, and their manifest."""
+    paths = [folder / f"{number}.jpg" for number in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (384, 384, 3), dtype=np.uint8)).save(path)
+    rows = pd.DataFrame({"path": list(map(str, paths)), "mask_path": None, "group": None, "label": None}, dtype=object)
     write_parquet(folder / "images.parquet", IMAGES, examine(rows), STAMP)
 
 
 def write_directions(path: Path, pool: AttentionPool, rng: np.random.Generator) -> None:
-    """Signs alone are read."""
-    sizes = {"head": pool.heads, "neuron": pool.neurons, "embed": len(pool.c_bias)}
-    with create_zarr(path, DIRECTIONS["pair"], STAMP, sizes) as store:
-        for name, array in ZARR["pair directions"].items():
-            shape = tuple(sizes[axis] for axis in array.axes)
+    """Write directions with random signs; the stage reads nothing else."""
+    shape = pool.heads, pool.neurons
+    with create_zarr(path, DIRECTIONS["pair"], STAMP, {"head": pool.heads, "neuron": pool.neurons}) as store:
+        for name in DIRECTIONS["pair"].arrays:
             store.write(name, rng.choice([-1, 1], shape) if name == "sign" else np.zeros(shape, np.float32))
 
 
 def write_tables(folder: Path, pool: AttentionPool, texts: int, rng: np.random.Generator) -> None:
-    """Units with random sizes, and five nearest, five active and sixteen sparse texts a pair, as many as the defaults give."""
-    names = np.array([f"text {at}" for at in range(texts)], dtype=object)
-    head, neuron = (part.ravel() for part in np.indices((pool.heads, pool.neurons)))
-    units = {
-        "pairs": {"head": head, "neuron": neuron, "sign": np.ones(len(head), int)},
-        "neurons": {"neuron": np.arange(pool.neurons)},
-        "heads": {"head": np.arange(pool.heads)},
+    """Write units with random norms, and per pair five nearest, five active and sixteen sparse texts, as by default."""
+    names = np.array([f"text {number}" for number in range(texts)], dtype=object)
+    head, neuron = (index.ravel() for index in np.indices((pool.heads, pool.neurons)))
+    indices = {
+        "pair": {"head": head, "neuron": neuron, "sign": np.ones(len(head), int)},
+        "neuron": {"neuron": np.arange(pool.neurons)},
+        "head": {"head": np.arange(pool.heads)},
     }
-    for kind, index in units.items():
+    for unit, index in indices.items():
         count = len(next(iter(index.values())))
-        more = {} if kind == "pairs" else {f"explained_{at}": explained_column(at) for at in (1, 2, 3)}
-        table = {
-            name: rng.choice(names, count) if pa.types.is_dictionary(column.type) else rng.random(count)
-            for name, column in (PARQUET[kind] | more).items()
+        kind = UNIT_TABLES[unit]
+        more = {} if unit == "pair" else {f"explained_{component}": explained_column(component) for component in (1, 2, 3)}
+        columns = {
+            name: rng.choice(names, count) if column.type == "text" else rng.random(count)
+            for name, column in (dict(kind.columns) | more).items()
         }
-        table |= index | {"contribution_rank": rng.permutation(count) + 1}
-        write_parquet(folder / f"{kind}.parquet", kind, pd.DataFrame(table), STAMP, more)
+        columns |= index | {"contribution_rank": rng.permutation(count) + 1}
+        write_parquet(folder / f"{unit}s.parquet", kind, pd.DataFrame(columns), STAMP, more)
     ranked = {"nearest": 5, "sparse": 16}
-    parts = [matches(head, neuron, count, names, rng).assign(kind=kind, explained=0.5) for kind, count in ranked.items()]
-    write_parquet(folder / "assignments.parquet", ASSIGNMENTS["pair"], pd.concat(parts), STAMP)
-    active = matches(head, neuron, 5, names, rng).rename(columns={"weight": "correlation"})
+    rows = [match(head, neuron, count, names, rng).assign(kind=kind, explained=0.5) for kind, count in ranked.items()]
+    write_parquet(folder / "assignments.parquet", ASSIGNMENTS["pair"], pd.concat(rows), STAMP)
+    active = match(head, neuron, 5, names, rng).rename(columns={"weight": "correlation"})
     write_parquet(folder / "correlated.parquet", CORRELATIONS, active, STAMP)
 
 
-def matches(head: np.ndarray, neuron: np.ndarray, count: int, names: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """Random texts for every pair."""
+def match(head: np.ndarray, neuron: np.ndarray, count: int, names: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """Return `count` random texts for every pair."""
     rows = len(head) * count
     return pd.DataFrame(
         {
@@ -142,41 +141,42 @@ def matches(head: np.ndarray, neuron: np.ndarray, count: int, names: np.ndarray,
     )
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A file server that does not print what it serves."""
+class QuietServer(http.server.SimpleHTTPRequestHandler):
+    """A file server without a log."""
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
 
-def load(folder: Path, pool: AttentionPool) -> dict[str, tuple[float, float]]:
-    """Of each kind of page: median seconds until it stands, and MiB loaded for it."""
-    handler = functools.partial(Quiet, directory=str(folder))
-    found = {}
+def load(folder: Path, pool: AttentionPool, opened: int) -> dict[str, tuple[float, float]]:
+    """Return median seconds and MiB per kind of page."""
+    handler = functools.partial(QuietServer, directory=str(folder))
+    medians = {}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, path in PAGES.items():
-            places = [(at * 5 % pool.heads, at * 331 % pool.neurons) for at in range(OPENED)]
-            opened = [open_page(browser, server.server_port, path.format(*place)) for place in places]
-            found[name] = tuple(statistics.median(part) for part in zip(*opened, strict=True))
+            units = [(number * 5 % pool.heads, number * 331 % pool.neurons) for number in range(opened)]
+            pages = [open_page(browser, server.server_port, path.format(*unit)) for unit in units]
+            medians[name] = tuple(statistics.median(values) for values in zip(*pages, strict=True))
+        browser.close()
         server.shutdown()
-    return found
+    return medians
 
 
 def open_page(browser: Browser, port: int, path: str) -> tuple[float, float]:
-    """Seconds until a page stands in a browser that knows nothing yet, and MiB that it took."""
+    """Return the seconds until a page is shown in a browser with an empty cache, and the MiB it loaded."""
     with browser.new_context() as context:
         page = context.new_page()
-        loaded = []
-        page.on("response", lambda answer: loaded.append(int(answer.headers.get("content-length", 0))))
+        sizes: list[int] = []
+        page.on("response", lambda answer: sizes.append(int(answer.headers.get("content-length", 0))))
         start = time.perf_counter()
         page.goto(f"http://127.0.0.1:{port}/index.html{path}")
         page.wait_for_function("() => document.getElementById('main').dataset.shown")
-        took = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         if page.inner_text("h1") == "Not found":
             raise SystemExit(f"{path}: {page.inner_text('main')}")
-        return took, sum(loaded) / 2**20
+        return seconds, sum(sizes) / 2**20
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Images a second of the segmentation stage on top of the features stage, at the size of RN50x16.
+"""Measure the time that the segmentation stage adds to the features stage.
 
     python benchmarks/segmentation_stage.py
 
-Drawn scenes of the size of a photograph (500 × 375) with masks, sliding crops of the model's native size, random weights. Both
-stages run as in the workflow, from files to files: the features stage reads, crops, encodes and writes activations; the
-segmentation stage reads them and the mask, and writes label maps and confusions. Loading is not counted: a stage is timed
-with all images and with a few, and the difference of the best times counts. The sides take turns.
+Images are drawn scenes of the size of a photograph (500 × 375) with masks, in sliding crops of the model's native size; weights
+are random. Both stages run as in the workflow, from files to files: the features stage reads, crops, encodes and writes
+activations; the segmentation stage reads them and the masks, and writes label maps and confusions. Loading is left out: each
+stage runs on all images and on a few, and the difference of the best times counts. The sides take turns.
 """
 
 import argparse
@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import random_checkpoint, report, timed
+from common import ARCHITECTURES, TINY, make_parser, parse, random_checkpoint, report, timed
 from PIL import Image
 
-from nadpipe.circuit import naming
-from nadpipe.circuit.segmentation import METHODS
+from nadpipe.circuit.methods import METHODS
+from nadpipe.circuit.naming import normalise
 from nadpipe.demo.world import Odds, draw_scene
+from nadpipe.stages.average_heads import average_heads
 from nadpipe.stages.compute_contributions import compute_contributions
 from nadpipe.stages.export_readout import export_readout
 from nadpipe.stages.extract_features import extract_features
@@ -35,119 +36,115 @@ from nadpipe.store.kinds.features import FEATURES
 from nadpipe.store.kinds.units import SELECTION
 from nadpipe.store.pool import read_pool
 
-SIZE = 375, 500
+SIZE = 375, 500  # height and width of the images
 
 
 def main() -> None:
-    """Measure both stages, the second with each method and with all of them."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--architecture", default="RN50x16")
-    options.add_argument("--images", type=int, default=20)
-    options.add_argument("--few", type=int, default=4)
-    options.add_argument("--classes", type=int, default=59)
-    options.add_argument("--k", type=int, default=20000)
-    options.add_argument("--methods", nargs="+", default=list(METHODS))
-    options.add_argument("--turns", type=int, default=3)
-    given = options.parse_args()
+    """Measure the features stage, and the segmentation stage with each method and with several."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="RN50x16")
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--few", type=int, default=4, help="images of the run that is subtracted")
+    parser.add_argument("--classes", type=int, default=59)
+    parser.add_argument("--k", type=int, default=20000, help="pairs per class")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
+    parser.add_argument("--turns", type=int, default=3)
+    given = parse(
+        parser, architecture=TINY, images=3, few=1, classes=3, k=40, methods=["nad", "maskclip", "sclip"], workers=0, turns=1
+    )
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         rows = measure(given, Path(folder))
-    about = (
+    title = (
         f"Features and segmentation stages, {given.architecture}, images of {SIZE[1]} × {SIZE[0]}, {given.classes} classes, "
         f"k {given.k}, float32, random weights"
     )
-    report("segmentation_stage", about, rows)
+    report(given, "segmentation_stage", title, rows)
 
 
 def measure(given: argparse.Namespace, folder: Path) -> list[dict]:
-    """One row for the features stage and one for each set of methods."""
-    random_checkpoint(given.architecture, folder / "model.safetensors")
-    model = {"architecture": given.architecture, "pretrained": str(folder / "model.safetensors")}
-    pool = folder / "pool.zarr"
-    export_readout(output=pool, **model)
+    """Return one row for the features stage and one for each set of methods."""
+    _, model = random_checkpoint(given.architecture, folder)
+    readout, classes = folder / "readout.zarr", folder / "classes.parquet"
+    export_readout(output=readout, **model)
     write_images(given, folder)
-    select(given, pool, folder / "selection.zarr")
-    classes = folder / "classes.parquet"
-    index_classes("table", folder / "all.csv", classes, classes=[f"class {at}" for at in range(given.classes)])
+    write_selection(given, readout, folder / "selection.zarr")
+    names = tuple(f"class {number}" for number in range(given.classes))
+    index_classes("table", folder / "all.csv", classes, classes=names)
+    options = {"views": "sliding", "batch_size": 16, "workers": given.workers, "device": "cpu", **model}
 
     def features(name: str) -> None:
-        images = folder / f"{name}.parquet"
-        extract_features(
-            images, output=folder / f"{name}.zarr", views="sliding", batch_size=16, workers=2, device="cpu", **model
-        )
+        extract_features(folder / f"{name}.parquet", output=folder / f"{name}.zarr", **options)
 
     features("few")
-    compute_contributions(folder / "few.zarr", pool, folder / "contributions.zarr")
-    measure_registers((folder / "few.zarr",), pool, folder / "registers.parquet", folder / "registers.png", images=2)
+    compute_contributions(folder / "few.zarr", readout, folder / "contributions.zarr", folder / "means.zarr")
+    average_heads((folder / "means.zarr",), folder / "head_means.zarr")
+    measure_registers((folder / "few.zarr",), readout, folder / "registers.parquet", images=2)
 
     def segmentation(name: str, methods: tuple[str, ...]) -> None:
-        stores = (folder / f"{name}.zarr", folder / "selection.zarr", (folder / "contributions.zarr",))
-        out = (folder / "registers.parquet", pool, folder / "confusion.parquet", folder / "labels")
-        segment_images(folder / f"{name}.parquet", classes, *stores, *out, methods=methods, sink=143)
+        stores = (folder / f"{name}.zarr", folder / "selection.zarr", folder / "head_means.zarr")
+        outputs = (folder / "confusion.parquet", folder / "labels")
+        last_token = ARCHITECTURES[given.architecture][3] - 1
+        inputs = (folder / f"{name}.parquet", classes, *stores, folder / "registers.parquet", readout)
+        segment_images(*inputs, *outputs, methods=methods, sink=last_token)
 
-    sets = {method: (method,) for method in given.methods} | {
+    sets = {method: (method,) for method in given.methods}
+    sets |= {
         "nad and its ablations": ("nad", "heads", "neurons"),
         "all but sclip": tuple(method for method in given.methods if method != "sclip"),
-        "all of these": tuple(given.methods),
+        "all eight methods" if len(given.methods) == 8 else f"all {len(given.methods)} methods": tuple(given.methods),
     }
-    took: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for _ in range(given.turns):
         for name in ("few", "all"):
-            took.setdefault(f"features {name}", []).append(timed(features, name)[0])
+            times.setdefault(f"features {name}", []).append(timed(features, name)[0])
         for title, methods in sets.items():
             for name in ("few", "all"):
-                took.setdefault(f"{title} {name}", []).append(timed(segmentation, name, methods)[0])
-    best = {name: min(turns) for name, turns in took.items()}
-
-    def each(title: str) -> float:
-        return (best[f"{title} all"] - best[f"{title} few"]) / (given.images - given.few)
-
+                times.setdefault(f"{title} {name}", []).append(timed(segmentation, name, methods)[0])
+    best = {name: min(turns) for name, turns in times.items()}
+    per_image = {
+        title: (best[f"{title} all"] - best[f"{title} few"]) / (given.images - given.few) for title in ("features", *sets)
+    }
     views = open_zarr(folder / "all.zarr", FEATURES)["activation"].shape[0] / given.images
-    base = each("features")
-    rows = [{"stage": "features", "methods": "", "views an image": views, "images/s": round(1 / base, 2), "on top": ""}]
-    for title in sets:
-        rows.append(
-            {
-                "stage": "segmentation",
-                "methods": title,
-                "views an image": views,
-                "images/s": round(1 / each(title), 2),
-                "on top": f"{each(title) / base:.1%}",
-            }
-        )
-    return rows
+    return [
+        {
+            "stage": "features" if title == "features" else "segmentation",
+            "methods": "" if title == "features" else title,
+            "views per image": views,
+            "images/s": round(1 / seconds, 2),
+            "time added to encoding": "" if title == "features" else f"{seconds / per_image['features']:.1%}",
+        }
+        for title, seconds in per_image.items()
+    ]
 
 
 def write_images(given: argparse.Namespace, folder: Path) -> None:
-    """Scenes, masks with all classes, and the manifests of all and of a few of them."""
+    """Write scenes, masks with all classes, and the manifests of all images and of a few."""
     rows = []
-    for at in range(given.images):
-        rng = np.random.default_rng(at)
+    for number in range(given.images):
+        rng = np.random.default_rng(number)
         scene = draw_scene(rng, *SIZE, Odds(count=(0, 0.2, 0.3, 0.5)))
-        Image.fromarray(scene.image).save(folder / f"{at}.jpg", quality=94)
-        Image.fromarray((scene.mask.astype(int) * 5 % given.classes).astype(np.uint8)).save(folder / f"{at}.png")
-        rows.append({"path": f"{at}.jpg", "mask": f"{at}.png"})
+        Image.fromarray(scene.image).save(folder / f"{number}.jpg", quality=94)
+        Image.fromarray((scene.mask.astype(int) * 5 % given.classes).astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append({"path": f"{number}.jpg", "mask": f"{number}.png"})
     for name, count in (("all", given.images), ("few", given.few)):
         pd.DataFrame(rows[:count]).to_csv(folder / f"{name}.csv", index=False)
         index_images("table", folder / f"{name}.csv", folder / f"{name}.parquet", mask_column="mask")
 
 
-def select(given: argparse.Namespace, store: Path, path: Path) -> None:
-    """Random pairs for each class."""
-    pool, stamp = read_pool(store)
+def write_selection(given: argparse.Namespace, readout: Path, path: Path) -> None:
+    """Write random pairs for each class."""
+    pool, stamp = read_pool(readout)
     generator = torch.Generator().manual_seed(4)
     order = torch.rand(given.classes, pool.heads * pool.neurons, generator=generator).argsort(dim=1)[:, : given.k]
-    query = naming.unit(torch.randn(given.classes, len(pool.c_bias), generator=generator))
-    sizes = {"text": given.classes, "rank": given.k, "embed": query.shape[1]}
-    names = [f"class {at}" for at in range(given.classes)]
-    with create_zarr(path, SELECTION, stamp, sizes, texts=names) as made:
-        values = {
-            "head": order // pool.neurons,
-            "neuron": order % pool.neurons,
-            "cosine": torch.zeros(order.shape),
-            "query": query,
-        }
-        for name, value in values.items():
-            made.write(name, value)
+    query = normalise(torch.randn(given.classes, pool.embed, generator=generator))
+    sizes = {"text": given.classes, "rank": given.k, "embed": pool.embed}
+    names = [f"class {number}" for number in range(given.classes)]
+    with create_zarr(path, SELECTION, stamp, sizes, texts=names) as store:
+        store.write("head", order // pool.neurons)
+        store.write("neuron", order % pool.neurons)
+        store.write("cosine", torch.zeros(order.shape))
+        store.write("query", query)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Bytes an image: the dense tensor, and what nadpipe keeps; the error of float16; how long reads take.
+"""Measure storage: bytes per image of the dense tensor and of nadpipe's stores, the error of float16, and times of reads.
 
 python benchmarks/storage.py
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from common import PUBLISHED, random_pool, report, save_pool, timed, write_random_features
+from common import ARCHITECTURES, PUBLISHED, TINY, make_parser, parse, random_pool, report, save_pool, timed, write_random_features
 
 from nadpipe.stages.compute_contributions import compute_contributions
 from nadpipe.store.arrays import open_zarr
@@ -15,51 +14,54 @@ from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES
 
 
 def main() -> None:
-    """Write real stores of random activations and look at them."""
-    options = argparse.ArgumentParser()
-    options.add_argument("--views", type=int, default=128)
-    given = options.parse_args()
+    """Write stores of random activations and measure them."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(PUBLISHED))
+    parser.add_argument("--views", type=int, default=128)
+    given = parse(parser, architectures=[TINY], views=8)
     rows = []
-    for architecture in PUBLISHED:
+    for architecture in given.architectures:
         for dtype in ("float32", "float16"):
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(measure(architecture, dtype, given.views, Path(folder)))
-    about = f"Bytes an image and reads, {given.views} images of random activations, half of them zero"
-    report("storage", about, rows)
+    title = f"Bytes per image and reads, {given.views} images of random activations, half of them zero"
+    report(given, "storage", title, rows)
 
 
 def measure(architecture: str, dtype: str, views: int, folder: Path) -> dict:
-    """One line of the table."""
-    heads, neurons, embed, _ = PUBLISHED[architecture]
+    """Return the row of one architecture and precision."""
+    heads, neurons, embed, _ = ARCHITECTURES[architecture]
     pool = random_pool(architecture)
-    save_pool(pool, folder / "pool.zarr")
-    write_random_features(pool, views, dtype, folder / "f.zarr")
-    compute_contributions(folder / "f.zarr", folder / "pool.zarr", folder / "c.zarr", dtype=dtype)
-    features, store = open_zarr(folder / "f.zarr", FEATURES), open_zarr(folder / "c.zarr", CONTRIBUTIONS)
-    sizes = {
-        name: size(folder / path) / views for name, path in (("activation", "f.zarr"), ("coefficient", "c.zarr/coefficient"))
-    }
-    dense = heads * neurons * embed * 4
-    files = sum(path.is_file() and path.parent.name != "coefficient" for path in (folder / "c.zarr/coefficient").rglob("*"))
-    coefficient = store["coefficient"]
+    save_pool(pool, folder / "readout.zarr")
+    write_random_features(pool, views, dtype, folder / "features.zarr")
+    outputs = folder / "contributions.zarr", folder / "means.zarr"
+    compute_contributions(folder / "features.zarr", folder / "readout.zarr", *outputs, dtype=dtype)
+    features = open_zarr(folder / "features.zarr", FEATURES)
+    contributions = open_zarr(folder / "contributions.zarr", CONTRIBUTIONS)
+    coefficient_folder = folder / "contributions.zarr" / "coefficient"
+    activation_bytes = size(folder / "features.zarr") / views
+    coefficient_bytes = size(coefficient_folder) / views
+    dense_bytes = heads * neurons * embed * 4
+    files = sum(path.is_file() and path.parent.name != "coefficient" for path in coefficient_folder.rglob("*"))
+    coefficient = contributions["coefficient"]
     return {
         "architecture": architecture,
         "dtype": dtype,
-        "dense, MB": round(dense / 1e6, 1),
-        "features, MB": round(sizes["activation"] / 1e6, 2),
-        "coefficients, MB": round(sizes["coefficient"] / 1e6, 2),
-        "bytes an image and pair": round(sizes["coefficient"] / heads / neurons, 2),
-        "dense / coefficients": round(dense / sizes["coefficient"]),
-        "embedding moves by, activations": f"{float(features['rounding'][:].max()):.1e}",
-        "embedding moves by, coefficients": f"{float(store['rounding'][:].max()):.1e}",
-        "files for coefficients": files,
-        "one image, ms": round(min(timed(lambda: coefficient[views // 2])[0] for _ in range(3)) * 1e3, 1),
-        "one pair's column, ms": round(min(timed(lambda: coefficient[:, heads // 2, 7])[0] for _ in range(3)) * 1e3, 1),
+        "dense, MB": round(dense_bytes / 1e6, 1),
+        "features, MB": round(activation_bytes / 1e6, 2),
+        "coefficients, MB": round(coefficient_bytes / 1e6, 2),
+        "bytes per image and pair": round(coefficient_bytes / heads / neurons, 2),
+        "dense / coefficients": round(dense_bytes / coefficient_bytes),
+        "embedding error from rounded activations": f"{float(features.tensor('rounding').max()):.1e}",
+        "embedding error from rounded coefficients": f"{float(contributions.tensor('rounding').max()):.1e}",
+        "coefficient files": files,
+        "read one image, ms": round(min(timed(lambda: coefficient[views // 2])[0] for _ in range(3)) * 1e3, 1),
+        "read one pair's column, ms": round(min(timed(lambda: coefficient[:, heads // 2, 7])[0] for _ in range(3)) * 1e3, 1),
     }
 
 
 def size(path: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Return the bytes of all files below a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

@@ -1,8 +1,8 @@
-"""What reruns when a setting or a module changes: rules, with the number of their jobs on the small demo of the tests.
+"""Tables of what reruns after a change of a setting or a module: rules, with the number of their jobs on the small demo.
 
     python tests/changes.py > docs/changes.md
 
-test_workflow.py makes each change and compares what Snakemake plans.
+test_changes.py makes each change and compares the rows with what Snakemake plans.
 """
 
 import json
@@ -21,12 +21,13 @@ REBUILT = {"measure_sparsity": 1, "measure_reconstruction": 1, "measure_sparse_t
 ANALYSED = {**REBUILT, "measure_naming": 1, "measure_faithfulness": 1}
 FITTED = {"fit_directions": 3, **NAMED, **ANALYSED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
 ACCUMULATED = {"accumulate_pairs": 2, **FITTED}
-DECOMPOSED = {"compute_contributions": 3, **ACCUMULATED}
+DECOMPOSED = {"compute_contributions": 3, "average_heads": 1, **ACCUMULATED}
 MEASURED = {"measure_registers": 1, **SEGMENTED}
 ENCODED = {"extract_features": 4, **DECOMPOSED, **MEASURED}
 EMBEDDED = {"embed_texts": 4, **NAMED, **REBUILT, "select_pairs": 2, **SEGMENTED, **CONCEPTS}
 LISTED = {"index_images": 3, "embed_texts": 1, **ENCODED}
 MODEL = {"export_readout": 1, **ENCODED, **EMBEDDED}
+DISCOVERED = {"extract_features": 2, "compute_contributions": 2, "average_heads": 1, **ACCUMULATED, **MEASURED}
 CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
 OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
 OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
@@ -104,7 +105,7 @@ CHANGES = {
     "demo.segmentation_images": (4, {"make_demo_data": 1, **OF_SEGMENTATION}),
     "demo.discovery_images": (
         50,
-        {"make_demo_data": 1, "index_images": 1, "extract_features": 2, "compute_contributions": 2, **ACCUMULATED, **MEASURED},
+        {"make_demo_data": 1, "index_images": 1, **DISCOVERED},
     ),
     "demo.monitoring_images_per_year": (5, {"make_demo_data": 1, **OF_MONITORING}),
     "seed": (1, {"make_demo_data": 3, **LISTED}),  # and score_segmentation, score_shift: in LISTED
@@ -122,96 +123,137 @@ CHANGES = {
     "datasets.monitoring.labels": ("README.md", OF_MONITORING),
     "datasets.discovery.shards": (
         1,
-        {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1, **FITTED, **MEASURED},
+        DISCOVERED | {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1},
     ),
     "model.architecture": ("RN50", MODEL),
     "model.pretrained": ("openai", MODEL),
 }
 
-EDITS = {
-    "stages/make_demo_data.py": {"make_demo_data": 3, **LISTED},
-    "stages/make_demo_model.py": {"make_demo_model": 1, **MODEL},
-    "stages/index_images.py": LISTED,
-    "stages/index_classes.py": CLASSED,
-    "stages/measure_registers.py": MEASURED,
-    "stages/export_readout.py": {"export_readout": 1, **DECOMPOSED, **MEASURED},
-    "stages/extract_features.py": ENCODED,
-    "stages/compute_contributions.py": DECOMPOSED,
-    "stages/accumulate_pairs.py": ACCUMULATED,
-    "stages/export_dense.py": {},
-    "stages/fit_directions.py": FITTED,
-    "stages/embed_texts.py": EMBEDDED,
-    "stages/assign_texts.py": ASSIGNED,
-    "stages/correlate_texts.py": {"correlate_texts": 1, **TABULATED, "tabulate_units": 1, "measure_naming": 1},
-    "stages/tabulate_units.py": TABULATED,
-    "stages/select_pairs.py": {"select_pairs": 2, **SEGMENTED, **CONCEPTS},
-    "stages/measure_sparsity.py": {"measure_sparsity": 1},
-    "stages/measure_reconstruction.py": {"measure_reconstruction": 1},
-    "stages/measure_sparse_text.py": {"measure_sparse_text": 1},
-    "stages/measure_polysemanticity.py": RANKED,
-    "stages/draw_retrieval.py": {"draw_retrieval": 1},
-    "stages/measure_naming.py": {"measure_naming": 1},
-    "stages/measure_faithfulness.py": {"measure_faithfulness": 1},
-    "stages/score_batch.py": {},
-    "stages/describe_results.py": {"describe_results": 1, "make_report": 1},
-    "stages/build_explorer.py": {"build_explorer": 1},
-    "stages/make_report.py": {"make_report": 1},
-    "stages/plot_table.py": {"plot_table": len(PLOTTED)},
-    "analyses.py": {},
-    "circuit/activity.py": {"build_explorer": 1},
-    "pages/charts.py": {"make_report": 1},
-    "pages/explorer.py": {},
-    "pages/explorer_files.py": {"build_explorer": 1},
-    **{f"pages/figures/{name}.py": {"plot_table": 1} for name in PLOTTED},
-    "pages/html.py": {"make_report": 1},
-    "pages/pictures.py": {
-        **{"draw_overlays": 1, "draw_contact_sheets": 1, "draw_retrieval": 1},
-        **{"build_explorer": 1, "make_report": 1},
-    },
-    "pages/plots.py": {"plot_table": len(PLOTTED), "plot_classes": 1},
-    "pages/report.py": {"make_report": 1},
-    **{f"looks/{name}.py": {} for name in ("explain", "search", "show")},
-    "stages/segment_images.py": SEGMENTED,
-    "stages/score_segmentation.py": SCORED,
-    "stages/draw_overlays.py": {"draw_overlays": 1},
-    "stages/draw_contact_sheets.py": {"draw_contact_sheets": 1},
-    "stages/plot_classes.py": {"plot_classes": 1},
-    "stages/score_shift.py": {"score_shift": 1},
-    "stages/rank_shifts.py": {"rank_shifts": 1},
-    "stages/train_demo.py": {},
-    "segmentation.py": SEGMENTED,
-    "metrics.py": SEGMENTED,
-    "registers.py": MEASURED,
-    "data/class_tables.py": {"index_classes": 1, **EMBEDDED},
-    "data/layouts.py": {**CLASSED, **LISTED, "embed_texts": 2},  # of classes, and of labels
-    "ablation.py": {**REBUILT, "measure_faithfulness": 1},
-    "data/labelled.py": REBUILT,
-    "data/labels.py": EMBEDDED,
-    "shift.py": {"score_shift": 1, "rank_shifts": 1},
-    "directions.py": {**DECOMPOSED, **MEASURED},
-    "towers/checkpoints.py": MODEL,
-    "towers/clip_resnet.py": MODEL,
-    "towers/devices.py": MODEL,
-    "towers/family.py": MODEL,
-    "towers/model.py": MODEL,
-    "towers/preprocessing.py": MODEL,
-    "towers/sources.py": MODEL,
-    "towers/text.py": EMBEDDED,
-    "cli.py": {},
+STAGES = {  # after an edit of the stage's own module
+    "make_demo_data": {"make_demo_data": 3, **LISTED},
+    "make_demo_model": {"make_demo_model": 1, **MODEL},
+    "index_images": LISTED,
+    "index_classes": CLASSED,
+    "measure_registers": MEASURED,
+    "export_readout": {"export_readout": 1, **DECOMPOSED, **MEASURED},
+    "extract_features": ENCODED,
+    "compute_contributions": DECOMPOSED,
+    "average_heads": {"average_heads": 1, **SEGMENTED},
+    "accumulate_pairs": ACCUMULATED,
+    "export_dense": {},
+    "fit_directions": FITTED,
+    "embed_texts": EMBEDDED,
+    "assign_texts": ASSIGNED,
+    "correlate_texts": {"correlate_texts": 1, **TABULATED, "tabulate_units": 1, "measure_naming": 1},
+    "tabulate_units": TABULATED,
+    "select_pairs": {"select_pairs": 2, **SEGMENTED, **CONCEPTS},
+    "measure_sparsity": {"measure_sparsity": 1},
+    "measure_reconstruction": {"measure_reconstruction": 1},
+    "measure_sparse_text": {"measure_sparse_text": 1},
+    "measure_polysemanticity": RANKED,
+    "draw_retrieval": {"draw_retrieval": 1},
+    "measure_naming": {"measure_naming": 1},
+    "measure_faithfulness": {"measure_faithfulness": 1},
+    "segment_images": SEGMENTED,
+    "score_segmentation": SCORED,
+    "draw_overlays": {"draw_overlays": 1},
+    "draw_contact_sheets": {"draw_contact_sheets": 1},
+    "score_shift": {"score_shift": 1},
+    "score_batch": {},
+    "rank_shifts": {"rank_shifts": 1},
+    "plot_table": {"plot_table": len(PLOTTED)},
+    "plot_classes": {"plot_classes": 1},
+    "describe_results": {"describe_results": 1, "make_report": 1},
+    "build_explorer": {"build_explorer": 1},
+    "make_report": {"make_report": 1},
+    "train_demo": {},
 }
 
-# rules that make final tables, or what provenance.json records of the data sets and the model
+
+def merged(*plans: dict[str, int]) -> dict[str, int]:
+    """Return the rules of all plans, each with its largest number of jobs."""
+    return {rule: max(plan.get(rule, 0) for plan in plans) for plan in plans for rule in plan}
+
+
+def edited(*stages: str) -> dict[str, int]:
+    """Return what reruns after an edit of code that these stages run."""
+    return merged(*(STAGES[stage] for stage in stages))
+
+
+_TOWER = edited("export_readout", "extract_features", "embed_texts")
+_PLUMBING = [
+    *("__init__", "__main__", "analyses", "cli", "config", "errors", "fingerprint", "progress"),
+    *("data/__init__", "demo/__init__", "demo/train", "pages/explorer", "stages/__init__"),
+    *("looks/__init__", "looks/explain", "looks/search", "looks/show"),
+    *("store/__init__", "store/arrays", "store/atomic", "store/dense", "store/label_maps", "store/manifest", "store/moments"),
+    *("store/pairs", "store/pool", "store/readout", "store/results", "store/schema", "store/selection", "store/shards"),
+    *("store/stamp", "store/tables", "store/kinds/__init__", "store/kinds/analyses", "store/kinds/features"),
+    *("store/kinds/images", "store/kinds/model", "store/kinds/segmentation", "store/kinds/shift", "store/kinds/texts"),
+    "store/kinds/units",
+]
+_TOWERS = ("__init__", "checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources")
+EDITS = {
+    **{f"stages/{stage}.py": plan for stage, plan in STAGES.items()},
+    **{f"{name}.py": {} for name in _PLUMBING},
+    **{f"pages/figures/{name}.py": {"plot_table": 1} for name in PLOTTED},
+    **{f"towers/{name}.py": _TOWER for name in _TOWERS},
+    "towers/text.py": edited("embed_texts"),
+    "circuit/__init__.py": edited("compute_contributions", "measure_registers"),
+    "circuit/ablation.py": merged(REBUILT, edited("measure_naming", "measure_faithfulness")),
+    "circuit/accumulators.py": edited("compute_contributions", "measure_registers"),
+    "circuit/activity.py": edited("build_explorer"),
+    "circuit/attention.py": _TOWER,
+    "circuit/canvas.py": edited("segment_images"),
+    "circuit/directions.py": edited("fit_directions"),
+    "circuit/label_values.py": edited("index_classes", "embed_texts"),
+    "circuit/methods.py": edited("segment_images"),
+    "circuit/metrics.py": edited("segment_images"),
+    "circuit/naming.py": edited("fit_directions"),
+    "circuit/pursuit.py": edited("assign_texts"),
+    "circuit/readout.py": _TOWER,
+    "circuit/registers.py": edited("measure_registers"),
+    "circuit/segmentation.py": edited("segment_images"),
+    "circuit/shift.py": edited("score_shift", "rank_shifts"),
+    "circuit/unit_kinds.py": edited("fit_directions"),
+    "circuit/units.py": edited("fit_directions"),
+    "data/class_tables.py": edited("index_classes", "embed_texts"),
+    "data/classes.py": edited("index_images", "index_classes", "embed_texts"),
+    "data/dictionaries.py": edited("embed_texts"),
+    "data/labelled.py": REBUILT,
+    "data/labels.py": edited("embed_texts"),
+    "data/layouts.py": edited("index_images", "index_classes") | {"embed_texts": 2},  # texts of classes and of labels
+    "data/manifest.py": edited("index_images"),
+    "data/masks.py": edited("segment_images"),
+    "data/tables.py": edited("index_images", "index_classes") | {"embed_texts": 2},
+    "data/views.py": edited("index_images"),
+    "demo/checkpoint.py": edited("make_demo_model"),
+    "demo/data.py": edited("make_demo_data", "make_demo_model"),
+    "demo/files.py": edited("make_demo_model"),
+    "demo/world.py": edited("make_demo_data", "make_demo_model"),
+    "pages/__init__.py": edited("plot_table", "plot_classes", "make_report"),
+    "pages/charts.py": edited("make_report"),
+    "pages/explorer_files.py": edited("build_explorer"),
+    "pages/figures/__init__.py": edited("plot_table"),
+    "pages/html.py": edited("make_report"),
+    "pages/pictures.py": edited("build_explorer", "draw_overlays", "draw_contact_sheets", "draw_retrieval"),
+    "pages/plots.py": edited("plot_table", "plot_classes"),
+    "pages/report.py": edited("make_report"),
+}
+
 TABLES = {"index_images", "export_readout", *(analysis.stage for analysis in ANALYSES.values())}
 
 
 def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
-    """A plan of the tables above with what sums up a run: its summary follows every table, and every setting but of `dense`."""
+    """Add to a plan of the tables above the rules that depend on many others: plots, summary, report and explorer.
+
+    The summary holds checksums of all tables and every setting but those of `dense`.
+    """
     whole = dict(plan)
-    if "tabulate_units" in plan or key.startswith("explorer."):
-        whole["build_explorer"] = 1
     plots = sum(analysis.stage in plan for analysis in PLOTTED.values())
     if plots:
-        whole["plot_table"] = plots
+        whole["plot_table"] = max(plots, plan.get("plot_table", 0))
+    if "tabulate_units" in plan or key.startswith("explorer."):
+        whole["build_explorer"] = 1
     if TABLES & plan.keys() or (bool(whole) and not key.startswith("dense.")):
         whole |= {"describe_results": 1, "make_report": 1}
     if "draw_overlays" in plan:
@@ -221,9 +263,8 @@ def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
 
 HEAD = """# What a change reruns
 
-Made by `python tests/changes.py`. `tests/test_workflow.py` makes each of these changes to a finished run of the demo and
-compares what Snakemake plans with the row: exactly these rules, with as many jobs. The demo of the tests has two shards for
-discovery and one for each other data set.
+`python tests/changes.py` writes this page. `tests/test_changes.py` makes each change on a finished run of the small demo and
+compares Snakemake's plan with the row. The small demo has two shards for discovery and one for each other data set.
 
 ## Settings
 
@@ -232,9 +273,9 @@ discovery and one for each other data set.
 CODE = """
 ## Code
 
-A module, and what reruns when its code changes; comments and docstrings do not count.
+Comments, docstrings, messages and progress lines do not count. Every module of the package has a row.
 
-| module | rules that rerun |
+| modules of `nadpipe/` | rules that rerun |
 |---|---|"""
 
 
@@ -242,14 +283,17 @@ def main() -> None:
     """Write docs/changes.md to standard output."""
     print(HEAD)
     for key, (value, plan) in CHANGES.items():
-        print(f"| `{key}` | `{json.dumps(value, ensure_ascii=False)}` | {told(completed(plan, key))} |")
+        print(f"| `{key}` | `{json.dumps(value, ensure_ascii=False)}` | {describe(completed(plan, key))} |")
     print(CODE)
+    modules: dict[str, list[str]] = {}
     for module, plan in EDITS.items():
-        print(f"| `nadpipe/{module}` | {told(completed(plan))} |")
+        modules.setdefault(describe(completed(plan)), []).append(f"`{module}`")
+    for plan, names in sorted(modules.items(), key=lambda row: len(row[0])):
+        print(f"| {', '.join(names)} | {plan} |")
 
 
-def told(plan: dict[str, int]) -> str:
-    """A plan in words; most rules have one job."""
+def describe(plan: dict[str, int]) -> str:
+    """Return a plan in words."""
     return ", ".join(rule if jobs == 1 else f"{rule} × {jobs}" for rule, jobs in plan.items()) or "none"
 
 

@@ -10,24 +10,27 @@ from open_clip.modified_resnet import AttentionPool2d
 from PIL import Image
 
 from nadpipe.circuit.attention import AttentionPool
+from nadpipe.circuit.readout import Readout
 
 # heads, neurons, embed, side of the token grid: few and many of each, odd grids, more embed than neurons and less
 SHAPES = [(2, 8, 12, 2), (4, 64, 16, 3), (1, 6, 5, 1), (16, 32, 24, 3), (3, 96, 10, 5)]
 
 
 def make_pool(heads, neurons, embed, grid, seed=0):
-    """open_clip's own attention pool with random weights and biases, and the same weights for nadpipe."""
+    """Return open_clip's own attention pool with random weights and biases, and the same weights for nadpipe."""
     torch.manual_seed(seed)
     module = AttentionPool2d(grid, neurons, heads, embed).eval().requires_grad_(False)
     for layer in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
         layer.bias.normal_()
-    weights = {"q": module.q_proj, "k": module.k_proj, "v": module.v_proj, "c": module.c_proj}
-    pool = AttentionPool(
-        heads=heads,
-        positional_embedding=module.positional_embedding.detach(),
-        **{f"{name}_weight": layer.weight.detach() for name, layer in weights.items()},
-        **{f"{name}_bias": layer.bias.detach() for name, layer in weights.items()},
-    )
+
+    def split(layer):
+        """Return the rows of each head of a weight and of its bias."""
+        return layer.weight.view(heads, -1, neurons), layer.bias.view(heads, -1)
+
+    value, value_bias = split(module.v_proj)
+    output = torch.stack(module.c_proj.weight.chunk(heads, dim=1))
+    readout = Readout(value, value_bias, output, module.c_proj.bias, layer=torch.zeros(heads, dtype=torch.long))
+    pool = AttentionPool(readout, module.positional_embedding, *split(module.q_proj), *split(module.k_proj))
     return module, pool
 
 
@@ -42,7 +45,7 @@ def pool(module_and_pool):
 
 
 def activations(pool, views, seed=1):
-    """Random spatial activations, not negative, as after a ReLU, many of them zero."""
+    """Return random spatial activations like those after a ReLU: none is negative, and many are zero."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(views, pool.tokens - 1, pool.neurons, generator=generator).clamp(min=0)
 

@@ -1,56 +1,45 @@
-"""The paper's formulas written down densely and slowly, sharing nothing with the package but the pool's weights."""
+"""The paper's formulas, computed densely by plain loops. They share nothing with the package but the pool's weights."""
 
 import numpy as np
 
 
 def dense_contributions(z, pool):
-    """r (view, head, neuron, embed), m (view, head, token, embed) and y (view, embed), in float64, by plain loops."""
-    weight = {
-        name: getattr(pool, name).double().numpy()
-        for name in (
-            "positional_embedding",
-            "q_weight",
-            "k_weight",
-            "v_weight",
-            "c_weight",
-            "q_bias",
-            "k_bias",
-            "v_bias",
-            "c_bias",
-        )
-    }
+    """Return r (view, head, neuron, embed), m (view, head, token, embed) and y (view, embed) in float64."""
+    readout = pool.readout
+    query_weight, query_bias = pool.query.double().numpy(), pool.query_bias.double().numpy()
+    key_weight, key_bias = pool.key.double().numpy(), pool.key_bias.double().numpy()
+    value_weight, value_bias = readout.value.double().numpy(), readout.value_bias.double().numpy()
+    output_weight, output_bias = readout.output.double().numpy(), readout.output_bias.double().numpy()
     z = z.double().numpy()
     views, _, neurons = z.shape
-    heads, embed = pool.heads, len(weight["c_bias"])
-    width = neurons // heads
-    x = np.concatenate([z.mean(1, keepdims=True), z], 1) + weight["positional_embedding"]
-    tokens = x.shape[1]
+    heads, width, _ = value_weight.shape
+    x = np.concatenate([z.mean(1, keepdims=True), z], 1) + pool.positional_embedding.double().numpy()
+    tokens, embed = x.shape[1], len(output_bias)
     pair = np.zeros((views, heads, neurons, embed))
     token = np.zeros((views, heads, tokens, embed))
     total = np.zeros((views, embed))
     for view in range(views):
         for head in range(heads):
-            rows = slice(head * width, (head + 1) * width)
-            query = weight["q_weight"][rows] @ x[view, 0] + weight["q_bias"][rows]
-            key = x[view] @ weight["k_weight"][rows].T + weight["k_bias"][rows]
+            query = query_weight[head] @ x[view, 0] + query_bias[head]
+            key = x[view] @ key_weight[head].T + key_bias[head]
             score = key @ query / np.sqrt(width)
             share = np.exp(score - score.max())
             share /= share.sum()
-            output, value = weight["c_weight"][:, rows], weight["v_weight"][rows]
-            bias = output @ weight["v_bias"][rows] / neurons + weight["c_bias"] / (heads * neurons)
+            output, value = output_weight[head], value_weight[head]
+            constant = output @ value_bias[head] / neurons + output_bias / (heads * neurons)
             for neuron in range(neurons):
                 coefficient = sum(share[t] * x[view, t, neuron] for t in range(tokens))
-                pair[view, head, neuron] = coefficient * (output @ value[:, neuron]) + bias
+                pair[view, head, neuron] = coefficient * (output @ value[:, neuron]) + constant
             for t in range(tokens):
-                carried = output @ (value @ x[view, t] + weight["v_bias"][rows])
-                token[view, head, t] = share[t] * carried + weight["c_bias"] / (heads * tokens)
-            total[view] += output @ (share @ (x[view] @ value.T + weight["v_bias"][rows]))
-        total[view] += weight["c_bias"]
+                written = output @ (value @ x[view, t] + value_bias[head])
+                token[view, head, t] = share[t] * written + output_bias / (heads * tokens)
+            total[view] += output @ (share @ (x[view] @ value.T + value_bias[head]))
+        total[view] += output_bias
     return pair, token, total
 
 
 def dense_direction(contribution, top_images, components):
-    """Directions, explained shares and kept norms of one unit from its dense contributions (view, embed), by SVD."""
+    """Return directions, explained shares and mean kept norm of one unit from its dense contributions (view, embed), by SVD."""
     centred = contribution - contribution.mean(0)
     norm = np.linalg.norm(centred, axis=1)
     kept = centred[np.argsort(-norm, kind="stable")[:top_images]]
@@ -64,6 +53,6 @@ def dense_direction(contribution, top_images, components):
 
 
 def cosine(a, b):
-    """Cosine of two vectors, 0 if one is zero."""
+    """Return the cosine of two vectors, 0 if one is zero."""
     length = np.linalg.norm(a) * np.linalg.norm(b)
     return a @ b / length if length else 0.0

@@ -4,58 +4,63 @@ import torch
 from conftest import activations
 from scipy.stats import binomtest
 
-from nadpipe.circuit import ablation, attention
+from nadpipe.circuit import ablation
+from nadpipe.circuit.attention import trace
 from nadpipe.circuit.naming import normalise
+from nadpipe.circuit.readout import coefficients, sum_pairs, write_vectors
+
+
+@pytest.fixture
+def readout(pool):
+    return pool.readout
 
 
 @pytest.fixture
 def coefficient(pool):
-    x = attention.tokens(activations(pool, 7), pool)
-    return attention.coefficients(attention.attention(x, pool), x)
+    return coefficients(trace(activations(pool, 7), pool), pool.readout)
 
 
-def test_all_pairs_kept_are_the_embedding_and_none_its_mean(pool, coefficient):
+def test_all_pairs_kept_are_the_embedding_and_none_its_mean(readout, coefficient):
     mean = coefficient.mean(0)
     everything = torch.ones(mean.shape, dtype=torch.bool)
-    whole = attention.sum_pairs(coefficient, pool)
-    torch.testing.assert_close(ablation.keep_pairs(coefficient, mean, everything, pool), whole)
-    none = ablation.keep_pairs(coefficient, mean, ~everything, pool)
+    whole = sum_pairs(coefficient, readout)
+    torch.testing.assert_close(ablation.keep_pairs(coefficient, mean, everything, readout), whole)
+    none = ablation.keep_pairs(coefficient, mean, ~everything, readout)
     torch.testing.assert_close(none, whole.mean(0).expand_as(none), rtol=1e-4, atol=1e-5)
 
 
-def test_what_pairs_add_is_additive(pool, coefficient):
-    """Two disjoint sets of pairs add what both together add."""
+def test_disjoint_sets_of_pairs_are_additive(readout, coefficient):
     mean = coefficient.mean(0)
     first = torch.rand(mean.shape, generator=torch.Generator().manual_seed(0)) > 0.5
-    base = ablation.keep_pairs(coefficient, mean, torch.zeros_like(first), pool)
-    parts = [ablation.keep_pairs(coefficient, mean, kept, pool) - base for kept in (first, ~first)]
-    torch.testing.assert_close(base + sum(parts), attention.sum_pairs(coefficient, pool), rtol=1e-4, atol=1e-5)
+    base = ablation.keep_pairs(coefficient, mean, torch.zeros_like(first), readout)
+    parts = [ablation.keep_pairs(coefficient, mean, kept, readout) - base for kept in (first, ~first)]
+    torch.testing.assert_close(base + sum(parts), sum_pairs(coefficient, readout), rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_pairs_are_the_largest():
     norm = np.array([[1.0, 3.0, 0.0], [2.0, 3.0, 0.5]])
     order = ablation.rank_units(norm)
     assert order.tolist() == [1, 4, 3, 0, 5, 2]
-    assert ablation.chosen_units(order, 3, norm.shape).tolist() == [[False, True, False], [True, True, False]]
-    assert ablation.chosen_units(order[::-1], 2, norm.shape).tolist() == [[False, False, True], [False, False, True]]
-    assert ablation.chosen_units(ablation.rank_units(norm[1]), 2, (3,)).tolist() == [True, True, False]
+    assert ablation.select_units(order, 3, norm.shape).tolist() == [[False, True, False], [True, True, False]]
+    assert ablation.select_units(order[::-1], 2, norm.shape).tolist() == [[False, False, True], [False, False, True]]
+    assert ablation.select_units(ablation.rank_units(norm[1]), 2, (3,)).tolist() == [True, True, False]
 
 
-def rebuilt_from(coefficient, pool, directions):
-    """Mean plus what each neuron writes along directions (neuron, component, embed)."""
+def rebuild(coefficient, readout, directions):
+    """Return the mean plus what each neuron writes along directions (neuron, component, embed)."""
     mean = coefficient.mean(0)
     coordinate = sum(
-        ablation.coordinates(coefficient[:, head] - mean[head], attention.write_vectors(pool, head), directions)
-        for head in range(pool.heads)
+        ablation.coordinates(coefficient[:, head] - mean[head], write_vectors(readout, head), directions)
+        for head in range(readout.heads)
     )
-    return attention.sum_pairs(mean[None], pool) + ablation.decode(coordinate, directions)
+    return sum_pairs(mean[None], readout) + ablation.decode(coordinate, directions)
 
 
-def test_neurons_on_a_whole_basis_are_rebuilt_and_on_less_are_projected(pool, coefficient):
-    write = torch.stack([attention.write_vectors(pool, head) for head in range(pool.heads)], dim=1)
+def test_neurons_on_a_whole_basis_are_rebuilt_and_on_less_are_projected(readout, coefficient):
+    write = torch.stack([write_vectors(readout, head) for head in range(readout.heads)], dim=1)
     basis = torch.linalg.qr(write.transpose(1, 2))[0].transpose(1, 2).contiguous()
-    whole = attention.sum_pairs(coefficient, pool)
-    rebuilt = rebuilt_from(coefficient, pool, basis)
+    whole = sum_pairs(coefficient, readout)
+    rebuilt = rebuild(coefficient, readout, basis)
     torch.testing.assert_close(rebuilt[-1], whole, rtol=1e-3, atol=1e-4)
     centred = coefficient - coefficient.mean(0)
     dense = torch.einsum("vhn,nho->vno", centred, write)  # centred contribution of each neuron
@@ -86,5 +91,5 @@ def test_fidelity_by_hand():
     assert (same.accuracy_low, same.accuracy_high) == pytest.approx((interval.low, interval.high))
     mean = ablation.fidelity(embedding.mean(0).expand(4, 2), embedding, text, label, 0.95)
     assert mean.explained == pytest.approx(0, abs=1e-6)
-    assert mean.accuracy == 0.75  # the mean lies nearer to the second text
+    assert mean.accuracy == 0.75  # the mean is nearer to the second text
     assert ablation.fidelity(embedding * 2, embedding, text, label, 0.95).relative_error == pytest.approx(1)

@@ -1,12 +1,10 @@
 import numpy as np
-import pytest
 import torch
 from conftest import activations
 
 from nadpipe.circuit import activity
-from nadpipe.circuit.attention import token_scores, trace
-from nadpipe.circuit.naming import normalise
-from nadpipe.circuit.readout import coefficients, pair_constants, pair_scores, write_vectors
+from nadpipe.circuit.attention import trace
+from nadpipe.circuit.readout import coefficients
 
 
 def test_the_images_at_both_ends_are_those_of_a_sort():
@@ -15,7 +13,7 @@ def test_the_images_at_both_ends_are_those_of_a_sort():
     ends = activity.end_images(value, 3)
     assert ends[:, :3].tolist() == order.flip(1)[:, :3].tolist()
     assert ends[:, 3:].tolist() == order[:, :3].tolist()
-    assert activity.end_images(value[:2], 3).shape == (5, 4)  # fewer images than asked for
+    assert activity.end_images(value[:2], 3).shape == (5, 4)  # fewer images than requested
 
 
 def test_histograms_are_numpys():
@@ -45,21 +43,3 @@ def test_maps_of_bytes_are_within_half_a_step():
     steps, scale = activity.as_bytes(maps)
     assert scale.tolist() == maps.abs().amax(1).tolist()
     assert ((steps.float() / 127 * scale[:, None] - maps).abs() <= scale[:, None] / 254 + 1e-12).all()
-
-
-def test_scores_of_pairs_and_of_tokens_sum_to_the_cosine(module_and_pool):
-    module, pool = module_and_pool
-    z = activations(pool, 1)
-    embedding = module(z.transpose(1, 2).unflatten(2, (pool.grid, pool.grid)))
-    text = normalise(torch.randn(3, embedding.shape[1], generator=torch.Generator().manual_seed(3)))
-    cosine = normalise(embedding) @ text.T
-    view = trace(z, pool)
-    coefficient = coefficients(view, pool.readout)[0]
-    pairs, tokens = pair_scores(coefficient, text, pool.readout), token_scores(view.activation[0], text, pool)
-    assert pairs.shape == (3, pool.heads, pool.neurons)
-    assert tokens.shape == (3, pool.tokens)
-    torch.testing.assert_close(pairs.sum((1, 2)), cosine[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(tokens.sum(1), cosine[0], rtol=1e-4, atol=1e-5)
-    score = pair_scores(coefficient, text[:1], pool.readout)[0, 0, 0]
-    written = coefficient[0, 0] * write_vectors(pool.readout, 0)[0] + pair_constants(pool.readout)[0]
-    assert score == pytest.approx(float(written @ text[0] / embedding.norm()), rel=1e-3, abs=1e-6)

@@ -69,7 +69,7 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
     for name in ("sparsity", "reconstruction", "sparse_text"):
         plot_table(name, run.folder / f"{name}.csv", run.folder / f"{name}.png")
         assert 0.01 < ink(run.folder / f"{name}.png") < 0.9
-    with pytest.raises(NadpipeError, match="0 different labels; zero-shot"):
+    with pytest.raises(NadpipeError, match="0 different labels"):
         index_images("table", run.folder / "t.csv", run.folder / "images.parquet")
         embed_texts(output=run.folder / "x.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
     with pytest.raises(NadpipeError, match="no image has a label"):
@@ -120,5 +120,5 @@ def test_names_and_ablations_are_held_against_labels(run):
     assert matrix.groupby("measured")["auroc"].nunique().tolist() == [1, 1]
     assert (matrix["spread_kept"] < 1).any()
     run.write_images(noise(12))
-    with pytest.raises(NadpipeError, match="no 0/1 column at all; naming needs labels of the images"):
+    with pytest.raises(NadpipeError, match=r"images\.parquet: no 0/1 column; naming needs labels"):
         measure_naming(images, contributions, *names, run.folder / "n.csv")

@@ -24,8 +24,8 @@ def test_half_precision_takes_half_the_space_and_states_its_error(run):
     run.write_images(noise(6))
     [whole], [half] = run.decompose(), run.decompose(name="half", dtype="float16")
     for kind, array, stores in [
-        ("features", "activation", ("d-features-0.zarr", "half-features-0.zarr")),
-        ("contributions", "coefficient", (whole, half)),
+        (FEATURES, "activation", ("d-features-0.zarr", "half-features-0.zarr")),
+        (CONTRIBUTIONS, "coefficient", (whole, half)),
     ]:
         full, low = (open_zarr(run.folder / name, kind) for name in stores)
         assert low[array].dtype == np.float16
@@ -36,7 +36,7 @@ def test_half_precision_takes_half_the_space_and_states_its_error(run):
     np.testing.assert_allclose(store["residual"][:], features["rounding"][:], atol=1e-6)
     assert (store["residual"][:] > 1e-5).any()  # so the tolerance alone would refuse it
     pool, _ = read_pool(run.pool)
-    kept = sum_pairs(torch.from_numpy(store["coefficient"][:]).float(), pool)
+    kept = sum_pairs(torch.from_numpy(store["coefficient"][:]).float(), pool.readout)
     expected = residual(kept, torch.from_numpy(store["embedding"][:]))
     np.testing.assert_allclose(store["rounding"][:], expected, atol=1e-6)
     assert run.tabulate("pair", (half,))["std_norm"].max() > 0
@@ -48,7 +48,7 @@ def test_half_precision_that_overflows_is_refused(run):
     with create_zarr(
         run.folder / "o.zarr", SELECTION, Stamp(), {"text": 1, "rank": 2, "embed": 3}, {"query": "float16"}
     ) as made:
-        with pytest.raises(NadpipeError, match=r"o\.zarr: query reaches 7e\+04, more than float16 holds; use float32"):
+        with pytest.raises(NadpipeError, match=r"o\.zarr: query .*7e\+04.*float16.*float32"):
             made.as_stored("query", torch.full((1, 3), 7e4))
         for name in ("head", "neuron", "cosine", "query"):
             made.write(name, np.zeros((1, 3 if name == "query" else 2)))
@@ -58,7 +58,7 @@ def test_features_of_too_low_a_precision_fail_with_the_error(run):
     run.write_images(noise(2))
     features = run.folder / "d-features-0.zarr"
     run.decompose()
-    with pytest.raises(NadpipeError, match=r"sum to the embedding of view \d only within \d\.\de-\d+ of its norm"):
+    with pytest.raises(NadpipeError, match=r"view \d only within \d\.\de-\d+ of its norm"):
         compute_contributions(features, run.pool, run.folder / "x.zarr", run.folder / "m.zarr", tolerance=1e-12)
     assert not (run.folder / "x.zarr").exists()
 
@@ -86,5 +86,5 @@ def test_artifacts_of_another_model_are_refused_by_the_next_stage(run, tiny_clip
     (run.folder / "m.json").write_text(json.dumps(TINY | {"quick_gelu": True}))
     shutil.rmtree(run.pool)
     export_readout(output=run.pool, **run.model)
-    with pytest.raises(NadpipeError, match=r"d-0\.zarr: is for model m [0-9a-f]{8}, this run is m [0-9a-f]{8}"):
+    with pytest.raises(NadpipeError, match=r"d-0\.zarr: .*model m [0-9a-f]{8}, .* m [0-9a-f]{8}"):
         run.fit("pair", contributions)

@@ -1,4 +1,4 @@
-"""The dense tensor, as a view that makes what it is asked for and as a store, against the paper's formula by plain loops."""
+"""The dense tensor, computed on access and as a store, against the paper's formula by plain loops."""
 
 import math
 import pickle
@@ -11,20 +11,20 @@ import pytest
 import torch
 import xarray as xr
 from conftest import activations, make_pool
-from nadpipe.artifacts import ZARR
 from reference import dense_contributions
-from test_stages import Run, noise
+from stage_run import noise
 
-from nadpipe import artifacts
-from nadpipe.circuit import attention
+from nadpipe.circuit import readout as readouts
+from nadpipe.circuit.attention import trace
+from nadpipe.circuit.readout import pair_constants, write_vectors
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.stages.export_dense import export_dense
-from nadpipe.store import dense
+from nadpipe.store import arrays, dense
 from nadpipe.store.arrays import create_zarr, open_zarr
 from nadpipe.store.dense import DenseContributions, open_dense
-from nadpipe.store.kinds.features import CONTRIBUTIONS, DENSE
-from nadpipe.store.kinds.model import READOUT
+from nadpipe.store.kinds.features import CONTRIBUTIONS, DENSE, FEATURES
+from nadpipe.store.pool import write_pool
 from nadpipe.store.schema import Array
 from nadpipe.store.stamp import Stamp
 
@@ -34,19 +34,16 @@ VIEWS = sum(SHARDS)
 
 
 def write_stores(folder, pool, coefficient, dtype="float32"):
-    """The pool and the shards of these coefficients as the stages leave them; arrays that nothing here reads are zero."""
-    sizes = {"head": pool.heads, "neuron": pool.neurons, "token": pool.tokens, "out": pool.neurons, "embed": len(pool.c_bias)}
-    with create_zarr(folder / "pool.zarr", READOUT, MODEL, sizes, attributes={"heads": pool.heads}) as store:
-        for name in ZARR["attention pool"]:
-            store.write(name, getattr(pool, name))
-    sizes["width"] = pool.neurons // pool.heads
+    """Write the readout and shards with these coefficients, as stages do; arrays that no test reads are zero."""
+    write_pool(folder / "pool.zarr", pool, MODEL, {})
+    sizes = {"head": pool.heads, "neuron": pool.neurons, "token": pool.tokens, "embed": pool.embed}
     paths, start = [], 0
     for shard, views in enumerate(SHARDS):
         paths.append(folder / f"{shard}.zarr")
-        about = {"shard": shard, "shards": len(SHARDS), "images": "x"}
+        attributes = {"shard": shard, "shards": len(SHARDS), "images": "x"}
         sizes["view"] = views
-        with create_zarr(paths[-1], CONTRIBUTIONS, MODEL, sizes, {"coefficient": dtype}, attributes=about) as store:
-            for name, array in ZARR["contributions"].items():
+        with create_zarr(paths[-1], CONTRIBUTIONS, MODEL, sizes, {"coefficient": dtype}, attributes=attributes) as store:
+            for name, array in CONTRIBUTIONS.arrays.items():
                 store.write(name, np.zeros([sizes[axis] for axis in array.axes]))
             store.write("image_id", np.arange(start, start + views))
             store.write("coefficient", coefficient[start : start + views])
@@ -55,15 +52,15 @@ def write_stores(folder, pool, coefficient, dtype="float32"):
 
 
 def coefficients(z, pool):
-    x = attention.tokens(z, pool)
-    return attention.coefficients(attention.attention(x, pool), x)
+    return readouts.coefficients(trace(z, pool), pool.readout)
 
 
 def by_axis(full, index):
-    """Numpy's own indexing, one axis after the other: several lists select their outer product."""
+    """Index with numpy, one axis after the other, so that several lists select their outer product."""
     keys = list(index) if isinstance(index, tuple) else [index]
-    at = next((at for at, key in enumerate(keys) if key is ...), len(keys))
-    keys[at : at + 1] = [slice(None)] * (5 - len(keys) if at < len(keys) else 4 - len(keys))
+    ellipsis = next((axis for axis, key in enumerate(keys) if key is ...), len(keys))
+    missing = 5 - len(keys) if ellipsis < len(keys) else 4 - len(keys)
+    keys[ellipsis : ellipsis + 1] = [slice(None)] * missing
     for axis in (3, 2, 1, 0):
         full = full[(slice(None),) * axis + (keys[axis],)]
     return full
@@ -71,14 +68,14 @@ def by_axis(full, index):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A view with its whole tensor as made by one slice of everything, and the paths it was opened from."""
+    """Return an open tensor, all its values from one slice, and the paths it was opened from."""
     _, pool = make_pool(4, 64, 16, 3)
     paths, store = write_stores(tmp_path_factory.mktemp("small"), pool, coefficients(activations(pool, VIEWS), pool))
     view = open_dense(paths, store)
     return view, view[:, :, :, :], paths, store
 
 
-def test_the_view_is_the_dense_tensor(tmp_path, pool):
+def test_the_open_tensor_is_the_dense_tensor(tmp_path, pool):
     z = activations(pool, VIEWS)
     whole, _, total = dense_contributions(z, pool)
     view = open_dense(*write_stores(tmp_path, pool, coefficients(z, pool)))
@@ -86,10 +83,10 @@ def test_the_view_is_the_dense_tensor(tmp_path, pool):
     assert (view.ndim, view.dtype, view.size, len(view)) == (4, np.float32, whole.size, VIEWS)
     assert view.axes == ("view", "head", "neuron", "embed")
     assert repr(view) == "DenseContributions(view: {}, head: {}, neuron: {}, embed: {})".format(*whole.shape)
-    made = np.asarray(view)
-    assert made.dtype == np.float32
-    np.testing.assert_allclose(made, whole, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(made.sum((1, 2), dtype="f8"), total, rtol=1e-4, atol=1e-5)
+    values = np.asarray(view)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values.sum((1, 2), dtype="f8"), total, rtol=1e-4, atol=1e-5)
     for head in range(pool.heads):
         np.testing.assert_allclose(view[2:5, head, -1], whole[2:5, head, -1], rtol=1e-4, atol=1e-5)
 
@@ -160,21 +157,21 @@ def test_tuples_and_ranges_are_lists(small):
         (np.s_[..., -17], "embed: index -17 is out of bounds"),
         (np.s_[0, 0, 0, 0, 0], "too many indices"),
         (np.s_[..., 0, ...], "one Ellipsis"),
-        (np.s_[None], "view: None is no integer"),
-        (np.s_[:, True], "head: True is no integer"),
+        (np.s_[None], "view: None is not an integer"),
+        (np.s_[:, True], "head: True is not an integer"),
         (1.0, "view: only integers"),
         ("view", "view: only integers"),
-        (np.s_[:, [[0], [1]]], "head: .* is no integer"),
+        (np.s_[:, [[0], [1]]], "head: .* is not an integer"),
         (np.s_[:, :, np.ones(3, bool)], "neuron: boolean index did not match"),
     ],
     ids=str,
 )
-def test_what_is_not_there_is_an_index_error(small, index, message):
+def test_an_invalid_index_is_an_index_error(small, index, message):
     with pytest.raises(IndexError, match=message):
         small[0][index]
 
 
-def test_only_what_is_asked_for_is_read_and_made(tmp_path, small, monkeypatch):
+def test_only_the_requested_part_is_read_and_computed(tmp_path, small, monkeypatch):
     _, whole, paths, store = small
     copies = [shutil.copytree(path, tmp_path / path.name) for path in paths]
     for copy in copies[::2]:
@@ -182,16 +179,16 @@ def test_only_what_is_asked_for_is_read_and_made(tmp_path, small, monkeypatch):
             if file.is_file():
                 file.write_bytes(b"no shard")
     damaged = open_dense(copies, store)
-    made = []
-    write_vectors = dense._write_vectors
+    computed = []
+    write_vector_entries = dense.write_vector_entries
 
     def spy(*arguments):
-        made.append(write_vectors(*arguments))
-        return made[-1]
+        computed.append(write_vector_entries(*arguments))
+        return computed[-1]
 
-    monkeypatch.setattr(dense, "_write_vectors", spy)
+    monkeypatch.setattr(dense, "write_vector_entries", spy)
     np.testing.assert_allclose(damaged[3, [2], 5:8, ::2], whole[3, [2], 5:8, ::2], rtol=1e-5, atol=1e-7)
-    assert [write.shape for write in made] == [(1, 3, 8)]
+    assert [write.shape for write in computed] == [(1, 3, 8)]
     with pytest.raises(ValueError, match="checksum"):
         damaged[2]
 
@@ -201,13 +198,13 @@ def test_coefficients_stored_as_float16_are_computed_with_as_float32(tmp_path):
     coefficient = coefficients(activations(pool, VIEWS), pool)
     view = open_dense(*write_stores(tmp_path, pool, coefficient, "float16"))
     assert view[3:5].dtype == np.float32
-    rounded = coefficient.half().float()[..., None] * torch.stack([attention.write_vectors(pool, head) for head in (0, 1)])
-    np.testing.assert_allclose(view[...], rounded + attention.pair_constants(pool)[:, None], rtol=1e-5, atol=1e-6)
+    rounded = coefficient.half().float()[..., None] * torch.stack([write_vectors(pool.readout, head) for head in (0, 1)])
+    np.testing.assert_allclose(view[...], rounded + pair_constants(pool.readout)[:, None], rtol=1e-5, atol=1e-6)
 
 
 def test_shards_must_be_whole(small):
     _, _, paths, store = small
-    with pytest.raises(NadpipeError, match=r"shards \[0, 2\] were given, expected 0 to 2"):
+    with pytest.raises(NadpipeError, match=r"shards \[0, 2\], expected 0 to 2"):
         open_dense([paths[2], paths[0]], store)
     assert open_dense(paths[::-1], store)[-1, 0, 0, 0] == open_dense(paths, store)[-1, 0, 0, 0]
 
@@ -223,17 +220,16 @@ def test_dask_and_xarray_compute_on_the_view(small, tmp_path):
     _, pool = make_pool(4, 64, 16, 3)
     other = open_dense(*write_stores(tmp_path, pool, coefficients(activations(pool, VIEWS, seed=8), pool)))
     assert dask.array.from_array(other).name != lazy.name  # dask computes arrays of one name once
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(view))[4, 0], view[4, 0])  # as other processes of dask get it
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(view))[4, 0], view[4, 0])  # as dask sends it to other processes
 
 
 # ------------------------------------------------------------------------------------------------------------ the store
 
 
 @pytest.fixture
-def run(tmp_path, tiny_clip):
-    made = Run(tmp_path, tiny_clip)
-    made.write_images(noise(5))
-    return made
+def run(run):
+    run.write_images(noise(5))
+    return run
 
 
 def disk(free):
@@ -269,17 +265,17 @@ def test_the_store_is_the_dense_tensor_and_sums_to_the_embedding(run, capsys):
     assert start == view.shape[0] == 5
 
 
-def test_a_view_larger_than_a_file_is_made_and_written_in_parts(run, monkeypatch):
+def test_a_view_larger_than_a_file_is_computed_and_written_in_parts(run, monkeypatch):
     [path] = run.decompose()
-    monkeypatch.setattr(artifacts, "_FILE_BYTES", 1000)
-    monkeypatch.setattr(artifacts, "_CHUNK_BYTES", 300)
+    monkeypatch.setattr(arrays, "_FILE_BYTES", 2000)
+    monkeypatch.setattr(arrays, "_CHUNK_BYTES", 600)
     blocks = []
     make = DenseContributions.__getitem__
     monkeypatch.setattr(DenseContributions, "__getitem__", lambda view, index: blocks.append(make(view, index)) or blocks[-1])
     export_dense(path, run.pool, run.folder / "dense.zarr")
     monkeypatch.undo()
-    assert max(block.nbytes for block in blocks) <= 1000
-    assert len(blocks) == 5 * 4 * 8  # 18 neurons in each but the last
+    assert max(block.nbytes for block in blocks) <= 2000
+    assert len(blocks) == 5 * 4 * 4  # 36 neurons in each but the last
     files = [file for file in (run.folder / "dense.zarr" / "contribution" / "c").rglob("*") if file.is_file()]
     assert len(files) == len(blocks)
     stored = open_zarr(run.folder / "dense.zarr", DENSE)["contribution"]
@@ -287,7 +283,7 @@ def test_a_view_larger_than_a_file_is_made_and_written_in_parts(run, monkeypatch
 
 
 @pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("float16", 2)])
-def test_a_disk_that_cannot_hold_it_is_refused_before_anything_is_written(run, monkeypatch, dtype, item):
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(run, monkeypatch, dtype, item):
     [path] = run.decompose()
     output = run.folder / "new" / "deep" / "dense.zarr"
     need = 5 * 4 * 128 * 12 * item
@@ -307,24 +303,24 @@ def test_a_disk_that_cannot_hold_it_is_refused_before_anything_is_written(run, m
     assert open_zarr(output, DENSE)["contribution"].dtype == dtype
 
 
-def test_a_disk_must_hold_all_shards_that_are_still_to_be_written(run, monkeypatch):
+def test_a_disk_must_hold_all_remaining_shards(run, monkeypatch):
     first, second = run.decompose(shards=2)
     own = 2 * 4 * 128 * 12 * 4
     outputs = [run.folder / "dense" / f"{shard}.zarr" for shard in range(2)]
     monkeypatch.setattr(shutil, "disk_usage", disk(2 * own - 1))
-    with pytest.raises(NadpipeError, match=r"all shards still to be written 0\.0000983 GB"):
+    with pytest.raises(NadpipeError, match=r"all remaining shards 0\.0000983 GB"):
         export_dense(first, run.pool, outputs[0])
     monkeypatch.setattr(shutil, "disk_usage", disk(2 * own))
     export_dense(first, run.pool, outputs[0])
-    begun = outputs[0].parent / ".other.zarr.1.partial"  # by a job beside this one
-    begun.mkdir()
-    (begun / "chunk").write_bytes(bytes(2 * own))
+    started = outputs[0].parent / ".other.zarr.1.partial"  # by a job running in parallel
+    started.mkdir()
+    (started / "chunk").write_bytes(bytes(2 * own))
     monkeypatch.setattr(shutil, "disk_usage", disk(own // 2 + 1))
     export_dense(second, run.pool, outputs[1])
     assert open_zarr(outputs[1], DENSE).attributes["shard"] == 1
 
 
-def test_what_a_killed_export_left_does_not_count_against_the_next(run, monkeypatch):
+def test_leftovers_of_a_killed_export_do_not_count_against_the_next(run, monkeypatch):
     [path] = run.decompose()
     left = run.folder / ".dense.zarr.999.partial"
     left.mkdir()
@@ -376,7 +372,7 @@ MIB = 2**20
 )
 def test_no_file_of_any_model_is_over_64_mib(model, views, itemsize):
     shape = (views, *model)
-    chunks, shards = artifacts._layout(ZARR["dense contributions"]["contribution"], shape, itemsize)
+    chunks, shards = arrays._layout(DENSE.arrays["contribution"], shape, itemsize)
     held = math.prod(map(min, shards, shape)) * itemsize
     assert held <= 64 * MIB
     assert held >= min(24 * MIB, math.prod(shape) * itemsize)  # and files are few
@@ -387,10 +383,10 @@ def test_no_file_of_any_model_is_over_64_mib(model, views, itemsize):
 @pytest.mark.parametrize(
     ("array", "shape", "chunks", "shards"),
     [
-        (ZARR["features"]["activation"], (1000, 144, 3072), (2, 144, 3072), (36, 144, 3072)),
-        (ZARR["pair directions"]["direction"], (48, 3072, 768), (1, 1365, 768), (7, 4095, 768)),
+        (FEATURES.arrays["activation"], (1000, 144, 3072), (2, 144, 3072), (36, 144, 3072)),
+        (Array(("head", "neuron", "embed"), "float", "", ""), (48, 3072, 768), (1, 1365, 768), (7, 4095, 768)),
         (Array(("out", "neuron"), "float", "", ""), (3072, 3072), (341, 3072), (3069, 3072)),
     ],
 )
-def test_arrays_whose_rows_fit_a_file_are_laid_out_as_ever(array, shape, chunks, shards):
-    assert artifacts._layout(array, shape, 4) == (chunks, shards)
+def test_arrays_whose_rows_fit_a_file_are_split_along_their_first_axis(array, shape, chunks, shards):
+    assert arrays._layout(array, shape, 4) == (chunks, shards)

@@ -14,12 +14,12 @@ import yaml
 from changes import CHANGES
 from checkout import Checkout
 from conftest import TINY
-from nadpipe.artifacts import PARQUET
 from PIL import Image
 from safetensors.torch import save_file
 
 from nadpipe.config import check
 from nadpipe.data.classes import read_class_file
+from nadpipe.store.kinds.units import UNIT_TABLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "nadpipe" / "demo" / "MODEL_CARD.md"]
@@ -46,7 +46,7 @@ def test_ci_runs_the_two_set_up_commands_of_the_readme():
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory, tiny_clip):
-    """What README's own-data section supposes: photographs, a dictionary, my.yaml; and a model that needs no download."""
+    """Return a checkout with what README's section on own data expects, and a model that needs no download."""
     made = Checkout(tmp_path_factory.mktemp("own"))
     (made.folder / "photos" / "cat").mkdir(parents=True)
     for number in range(5):
@@ -81,9 +81,8 @@ def test_the_own_data_command_named_the_units_of_the_other_model(own_data):
 
 
 @pytest.mark.parametrize(("page", "block"), shown("python"), ids=lambda value: value.splitlines()[0])
-def test_every_piece_of_python_runs(checkout, page, block):
-    checkout.run("all")
-    done = subprocess.run([sys.executable, "-c", block], cwd=checkout.folder, capture_output=True, text=True)
+def test_every_piece_of_python_runs(finished, page, block):
+    done = subprocess.run([sys.executable, "-c", block], cwd=finished.folder, capture_output=True, text=True)
     assert done.returncode == 0, f"{page}: {done.stderr}"
     assert done.stdout.strip()
 
@@ -127,7 +126,7 @@ def test_the_page_of_changes_is_what_the_tests_plan():
 
 def test_every_column_of_pairs_is_explained_in_the_readme():
     section = README[README.index("## Reading the columns") : README.index("`segmentation.csv`: ")]
-    assert all(f"`{column}`" in section for column in PARQUET["pairs"])
+    assert all(f"`{column}`" in section for column in UNIT_TABLES["pair"].columns)
 
 
 def test_every_key_is_on_the_page_of_the_configuration():

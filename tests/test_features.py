@@ -37,9 +37,7 @@ def test_a_fast_tower_that_is_another_function_is_noticed(run, monkeypatch):
         return folded
 
     monkeypatch.setattr(clip_resnet, "fold_batch_norms", fold_wrongly)
-    with pytest.raises(
-        NadpipeError, match=r"float32: embeddings of the first 3 views are within \d.* more than rounding explains"
-    ):
+    with pytest.raises(NadpipeError, match=r"float32: embeddings of the first 3 views .*\d.*rounding"):
         run.decompose(name="x")
     assert not (run.folder / "x-features-0.zarr").exists()
 
@@ -47,7 +45,7 @@ def test_a_fast_tower_that_is_another_function_is_noticed(run, monkeypatch):
 def test_a_worker_that_dies_is_told_in_one_line(run, monkeypatch):
     run.write_images(noise(3))
     monkeypatch.setattr(extract_features_module._Crops, "__getitem__", lambda crops, at: os._exit(1))
-    with pytest.raises(NadpipeError, match=r"^features\.workers: a process that decodes images died \(.*\); use fewer, or 0$"):
+    with pytest.raises(NadpipeError, match=r"^features\.workers: .*process .*died \(.*\); use"):
         run.decompose(workers=1)
     assert not (run.folder / "d-features-0.zarr").exists()
 

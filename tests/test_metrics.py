@@ -13,7 +13,7 @@ def test_metrics_of_a_case_worked_by_hand():
     assert matrix.tolist() == [[2, 1, 0, 0, 0], [1, 2, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0] * 5]
     scores = metrics(matrix)
     assert scores.iou[:3].tolist() == pytest.approx([2 / 5, 2 / 4, 0])
-    assert np.isnan(scores.iou[3:]).all()  # on neither side: what is predicted where nothing counts is not predicted
+    assert np.isnan(scores.iou[3:]).all()  # on neither side; predictions at ignored pixels do not count
     assert scores.present.tolist() == [True, True, True, False, False]
     assert scores.accuracy[:3].tolist() == pytest.approx([2 / 3, 2 / 3, 0])
     assert scores.miou == pytest.approx((0.4 + 0.5 + 0) / 3)
@@ -37,7 +37,7 @@ def test_a_class_that_is_never_predicted_counts_against_both_means():
 
 
 def mmsegmentations_numbers(pairs, classes):
-    """mIoU, mAcc and aAcc as IoUMetric adds them up: areas by histogram of each image, then one division over all of them."""
+    """Return mIoU, mAcc and aAcc as IoUMetric does: sum areas from each image's histograms, then divide once."""
     areas = np.zeros((4, classes))
     for truth, predicted in pairs:
         truth, predicted = truth[truth != IGNORED], predicted[truth != IGNORED]
@@ -67,11 +67,11 @@ def test_the_truth_scores_one():
 def test_confusions_of_parts_add_up():
     rng = np.random.default_rng(1)
     truth, predicted = rng.integers(-1, 4, (6, 8)), rng.integers(0, 4, (6, 8))
-    parts = sum(confusion(truth[at], predicted[at], 4) for at in (slice(0, 2), slice(2, 6)))
+    parts = sum(confusion(truth[rows], predicted[rows], 4) for rows in (slice(0, 2), slice(2, 6)))
     assert (parts == confusion(truth, predicted, 4)).all()
 
 
-def test_cells_are_those_of_the_confusion_that_are_not_zero():
+def test_cells_are_the_nonzero_ones_of_the_confusion():
     rng = np.random.default_rng(1)
     truth, predicted = rng.integers(-1, 3, (6, 8)), rng.integers(0, 3, (6, 8))
     cells = confusion_cells(truth, predicted, 3)
@@ -83,7 +83,7 @@ def test_cells_are_those_of_the_confusion_that_are_not_zero():
 
 
 def drawn_cells(images, classes, seed, right=0.5):
-    """Confusions of images whose pixels are right with a chance that differs from image to image."""
+    """Return confusions of images whose share of correct pixels differs from image to image."""
     rng = np.random.default_rng(seed)
     rows = []
     for image in range(images):
@@ -106,23 +106,23 @@ def test_totals_of_images_sum_to_the_metrics_of_all():
     assert np.isnan(mean_iou(np.zeros((3, 4), np.int64)))
 
 
-def test_the_bootstrap_is_that_of_drawing_images_one_by_one():
+def test_the_bootstrap_equals_drawing_images_one_by_one():
     totals = np.stack([class_totals(drawn_cells(7, 3, seed), np.arange(7) * 3, 3) for seed in (0, 1)])
-    found = bootstrap_miou(totals, 4000, seed=5)
+    samples = bootstrap_miou(totals, 4000, seed=5)
     rng = np.random.default_rng(9)
     naive = np.array([mean_iou(totals[:, rng.integers(0, 7, 7)].sum(1)) for _ in range(4000)])
-    np.testing.assert_allclose(found.mean(0), naive.mean(0), atol=0.005)
-    np.testing.assert_allclose(found.std(0), naive.std(0), rtol=0.08)
-    np.testing.assert_allclose((found[:, 0] - found[:, 1]).std(), (naive[:, 0] - naive[:, 1]).std(), rtol=0.08)
+    np.testing.assert_allclose(samples.mean(0), naive.mean(0), atol=0.005)
+    np.testing.assert_allclose(samples.std(0), naive.std(0), rtol=0.08)
+    np.testing.assert_allclose((samples[:, 0] - samples[:, 1]).std(), (naive[:, 0] - naive[:, 1]).std(), rtol=0.08)
 
 
 def test_the_bootstrap_is_paired_seeded_and_the_same_in_blocks(monkeypatch):
     totals = class_totals(drawn_cells(9, 3, 0), np.arange(9) * 3, 3)
-    found = bootstrap_miou(np.stack([totals, totals]), 300, seed=1)
-    assert (found[:, 0] == found[:, 1]).all()
-    monkeypatch.setattr("nadpipe.metrics._BLOCK", 200)
-    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=1) == found).all()
-    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=2) != found).any()
+    samples = bootstrap_miou(np.stack([totals, totals]), 300, seed=1)
+    assert (samples[:, 0] == samples[:, 1]).all()
+    monkeypatch.setattr("nadpipe.circuit.metrics._BLOCK", 200)
+    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=1) == samples).all()
+    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=2) != samples).any()
 
 
 def test_intervals_shrink_with_the_root_of_the_images_and_cover_the_mean():

@@ -5,34 +5,42 @@ import torch.nn.functional as F
 from conftest import activations, make_pool
 from reference import cosine, dense_contributions
 
-from nadpipe.circuit import attention, naming, segmentation
+from nadpipe.circuit import segmentation
 from nadpipe.circuit.accumulators import Selection
-from nadpipe.circuit.canvas import Labelling
-from nadpipe.circuit.segmentation import Query, Tokens
+from nadpipe.circuit.attention import tokens, trace
+from nadpipe.circuit.methods import METHODS
+from nadpipe.circuit.naming import normalise
+from nadpipe.circuit.readout import token_values
+from nadpipe.circuit.segmentation import LOGITS, Query, Tokens
 from nadpipe.errors import NadpipeError
 
 TEXTS, K = 3, 5
 
 
 @pytest.fixture
-def asked(pool):
-    """What is asked for, and random pairs for each text; more of these are selected than are used."""
+def query(pool):
+    """Return random texts, with head means over six other views."""
+    text = normalise(torch.randn(TEXTS, pool.embed, generator=torch.Generator().manual_seed(4)))
+    view = trace(activations(pool, 6, seed=9), pool)
+    value_mean = (view.attention[..., None] * token_values(view.activation, pool.readout)).mean(0)
+    return Query(pool, text, value_mean, sink=None)
+
+
+@pytest.fixture
+def selection(pool):
+    """Return random pairs for each text, more than are used."""
     generator = torch.Generator().manual_seed(4)
-    text = naming.unit(torch.randn(TEXTS, len(pool.c_bias), generator=generator))
-    count = min(K + 3, pool.heads * pool.neurons)
-    chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:count] for _ in range(TEXTS)])
-    selection = Selection(torch.zeros(TEXTS, count), chosen // pool.neurons, chosen % pool.neurons)
-    x = attention.tokens(activations(pool, 6, seed=9), pool)
-    value_mean = (attention.attention(x, pool)[..., None] * attention.token_values(x, pool)).mean(0)
-    return Query(pool, text, value_mean, sink=None), selection
+    count = min(K + 3, pool.readout.pairs)
+    index = torch.stack([torch.randperm(pool.readout.pairs, generator=generator)[:count] for _ in range(TEXTS)])
+    return Selection(torch.zeros(TEXTS, count), index // pool.neurons, index % pool.neurons)
 
 
-def pairs_of(selection, pool):
-    return segmentation.selected_pairs(selection, K, pool.heads, pool.neurons)
+def pairs_of(selection, pool, k=K):
+    return segmentation.selected_pairs(selection, k, pool.heads, pool.neurons)
 
 
 def gathered(z, query, selection, weight):
-    """The published form: one term per text, token and selected pair; `weight(view, text, head, spatial token, activation)`."""
+    """Return logits in the published form: the sum of `weight(view, text, head, spatial token, activation)` over pairs."""
     views, spatial, _ = z.shape
     logits = np.zeros((views, TEXTS, spatial))
     k = min(K, selection.head.shape[1])
@@ -44,8 +52,7 @@ def gathered(z, query, selection, weight):
     return logits
 
 
-def test_nad_equals_the_gather_over_selected_pairs(pool, asked):
-    query, selection = asked
+def test_nad_equals_the_gather_over_selected_pairs(pool, query, selection):
     z = activations(pool, 2)
     _, token, _ = dense_contributions(z, pool)
 
@@ -59,12 +66,11 @@ def test_nad_equals_the_gather_over_selected_pairs(pool, asked):
         "neurons": lambda view, p, head, t, active: active,
     }
     for name, weight in forms.items():
-        logits = segmentation.METHODS[name].logits(Tokens(z, query), pairs_of(selection, pool))
+        logits = LOGITS[name](Tokens(z, query), pairs_of(selection, pool))
         np.testing.assert_allclose(logits, gathered(z, query, selection, weight), rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_nad_centred_takes_the_mean_over_discovery_off_every_token(pool, asked):
-    query, selection = asked
+def test_nad_centred_subtracts_the_mean_over_discovery_from_every_token(pool, query, selection):
     z = activations(pool, 2)
     _, token, _ = dense_contributions(z, pool)
     _, discovery, _ = dense_contributions(activations(pool, 6, seed=9), pool)
@@ -79,7 +85,7 @@ def test_nad_centred_takes_the_mean_over_discovery_off_every_token(pool, asked):
 def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
     _, pool = make_pool(4, 64, 16, 3)
     generator = torch.Generator().manual_seed(4)
-    text = naming.unit(torch.randn(TEXTS, 16, generator=generator))
+    text = normalise(torch.randn(TEXTS, 16, generator=generator))
     chosen = torch.randint(0, 64, (TEXTS, K), generator=generator).sort(dim=1).values
     selection = Selection(torch.zeros(TEXTS, K), torch.arange(K).expand(TEXTS, K) % 4, chosen)
     pairs = segmentation.selected_pairs(selection, K, 4, 64)
@@ -91,15 +97,14 @@ def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
         total = 0.0
         for head in range(4):
             similarity = np.mean([cosine(token[0, head, t + 1], text[p].numpy()) for t in neighbours])
-            own = chosen[p][selection.head[p] == head]
-            total += similarity * np.mean([z[0, t, own].sum().item() for t in neighbours]) / K
+            selected = chosen[p][selection.head[p] == head]
+            total += similarity * np.mean([z[0, t, selected].sum().item() for t in neighbours]) / K
         assert logits[0, p, 8] == pytest.approx(total, rel=1e-3)
     plain = segmentation.nad(Tokens(z, Query(pool, text, torch.zeros(4, 10, 16), sink=None)), pairs)
     torch.testing.assert_close(logits[:, :, :8], plain[:, :, :8])
 
 
-def test_attention_sums_to_the_cosine_of_the_embedding(pool, asked):
-    query, _ = asked
+def test_attention_sums_to_the_cosine_of_the_embedding(pool, query):
     z = activations(pool, 2)
     _, token, total = dense_contributions(z, pool)
     logits = segmentation.attention(Tokens(z, query), None)
@@ -114,74 +119,90 @@ def test_attention_sums_to_the_cosine_of_the_embedding(pool, asked):
     )
 
 
-def test_maskclip_is_the_pool_without_attention(pool, asked):
-    query, _ = asked
+def test_maskclip_is_the_pool_without_attention(pool, query):
     z = activations(pool, 2)
+    readout = pool.readout
     for t in range(pool.tokens - 1):
-        embedding = (z[:, t] @ pool.v_weight.T + pool.v_bias) @ pool.c_weight.T + pool.c_bias
+        values = torch.einsum("hdn,vn->vhd", readout.value, z[:, t]) + readout.value_bias
+        embedding = torch.einsum("hed,vhd->ve", readout.output, values) + readout.output_bias
         expected = F.cosine_similarity(embedding[:, None], query.text[None], dim=2)
         torch.testing.assert_close(segmentation.maskclip(Tokens(z, query), None)[:, :, t], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sclip_mixes_values_by_self_attention(pool, asked):
-    query, _ = asked
+def test_sclip_mixes_values_by_self_attention(pool, query):
     z = activations(pool, 1)
-    x = attention.tokens(z, pool)[0, 1:]
-    width = pool.neurons // pool.heads
-    mixed = []
+    x = tokens(z, pool)[0, 1:]
+    readout, width = pool.readout, pool.neurons // pool.heads
+    embedding = readout.output_bias
     for head in range(pool.heads):
-        rows = slice(head * width, (head + 1) * width)
-        q = x @ pool.q_weight[rows].T + pool.q_bias[rows]
-        k = x @ pool.k_weight[rows].T + pool.k_bias[rows]
-        v = x @ pool.v_weight[rows].T + pool.v_bias[rows]
+        q = x @ pool.query[head].T + pool.query_bias[head]
+        k = x @ pool.key[head].T + pool.key_bias[head]
+        v = x @ readout.value[head].T + readout.value_bias[head]
         mix = (q @ q.T / width**0.5).softmax(1) + (k @ k.T / width**0.5).softmax(1)
-        mixed.append(mix @ v)
-    embedding = torch.cat(mixed, 1) @ pool.c_weight.T + pool.c_bias
+        embedding = embedding + mix @ v @ readout.output[head].T
     expected = F.cosine_similarity(embedding[:, None], query.text[None], dim=2).T
     torch.testing.assert_close(segmentation.sclip(Tokens(z, query), None)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_every_method_gives_one_map_a_text(pool, asked):
-    query, selection = asked
-    tokens = Tokens(activations(pool, 2), query)
-    for method in segmentation.METHODS.values():
-        logits = method.logits(tokens, pairs_of(selection, pool) if method.selects else None)
+def test_every_method_gives_one_map_per_text(pool, query, selection):
+    views = Tokens(activations(pool, 2), query)
+    assert set(LOGITS) == set(METHODS)
+    for name, method in METHODS.items():
+        logits = LOGITS[name](views, pairs_of(selection, pool) if method.selects else None)
         assert logits.shape == (2, TEXTS, pool.tokens - 1)
         assert torch.isfinite(logits).all()
 
 
-def test_what_methods_share_does_not_leak_from_one_k_to_the_next(asked, pool):
-    query, selection = asked
-    tokens = Tokens(activations(pool, 2), query)
-    few, many = (segmentation.selected_pairs(selection, k, pool.heads, pool.neurons) for k in (2, K))
-    one_by_one = [segmentation.nad(Tokens(tokens.z, query), pairs) for pairs in (few, many)]
-    together = [segmentation.nad(tokens, pairs) for pairs in (few, many)]
-    for one, other in zip(one_by_one, together, strict=True):
-        torch.testing.assert_close(one, other)
+def test_methods_and_numbers_of_pairs_do_not_affect_each_other(pool, query, selection):
+    z = activations(pool, 2)
+    variants = [(name, pairs_of(selection, pool, k)) for k in (2, K) for name in ("nad", "nad_centred", "nad_shifted")]
+    separate = [LOGITS[name](Tokens(z, query), pairs) for name, pairs in variants]
+    shared = Tokens(z, query)
+    for (name, pairs), expected in zip(variants, separate, strict=True):
+        torch.testing.assert_close(LOGITS[name](shared, pairs), expected)
+
+
+def test_methods_share_the_sparse_product_of_each_number_of_pairs(pool, query, selection, monkeypatch):
+    """Three methods that multiply activations, for three numbers of pairs, need three sparse products per view."""
+    products = []
+
+    def counted(pairs, by_neuron, product=segmentation.sparse_product):
+        products.append(pairs.k)
+        return product(pairs, by_neuron)
+
+    monkeypatch.setattr(segmentation, "sparse_product", counted)
+    variants = segmentation.variants(["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip"], [1, 2, K])
+    pairs = {k: pairs_of(selection, pool, k) for k in (1, 2, K)}
+    for seed in range(2):
+        shared = Tokens(activations(pool, 1, seed), query)
+        for variant in variants:
+            LOGITS[variant.method](shared, None if variant.k is None else pairs[variant.k])
+        assert products == [1, 2, K]
+        products.clear()
 
 
 def test_variants_are_named_by_method_and_k():
     names = [variant.name for variant in segmentation.variants(["nad", "maskclip"], [5, 20])]
     assert names == ["nad-k5", "nad-k20", "maskclip"]
-    with pytest.raises(NadpipeError, match="no method nat; there are nad, nad_centred"):
+    with pytest.raises(NadpipeError, match=r"unknown method nat; .*nad, nad_centred"):
         segmentation.variants(["nat"], [5])
 
 
 def test_black_images_segment_without_division_by_zero():
     _, pool = make_pool(2, 8, 12, 2)
-    silent = {name: torch.zeros_like(getattr(pool, name)) for name in ("v_bias", "c_bias", "positional_embedding")}
-    pool = attention.AttentionPool(**{**vars(pool), **silent})
+    for bias in (pool.readout.value_bias, pool.readout.output_bias, pool.positional_embedding):
+        bias.zero_()
     first = torch.zeros(1, 1, dtype=torch.long)
     pairs = segmentation.selected_pairs(Selection(torch.zeros(1, 1), first, first), 1, 2, 8)
-    query = Query(pool, naming.unit(torch.ones(1, 12)), torch.zeros(2, 5, 4), sink=None)
+    query = Query(pool, normalise(torch.ones(1, 12)), torch.zeros(2, 5, 4), sink=None)
     for name in ("nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip"):
-        assert (segmentation.METHODS[name].logits(Tokens(torch.zeros(1, 4, 8), query), pairs) == 0).all()
+        assert (LOGITS[name](Tokens(torch.zeros(1, 4, 8), query), pairs) == 0).all()
 
 
 def test_a_query_for_larger_views_keeps_places_and_spreads_the_means():
     _, pool = make_pool(2, 8, 12, 3)
     mean = torch.ones(2, 10, 4)
-    query = Query(pool, naming.unit(torch.ones(1, 12)), mean, sink=8)
+    query = Query(pool, normalise(torch.ones(1, 12)), mean, sink=8)
     assert query.at_grid(3) is query
     larger = query.at_grid(5)
     assert (larger.pool.grid, larger.sink) == (5, 24)
@@ -198,118 +219,3 @@ def test_the_sink_takes_the_mean_of_its_west_north_and_north_west():
     assert segmentation.replace_sink(logits, 2)[0, 0, 0, 2] == 1  # top row: west alone
     assert segmentation.replace_sink(logits, 0)[0, 0, 0, 0] == 2  # corner: east and south
     assert segmentation.replace_sink(logits, None) is logits
-
-
-def merged(logits, top, left, crop, resized, size):
-    """The published way: every crop bilinear to its pixels, the mean where they overlap, bilinear to the mask's size."""
-    logits = logits.double()
-    total, count = torch.zeros(logits.shape[1], *resized, dtype=torch.float64), torch.zeros(resized)
-    for view, y, x in zip(logits, top, left, strict=True):
-        total[:, y : y + crop, x : x + crop] += F.interpolate(view[None], size=(crop, crop), mode="bilinear")[0]
-        count[y : y + crop, x : x + crop] += 1
-    return F.interpolate((total / count)[None], size=size, mode="bilinear")[0]
-
-
-IMAGES = {
-    "one view": ([0], [0], 12, (12, 12), (12, 12)),
-    "wide": ([0, 0, 0], [0, 6, 9], 12, (12, 21), (31, 54)),
-    "both ways, made smaller": ([0, 0, 5, 5], [0, 5, 0, 5], 8, (13, 13), (9, 7)),
-}
-
-
-@pytest.mark.parametrize("image", IMAGES)
-@pytest.mark.parametrize("block", [1, 100, 10**6])
-def test_pixels_are_those_of_crops_resized_and_averaged(image, block, monkeypatch):
-    top, left, crop, resized, size = IMAGES[image]
-    logits = torch.randn(len(top), 4, 3, 3, generator=torch.Generator().manual_seed(1))
-    expected = merged(logits, top, left, crop, resized, size)
-    canvas = segmentation.make_canvas(top, left, crop, 3, resized, size)
-    cells = segmentation.arrange(logits.flatten(2), top, left, 3)
-    torch.testing.assert_close(canvas.pixels(cells, slice(None)), expected.float(), rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr(segmentation, "_BLOCK", block)
-    labels = segmentation.label(cells, canvas, Labelling(torch.arange(4), 4, temperature=3.0))
-    assert (labels == expected.argmax(0)).all()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 70), (61, 40), (500, 333)])
-def test_weights_are_linear_between_lines(size):
-    canvas = segmentation.make_canvas([0, 0, 9, 9], [0, 17, 0, 17], 24, 6, (33, 41), size)
-    for axis, length in zip((canvas.rows, canvas.columns), size, strict=True):
-        assert (axis.lines[0], axis.lines[-1]) == (0, length - 1)
-        assert len(axis.weights) == length
-        for start, end in zip(axis.lines, axis.lines[1:], strict=False):
-            share = torch.linspace(0, 1, end - start + 1)[:, None]
-            straight = torch.lerp(axis.weights[start], axis.weights[end], share)
-            torch.testing.assert_close(axis.weights[start : end + 1], straight, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (61, 40), (300, 221)])
-@pytest.mark.parametrize("block", [1, 2000, 10**6])
-@pytest.mark.parametrize("smooth", [False, True])
-def test_texts_that_are_not_computed_are_nowhere_the_best(size, block, smooth, monkeypatch):
-    """On noise, and on a map of few regions; the same with all texts that may be the best as with all there are."""
-    monkeypatch.setattr(segmentation, "_BLOCK", block)
-    noise = torch.randn(4, 30, 36, generator=torch.Generator().manual_seed(3))
-    if smooth:
-        noise[:, ::3, :18] += 9
-        noise[:, 4, 30:] += 20
-    top, left = [0, 0, 9, 9], [0, 17, 0, 17]
-    canvas = segmentation.make_canvas(top, left, 24, 6, (33, 41), size)
-    cells = segmentation.arrange(noise, top, left, 6)
-    every = canvas.pixels(cells, slice(None))
-    first, second = every.topk(2, dim=0).values
-    labels = segmentation.label(cells, canvas, Labelling(torch.arange(30), 30, temperature=2.0))
-    assert ((labels == every.argmax(0)) | (first - second < 1e-5)).all()
-
-
-def test_few_texts_are_computed_where_one_is_ahead():
-    logits = torch.zeros(3, 3, 5)
-    logits[0, :2], logits[1, 2], logits[2] = 1.0, 3.0, -1.0
-    logits[1, 1, 3] = 2.0  # in two blocks, not in the one below: there it is ahead anyway
-    assert segmentation.contenders(logits).tolist() == [[True, True, False], [True, True, False]]
-    assert segmentation.contenders(logits[:, :2, :2]).tolist() == [[True, False, False]]
-
-
-def pixels(logits, how):
-    """Labels of an image whose pixels are its tokens."""
-    size = tuple(logits.shape[1:])
-    canvas = segmentation.Canvas(*(segmentation.make_axis(torch.eye(side, dtype=torch.float64)) for side in size))
-    return segmentation.label(logits, canvas, how)
-
-
-def test_a_class_takes_its_best_text():
-    logits = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 3.0, 0.0]], [[0.5, 2.0, 1.0]]])
-    assert pixels(logits, Labelling(torch.tensor([0, 0, 1]), 2, temperature=1.0)).tolist() == [[0, 0, 1]]
-
-
-def around(share):
-    """Thresholds a little below and above a probability."""
-    return share - 1e-4, share + 1e-4
-
-
-def test_improbable_pixels_are_background():
-    logits = torch.tensor([[[5.0, 0.1, 0.0]], [[0.0, 0.0, 5.0]]])
-    for temperature in (1.0, 3.0):
-        share = torch.softmax(logits[:, 0, 1] * temperature, 0).max().item()
-        hows = [Labelling(torch.tensor([1, 2]), 3, temperature, background=0, threshold=at) for at in around(share)]
-        assert [pixels(logits, how).tolist() for how in hows] == [[[1, 1, 2]], [[1, 0, 2]]]  # the background has no text
-
-
-def test_a_probability_is_of_all_texts_and_of_the_best_one():
-    logits = torch.tensor([[[1.0]], [[0.8]], [[0.5]]])
-    share = torch.softmax(logits.flatten(), 0).max().item()
-    hows = [Labelling(torch.tensor([1, 1, 2]), 3, 1.0, background=0, threshold=at) for at in around(share)]
-    assert [pixels(logits, how).item() for how in hows] == [1, 0]
-
-
-def test_classes_that_cover_too_little_give_way_to_the_next_best():
-    logits = torch.zeros(3, 1, 10)
-    logits[0], logits[1, 0, 5:], logits[2, 0, 9] = 0.5, 1.0, 2.0
-    assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, area=0.2)).tolist() == [[0] * 5 + [1] * 5]
-    assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, area=0.1))[0, 9] == 2
-    assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, background=2, area=0.2))[0, 9] == 2  # never too small
-    assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, area=0.9)).unique().tolist() == [0]  # the largest one stays
-    share = torch.softmax(torch.tensor([0.5, 1.0, 2.0]), 0)[1].item()  # of all texts, as published, also of those left out
-    hows = [Labelling(torch.arange(4), 4, 1.0, background=3, threshold=at, area=0.2) for at in around(share)]
-    with_background = torch.cat([logits, torch.full((1, 1, 10), -99.0)])
-    assert [pixels(with_background, how)[0, 9].item() for how in hows] == [1, 3]

@@ -51,9 +51,9 @@ def test_images_of_odd_sizes_are_segmented_at_their_own_size(run):
     assert {path.stem for path in (run.folder / "sheets").iterdir()} == {path.name for path in labels.glob("[a-z]*")}
     plot_classes(run.folder / "s.parquet", run.folder / "classes.png")
     assert 0.01 < ink(run.folder / "classes.png") < 0.9
-    with pytest.raises(NadpipeError, match="no data set other"):
+    with pytest.raises(NadpipeError, match="data set other"):
         plot_classes(run.folder / "s.parquet", run.folder / "other.png", dataset="other")
-    with pytest.raises(NadpipeError, match="label map is in none of the given folders"):
+    with pytest.raises(NadpipeError, match="label map"):
         draw_contact_sheets(images, classes, (confusion,), (run.folder / "o",), run.folder / "p", count=2)
 
 
@@ -84,7 +84,7 @@ def test_the_background_is_what_no_name_fits(run):
     assert open_zarr(run.folder / "classes.zarr", TEXT).texts() == ["background", "sky", "a", "b"]
     embed_texts(output=run.folder / "classes.zarr", classes=path, background_names=False, device="cpu", **run.model)
     select_pairs(run.folder / "classes.zarr", run.fit("pair", contributions), run.pool, run.folder / "s.zarr", k=9)
-    with pytest.raises(NadpipeError, match="was made for other texts than the names of"):
+    with pytest.raises(NadpipeError, match=r"s\.zarr: .*other texts than"):
         run.segment(contributions)
     confusion, _ = run.segment(contributions, background_names=False)
     assert set(read_parquet(confusion, CONFUSION)["predicted_class"]) <= {1, 2}
@@ -93,7 +93,7 @@ def test_the_background_is_what_no_name_fits(run):
     assert (run.score(confusion)["pixel_accuracy"] == 1).all()
     run.classes(("a", "b", "c"))
     run.select(contributions)
-    with pytest.raises(NadpipeError, match=r"datasets.segmentation.background_threshold: no class is called background"):
+    with pytest.raises(NadpipeError, match=r"datasets\.segmentation\.background_threshold: .*background"):
         run.segment(contributions, background_threshold=0.5)
 
 
@@ -129,9 +129,9 @@ def test_any_number_of_shards_segments_and_scores_alike(run):
 def test_selections_that_cannot_be_made_say_why(run):
     run.write_images(noise(3))
     contributions = run.decompose()
-    with pytest.raises(NadpipeError, match=r"k is 513, the model has 512 pairs \(4 heads × 128 neurons\)"):
+    with pytest.raises(NadpipeError, match=r"k: 513 .*512 pairs \(4 heads × 128 neurons\)"):
         run.select(contributions, k=513)
-    with pytest.raises(NadpipeError, match="equals the mean of the set it is centred with"):
+    with pytest.raises(NadpipeError, match="equals the mean"):
         run.select(contributions, texts=("a",))
     run.select(contributions, texts=("a",), reference=run.embed("words", ("a", "b", "c d")))
 
@@ -147,20 +147,19 @@ def test_segmentations_that_cannot_be_made_say_why(run, monkeypatch):
     run.classes(ignore=7)
     with pytest.raises(NadpipeError, match=r"image 1 \(.*image 1.png\) has no mask"):
         run.segment(contributions)
-    with pytest.raises(NadpipeError, match="no method x; there are nad, nad_centred"):
+    with pytest.raises(NadpipeError, match=r"method x; .*nad, nad_centred"):
         run.segment(contributions, methods=("x",))
-    with pytest.raises(NadpipeError, match=r"segmentation.sink: 4 is no spatial token; the model has 0 to 3"):
+    with pytest.raises(NadpipeError, match=r"segmentation.sink: 4 .*spatial token; .*0 to 3"):
         run.segment(contributions, sink=4)
     run.decompose()
-    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: has one crop of each image, which does not cover it"):
+    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: .*do not cover the image"):
         run.segment(contributions)
     assert not (run.folder / "labels-0").exists()
     run.write_images(noise(1), mask=["m.png"])
     contributions = run.decompose(views="sliding")
     confusion, _ = run.segment(contributions, sink=2)
-    with pytest.raises(NadpipeError, match="data set segmentation: no labelled pixels"):
+    with pytest.raises(NadpipeError, match=r"datasets\.segmentation: no labelled pixels"):
         run.score(confusion)
-    overflowing = segmentation.Method(lambda tokens, pairs: segmentation.heads(tokens, pairs) / 0, selects=True)
-    monkeypatch.setitem(segmentation.METHODS, "nad", overflowing)
-    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: nad-k9 gives image 0 logits that are no numbers"):
+    monkeypatch.setitem(segmentation.LOGITS, "nad", lambda tokens, pairs: segmentation.heads(tokens, pairs) / 0)
+    with pytest.raises(NadpipeError, match=r"d-features-0\.zarr: nad-k9 .*logits for image 0"):
         run.segment(contributions, sink=2)

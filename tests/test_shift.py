@@ -7,23 +7,26 @@ from reference import dense_contributions
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from nadpipe.circuit import attention, naming, shift
-from nadpipe.circuit.accumulators import Selection
+from nadpipe.circuit import shift
+from nadpipe.circuit.accumulators import Moments, Selection
+from nadpipe.circuit.attention import trace
+from nadpipe.circuit.naming import normalise
+from nadpipe.circuit.readout import coefficients, sum_pairs
 from nadpipe.errors import NadpipeError
 
 
 def test_scores_are_norm_and_projection_of_the_selected_pairs_contributions(pool):
     z = activations(pool, 4)
     dense, _, total = dense_contributions(z, pool)
-    x = attention.tokens(z, pool)
-    coefficient = attention.coefficients(attention.attention(x, pool), x)
+    readout = pool.readout
+    coefficient = coefficients(trace(z, pool), readout)
     generator = torch.Generator().manual_seed(0)
-    k = min(4, pool.heads * pool.neurons)
-    chosen = torch.stack([torch.randperm(pool.heads * pool.neurons, generator=generator)[:k] for _ in range(2)])
+    k = min(4, readout.pairs)
+    chosen = torch.stack([torch.randperm(readout.pairs, generator=generator)[:k] for _ in range(2)])
     selection = Selection(torch.zeros(2, k), chosen // pool.neurons, chosen % pool.neurons)
-    text = naming.unit(torch.randn(2, len(pool.c_bias), generator=generator))
-    embedding = attention.sum_pairs(coefficient, pool)
-    norm, projection = shift.concept_scores(coefficient, embedding, selection, text, pool)
+    text = normalise(torch.randn(2, pool.embed, generator=generator))
+    embedding = sum_pairs(coefficient, readout)
+    norm, projection = shift.concept_scores(coefficient, embedding, selection, text, readout)
     for concept in range(2):
         summed = dense[:, selection.head[concept], selection.neuron[concept]].sum(1)
         whole = np.linalg.norm(total, axis=1)
@@ -86,24 +89,17 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     assert 0.82 < np.mean(covered) < 0.96
 
 
-def test_moments_in_blocks_equal_the_tests_on_all_values():
-    rng = np.random.default_rng(3)
-    value = torch.tensor(rng.normal(size=(50, 2, 3)))
-    value[:, 1, 2] = 7  # never varies
-    group = np.array(["a"] * 20 + ["b"] * 30)
-    moments = shift.GroupMoments()
-    for at in torch.randperm(50).split(9):
-        for name in ("a", "b"):
-            part = value[at][torch.tensor(group[at] == name)]
-            if len(part):
-                moments.add(name, part)
-    difference, effect, p = moments.against("b", ["a"])
-    first, second = value[:20].numpy(), value[20:].numpy()
-    np.testing.assert_allclose(difference, second.mean(0) - first.mean(0), atol=1e-12)
-    pooled = np.sqrt((first.var(0) * 20 + second.var(0) * 30) / 48)[0]
-    np.testing.assert_allclose(effect[0], difference[0] / pooled, rtol=1e-9)
-    np.testing.assert_allclose(p[0], stats.ttest_ind(second[:, 0], first[:, 0], equal_var=False).pvalue, rtol=1e-9)
-    assert np.isnan(effect[1, 2])
+def test_pairs_without_variation_have_no_effect():
+    shape = (1, 2)
+    group, reference = (Moments(4, torch.full(shape, mean), torch.tensor([[0.0, 3.0]])) for mean in (2.0, 1.0))
+    difference, effect, p = shift.compare_moments(group, reference)
+    assert difference.tolist() == [[1, 1]]
+    assert np.isnan(effect[0, 0])
+    assert effect[0, 1] == pytest.approx(1)  # pooled variance (3 + 3) / 6
+    assert 0 < p[0, 1] < 1
+    single = Moments(1, torch.ones(shape), torch.zeros(shape))
+    _, effect, p = shift.compare_moments(single, reference)
+    assert np.isnan([effect, p]).all()
 
 
 def test_q_values_are_those_of_the_tests_alone():
@@ -116,11 +112,11 @@ def test_q_values_are_those_of_the_tests_alone():
     ("group", "reference", "message"),
     [
         (["a", None], None, "image 1 has no group"),
-        (["a", "a"], None, "needs two groups"),
-        (["a", "b"], "c", "no group c"),
+        (["a", "a"], None, "at least two groups"),
+        (["a", "b"], "c", "unknown group c"),
     ],
 )
-def test_groups_that_cannot_be_compared_are_refused(group, reference, message):
+def test_incomparable_groups_are_refused(group, reference, message):
     with pytest.raises(NadpipeError, match=message):
         shift.groups_of(pd.Series(group), reference, "images.parquet")
 
@@ -130,7 +126,7 @@ def test_the_first_group_is_the_reference_unless_named():
     assert shift.groups_of(group, None, "") == {"a": [], "b": ["a"]}
     assert shift.groups_of(group, "b", "") == {"a": ["b"], "b": []}
     assert shift.groups_of(pd.Series(["10", "9"]), None, "") == {"9": [], "10": ["9"]}
-    assert shift.in_order(["10", "9", "b"]) == ["10", "9", "b"]
+    assert shift.sort_groups(["10", "9", "b"]) == ["10", "9", "b"]
 
 
 def test_a_rolling_reference_is_the_groups_before(scores):
@@ -151,7 +147,7 @@ def test_a_rolling_reference_is_the_groups_before(scores):
         ("ks", stats.ks_2samp),
     ],
 )
-def test_the_test_is_the_one_asked_for(scores, test, function):
+def test_p_is_that_of_the_given_test(scores, test, function):
     table, labels, wide = scores
     compared = shift.compare_groups(table, labels, AGAINST_FIRST, 100, 0.9, 0, test).set_index(["concept", "group"])
     late, base = (wide.loc[wide["group"] == year, "rising"] for year in ("2021", "2019"))
@@ -159,7 +155,7 @@ def test_the_test_is_the_one_asked_for(scores, test, function):
     assert set(compared["test"]) == {test}
 
 
-def test_trends_are_told_for_groups_in_order_alone(scores):
+def test_only_ordered_groups_have_a_trend(scores):
     table, labels, wide = scores
     compared = shift.compare_groups(table, labels, AGAINST_FIRST, 100, 0.9, 0).groupby("concept").first()
     expected = stats.kendalltau(wide["group"].astype(int), wide["rising"])
@@ -176,7 +172,7 @@ def test_trends_are_told_for_groups_in_order_alone(scores):
     assert shift.trend(value, dated, names)["trend"] == pytest.approx(expected.statistic)
 
 
-def test_small_groups_are_marked_not_left_out(scores):
+def test_small_groups_are_marked(scores):
     table, labels, _ = scores
     few = table[(table["group"] != "2020") | (table["image_id"] < 45)]
     compared = shift.compare_groups(few, labels, AGAINST_FIRST, 100, 0.9, 0, small=20).set_index(["concept", "group"])
@@ -189,29 +185,10 @@ def test_auroc_is_sklearns_and_its_interval_covers_it():
     rng = np.random.default_rng(0)
     label = (np.arange(200) % 3 == 0).astype(int)
     value = np.round(rng.normal(size=200) + label, 1)  # with ties
-    found = shift.trust(value, label, 500, 0.9, 0)
-    assert found["auroc"] == pytest.approx(roc_auc_score(label, value))
-    assert found["auroc_low"] < found["auroc"] < found["auroc_high"]
-    assert 0.03 < found["auroc_high"] - found["auroc_low"] < 0.2
-    assert found["correlation"] == pytest.approx(np.corrcoef(label, value)[0, 1])
-    assert found["correlation_low"] < found["correlation"] < found["correlation_high"]
-    assert np.isnan(list(shift.trust(value, np.zeros(200, int), 100, 0.9, 0).values())).all()
-
-
-def test_pooled_moments_are_those_of_all_images_together():
-    value = torch.tensor(np.random.default_rng(4).normal(size=(30, 1, 2)))
-    moments = shift.GroupMoments()
-    for name, part in zip("abc", value.split([8, 10, 12]), strict=True):
-        moments.add(name, part)
-    difference, _, p = moments.against("c", ["a", "b"])
-    np.testing.assert_allclose(difference, (value[18:].mean(0) - value[:18].mean(0)).numpy(), atol=1e-12)
-    expected = stats.ttest_ind(value[18:].numpy(), value[:18].numpy(), equal_var=False).pvalue
-    np.testing.assert_allclose(p, expected, rtol=1e-9)
-
-
-def test_examples_are_the_images_that_go_farthest():
-    value = torch.randn(23, 2, 3, generator=torch.Generator().manual_seed(0))
-    shown = shift.Examples(4)
-    for part in torch.arange(23).split(5):
-        shown.add(value[part], part + 100)
-    assert (shown.image - 100 == value.topk(4, dim=0).indices).all()
+    agreement = shift.label_agreement(value, label, 500, 0.9, 0)
+    assert agreement["auroc"] == pytest.approx(roc_auc_score(label, value))
+    assert agreement["auroc_low"] < agreement["auroc"] < agreement["auroc_high"]
+    assert 0.03 < agreement["auroc_high"] - agreement["auroc_low"] < 0.2
+    assert agreement["correlation"] == pytest.approx(np.corrcoef(label, value)[0, 1])
+    assert agreement["correlation_low"] < agreement["correlation"] < agreement["correlation_high"]
+    assert np.isnan(list(shift.label_agreement(value, np.zeros(200, int), 100, 0.9, 0).values())).all()

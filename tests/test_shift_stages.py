@@ -22,7 +22,7 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
     run.tabulate("pair", contributions)
     run.select(contributions, texts)
     paths = (run.folder / "images.parquet", contributions, run.folder / "s.zarr", run.pool)
-    with pytest.raises(NadpipeError, match="column score is the label of a concept and must hold 0 and 1 alone"):
+    with pytest.raises(NadpipeError, match=r"images\.parquet: column score .*0 and 1"):
         score_shift(*paths, run.folder / "shift.csv", run.folder / "scores.parquet")
     run.write_images(noise(6), group=[9, 9, 9, 10, 10, 10], value=[0, 1, 0, 1, 1, 0])
     score_shift(*paths, run.folder / "shift.csv", run.folder / "scores.parquet", resamples=100)
@@ -61,7 +61,7 @@ def test_shifts_of_few_groups_and_few_images_are_told_as_such(run, groups, rows,
     ]
     if not rows:
         for stage in stages:
-            with pytest.raises(NadpipeError, match=r"all images are in group a; a shift needs two groups|no group"):
+            with pytest.raises(NadpipeError, match=r"all images are in group a; .*two groups|no group"):
                 stage()
         return
     stages[0]()
@@ -93,5 +93,5 @@ def test_a_batch_is_compared_with_stored_scores_as_a_group_of_the_same_images_is
     score_batch(*paths, run.folder / "rolling.csv", "april", reference="rolling:2", resamples=100)
     assert pd.read_csv(run.folder / "rolling.csv")["reference"].tolist() == ["1 to 2"] * 4
     run.select(contributions, ("a", "c"))
-    with pytest.raises(NadpipeError, match=r"scores\.parquet: has no scores of c; run score-shift with these concepts"):
+    with pytest.raises(NadpipeError, match=r"scores\.parquet: .*no scores of c; run score-shift"):
         score_batch(*paths, run.folder / "batch.csv", "april")

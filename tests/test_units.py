@@ -47,12 +47,12 @@ def test_any_number_of_shards_gives_the_same_directions(run):
 def test_shards_must_be_whole_and_of_one_data_set(run):
     run.write_images(noise(4))
     first = run.decompose(shards=2)
-    with pytest.raises(NadpipeError, match=r"shards \[0\] were given, expected 0 to 1, each once"):
+    with pytest.raises(NadpipeError, match=r"shards \[0\], expected 0 to 1"):
         run.fit("pair", first[:1])
-    with pytest.raises(NadpipeError, match=r"shards \[1, 1\] were given"):
+    with pytest.raises(NadpipeError, match=r"shards \[1, 1\], expected 0 to 1"):
         run.fit("pair", (first[1], first[1]))
     run.write_images(noise(5))
-    with pytest.raises(NadpipeError, match="is a shard of other images"):
+    with pytest.raises(NadpipeError, match=r"other-1\.zarr: .*other images than .*d-0\.zarr"):
         run.fit("pair", (first[0], run.decompose(shards=2, name="other")[1]))
 
 
@@ -61,12 +61,10 @@ def test_moments_must_be_those_of_the_contributions(run, unit):
     run.write_images(noise(4))
     contributions = run.decompose(shards=2)
     moments = run.accumulate(contributions)
-    with pytest.raises(NadpipeError, match=r"shards \[0\] were given, expected 0 to 1, each once"):
+    with pytest.raises(NadpipeError, match=r"shards \[0\], expected 0 to 1"):
         fit_directions(unit, moments[:1], run.pool, run.folder / "x.zarr", contributions)
     accumulate_pairs(contributions[1], moments[1], top_images=3)
-    with pytest.raises(
-        NadpipeError, match=r"moments-d-1\.zarr: was made with top_images 3, .*moments-d-0\.zarr 4; accumulate all"
-    ):
+    with pytest.raises(NadpipeError, match=r"moments-d-1\.zarr: .*top_images 3"):
         fit_directions(unit, moments, run.pool, run.folder / "x.zarr", contributions)
     moments = run.accumulate(contributions)
     (run.folder / "more").mkdir()
@@ -75,7 +73,7 @@ def test_moments_must_be_those_of_the_contributions(run, unit):
     index_images("tree", run.folder / "more", run.folder / "images.parquet")
     others = run.decompose(shards=2, name="other")  # as many views, of other paths
     if unit == "neuron":
-        with pytest.raises(NadpipeError, match=r"other-0\.zarr: is of other images than"):
+        with pytest.raises(NadpipeError, match=r"other-0\.zarr: .*other images than"):
             fit_directions(unit, moments, run.pool, run.folder / "x.zarr", others)
     assert not (run.folder / "x.zarr").exists()
 

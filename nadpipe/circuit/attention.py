@@ -1,7 +1,7 @@
 """The attention pool of CLIP-ResNet: a readout whose attention follows from the activations.
 
-Equations of Bu & Gandelsman, arXiv 2509.19943, one function each. Token 0 is the mean of the spatial tokens, which follow row by
-row. All functions keep the dtype and device of their inputs.
+Equations of Bu & Gandelsman, arXiv 2509.19943, one function each. Token 0 is the mean of the spatial tokens, which follow row
+by row. All functions keep the dtype and device of their inputs.
 """
 
 import dataclasses

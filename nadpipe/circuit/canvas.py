@@ -1,6 +1,7 @@
 """Tokens to pixels: logits of overlapping crops become label maps of any size in bounded memory."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -106,8 +107,8 @@ class Labelling:
     """Rules that turn logits of texts into classes.
 
     owner: class of each text; a class uses its best text. background: class of pixels whose best class is less probable than
-    `threshold`; it is never removed by `area`; None if the data set has no such class. area: classes that cover a smaller share of
-    the image are removed, and their pixels get the next best class.
+    `threshold`; it is never removed by `area`; None if the data set has no such class. area: classes that cover a smaller share
+    of the image are removed, and their pixels get the next best class.
     """
 
     owner: Int[Tensor, " text"]
@@ -119,10 +120,11 @@ class Labelling:
 
 
 def label(cells: Float[Tensor, "text cell_row cell_column"], canvas: Canvas, how: Labelling) -> Int[Tensor, "height width"]:
-    """Label each pixel with the class of its best text, or background if that text's softmax probability is below the threshold.
+    """Label each pixel with the class of its best text, or background if that text's softmax probability is below the
+    threshold.
 
-    Pixels are computed a few rows at a time, so memory grows only with the result, and only for texts that may be the best there.
-    The softmax is computed only if there is a threshold.
+    Pixels are computed a few rows at a time, so memory grows only with the result, and only for texts that may be the best
+    there. The softmax is computed only if there is a threshold.
     """
     present = torch.zeros(how.classes, dtype=torch.bool)
     present[how.owner] = True
@@ -175,11 +177,11 @@ def _bands(
 def contenders(logits: Float[Tensor, "text line line2"]) -> Bool[Tensor, "between text"]:
     """Return the texts that may be the best at some pixel between two neighbouring lines, from logits at the lines' crossings.
 
-    Between lines, logits are linear along both axes. A text can win somewhere in a block only if it beats the text that is best in
-    the middle at one of the four corners.
+    Between lines, logits are linear along both axes. A text can win somewhere in a block only if it beats the text that is best
+    in the middle at one of the four corners.
     """
     corners = [logits[:, rows, columns] for rows in (_FIRST, _SECOND) for columns in (_FIRST, _SECOND)]
-    best = sum(corners).max(0, keepdim=True).indices  # argmax is many times slower
+    best = functools.reduce(torch.add, corners).max(0, keepdim=True).indices  # argmax is many times slower
     close = 1e-5 * logits.abs().max()  # within rounding errors
     lead = torch.stack([(corner - corner.gather(0, best)).amax(2) for corner in corners]).amax(0)
     return (lead >= -close).T

@@ -1,9 +1,9 @@
 """The direction that a unit (pair, neuron or head) writes along, from coefficients and write vectors.
 
-The published procedure (Bu & Gandelsman, arXiv 2509.19943) centres a unit's contributions over the images, keeps the `top_images`
-of largest norm, and takes the first right-singular vectors, each with the sign on which more than half of the kept images project
-positively (on a tie, the write vector's own sign for pairs). Pairs have a closed form; neurons and heads need small SVDs in
-factor space. The dense (image, head, neuron, embed) tensor is never built.
+The published procedure (Bu & Gandelsman, arXiv 2509.19943) centres a unit's contributions over the images, keeps the
+`top_images` of largest norm, and takes the first right-singular vectors, each with the sign on which more than half of the kept
+images project positively (on a tie, the write vector's own sign for pairs). Pairs have a closed form; neurons and heads need
+small SVDs in factor space. The dense (image, head, neuron, embed) tensor is never built.
 """
 
 import dataclasses

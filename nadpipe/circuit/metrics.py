@@ -1,7 +1,7 @@
 """Segmentation metrics from one confusion matrix per data set, and their intervals over its images.
 
-The numbers equal those of mmsegmentation's IoUMetric (`intersect_and_union`, `total_area_to_metrics`), as shares instead of rounded
-percentages: ignored pixels are excluded on both sides, and means exclude classes that occur on neither side.
+The numbers equal those of mmsegmentation's IoUMetric (`intersect_and_union`, `total_area_to_metrics`), as shares instead of
+rounded percentages: ignored pixels are excluded on both sides, and means exclude classes that occur on neither side.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Metrics:
 
 
 def metrics(confusion: Integer[np.ndarray, "classes classes"]) -> Metrics:
-    """Compute IoU and accuracy per class, their means, pixel accuracy, and IoU weighted by each class's share of true pixels."""
+    """Compute IoU and accuracy per class, their means, pixel accuracy, and IoU weighted by the share of true pixels."""
     hit = np.diag(confusion).astype(float)
     truth, predicted = confusion.sum(1), confusion.sum(0)
     union = truth + predicted - hit

@@ -49,8 +49,9 @@ def activity_correlations(
 ) -> Float[Tensor, "unit text"]:
     """Compute the correlation over the images of each unit's coefficient with the similarity of image and text.
 
-    embedding: centred over the images, unit length. text: centred. This names a unit by what its images share, even if its write
-    vector is far from every text. Similarities are linear in the embedding, so the product runs over its width, not over images.
+    embedding: centred over the images, unit length. text: centred. This names a unit by what its images share, even if its
+    write vector is far from every text. Similarities are linear in the embedding, so the product runs over its width, not over
+    images.
     """
     embedding = embedding - embedding.mean(0)
     centred = coefficient - coefficient.mean(0)
@@ -63,7 +64,8 @@ def activity_correlations(
 def agreement(selected: Int[np.ndarray, " unit"], named: Float[np.ndarray, "unit attribute"]) -> tuple[float, float]:
     """Return the share of units whose text names the attribute they select, and the same for shuffled texts.
 
-    selected: the attribute with the largest correlation to each unit. named: 1 if the unit's text contains the attribute's word.
+    selected: the attribute with the largest correlation to each unit. named: 1 if the unit's text contains the attribute's
+    word.
     """
     agreeing = float(named[np.arange(len(selected)), selected].mean())
     share = np.bincount(selected, minlength=named.shape[1]) / len(selected)

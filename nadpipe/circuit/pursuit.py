@@ -25,8 +25,8 @@ def matching_pursuit(
     """Run orthogonal matching pursuit on a batch of signals over a dictionary of unit-length atoms.
 
     Each step chooses the atom with the largest |correlation| to the residual. The chosen atoms of each signal are kept as an
-    orthonormal basis (Gram-Schmidt, repeated if the first pass removed most of an atom), so the residual needs no least squares,
-    and one triangular solve at the end gives the weights. A pursuit stops early if its residual vanishes.
+    orthonormal basis (Gram-Schmidt, repeated if the first pass removed most of an atom), so the residual needs no least
+    squares, and one triangular solve at the end gives the weights. A pursuit stops early if its residual vanishes.
 
     strongest: finds the atoms; create one `Strongest(dictionary)` and pass it if there are many batches. The published code
     scales the dictionary along the wrong axis, so its atoms do not have unit length. Here they must.
@@ -78,8 +78,8 @@ class Strongest:
     """Find the atom with the largest |correlation| to each residual.
 
     With `screen`, all correlations are computed in bfloat16 first, and those of the best few atoms again in full precision. The
-    result is used only if the bound on rounding errors proves that no other atom is larger; all other residuals are correlated in
-    full precision. The result is therefore the same as in full precision. `screen=None` screens if the processor multiplies
+    result is used only if the bound on rounding errors proves that no other atom is larger; all other residuals are correlated
+    in full precision. The result is therefore the same as in full precision. `screen=None` screens if the processor multiplies
     bfloat16 fast. The first of equal atoms wins.
     """
 

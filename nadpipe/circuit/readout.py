@@ -1,7 +1,7 @@
 """The readout of an image tower: heads read a stream of tokens and write into the embedding.
 
-Given a head's attention, and the scales of the norms in front of and behind it, every CLIP image embedding is linear in what its
-neurons write into the stream (docs/method.md). For pairs of a neuron n and a head h:
+Given a head's attention, and the scales of the norms in front of and behind it, every CLIP image embedding is linear in what
+its neurons write into the stream (docs/method.md). For pairs of a neuron n and a head h:
 
     s[h, n] = gain · sum_t a[h, t] · scale[layer(h), t] · z_t[n]     coefficient: one number per view and pair
     w[h, n] = W_O^h W_V^h U[:, n]                                    write vector: a constant of the weights

@@ -34,7 +34,8 @@ def find_sink(attention: Float[Tensor, "head token"], factor: float = 3.0) -> in
 
 
 def zero_neurons(z: Float[Tensor, "spatial neuron"], token: int, pool: AttentionPool) -> Zeroed:
-    """Set every neuron of one view to zero in turn, and compute how much attention the spatial token loses. The result is exact.
+    """Set every neuron of one view to zero in turn, and compute how much attention the spatial token loses. The result is
+    exact.
 
     Without neuron n, with δ_t its activation at a token (δ_0 their mean), scores and values change in closed form:
 

@@ -1,8 +1,8 @@
 """Training-free segmentation with pairs, and baselines on the same features.
 
-Every method maps the tokens of some views to logits (view, text, spatial) on the grid of spatial tokens. `nad` and its ablations
-follow Bu & Gandelsman, arXiv 2509.19943; the baselines are MaskCLIP (arXiv 2112.01071) and SCLIP (arXiv 2312.01597). A method is
-one function here and one record in `nadpipe.circuit.methods`.
+Every method maps the tokens of some views to logits (view, text, spatial) on the grid of spatial tokens. `nad` and its
+ablations follow Bu & Gandelsman, arXiv 2509.19943; the baselines are MaskCLIP (arXiv 2112.01071) and SCLIP (arXiv 2312.01597).
+A method is one function here and one record in `nadpipe.circuit.methods`.
 """
 
 import dataclasses
@@ -174,8 +174,8 @@ def nad_centred(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatia
 def nad_shifted(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
     """Compute `nad` with (1 + cos) / 2 in place of the cosine.
 
-    A pair's activation then always counts for its text, up to twice as much if the head agrees. docs/segmentation.md compares the
-    methods.
+    A pair's activation then always counts for its text, up to twice as much if the head agrees. docs/segmentation.md compares
+    the methods.
     """
     return ((1 + tokens.similarity) / 2 * tokens.activation(pairs)).sum(2) / pairs.k
 
@@ -224,7 +224,7 @@ def attention(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text s
 
 
 _FUNCTIONS = (nad, nad_centred, nad_shifted, heads, neurons, maskclip, sclip, attention)
-LOGITS: dict[str, Callable[[Tokens, Pairs | None], Float[Tensor, "view text spatial"]]] = {
+LOGITS: dict[str, Callable[..., Float[Tensor, "view text spatial"]]] = {  # of tokens and pairs
     function.__name__: function for function in _FUNCTIONS
 }
 

@@ -62,8 +62,8 @@ def compare_groups(
     references: groups that each group is compared with, in order; empty for a reference itself.
 
     Columns per group: n (`small` if below the threshold), mean with percentile bootstrap interval, Cliff's delta against the
-    reference (-1 to 1: the probability that a value of the group is larger minus the probability that it is smaller), two-sided p
-    of the test, Benjamini-Hochberg q over all rows with a p, and label rate. Columns over all images: trend (see `trend`) and
+    reference (-1 to 1: the probability that a value of the group is larger minus the probability that it is smaller), two-sided
+    p of the test, Benjamini-Hochberg q over all rows with a p, and label rate. Columns over all images: trend (see `trend`) and
     agreement with the label (see `label_agreement`). Undefined values (one image, one class of label) are NaN.
     """
     rows = []
@@ -172,8 +172,8 @@ def label_agreement(
 ) -> dict[str, float]:
     """Measure how well a score follows its 0/1 label over all images.
 
-    Returns the point-biserial correlation with Fisher's interval, and the AUROC with a percentile bootstrap interval over images,
-    resampled within each label. NaN without a label of two values.
+    Returns the point-biserial correlation with Fisher's interval, and the AUROC with a percentile bootstrap interval over
+    images, resampled within each label. NaN without a label of two values.
     """
     names = [f"{name}{end}" for name in ("correlation", "auroc") for end in ("", "_low", "_high")]
     if label is None or len(np.unique(label)) < 2 or np.ptp(value) == 0:
@@ -232,8 +232,8 @@ def compare_moments(
 def groups_of(group: pd.Series, reference: str | None, source: str) -> dict[str, list[str]]:
     """Return the groups in order, each with the groups it is compared with.
 
-    reference: one group (default: the first), or rolling:<n> for the n groups before each. Raises NadpipeError if an image has no
-    group, if there is only one group, or if the reference is unknown.
+    reference: one group (default: the first), or rolling:<n> for the n groups before each. Raises NadpipeError if an image has
+    no group, if there is only one group, or if the reference is unknown.
     """
     if group.isna().any():
         raise NadpipeError(

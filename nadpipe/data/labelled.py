@@ -52,7 +52,7 @@ def read_labelled(images: Path, contributions: Sequence[Path], labels: Path, mod
     text_store = open_zarr(labels, TEXT, model)
     label_of_image = read_images(images).set_index("image_id")["label"]
     stores = open_shards(contributions, CONTRIBUTIONS, model)
-    store_labels = [label_of_image.loc[store["image_id"][:]] for store in stores]
+    store_labels = [label_of_image.loc[store.read("image_id")] for store in stores]
     candidates = [(shard, row) for shard, names in enumerate(store_labels) for row in np.flatnonzero(names.notna())]
     if not candidates:
         raise NadpipeError(

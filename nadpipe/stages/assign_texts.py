@@ -58,7 +58,7 @@ def assign_texts(
     embedding = words.tensor("embedding").to(torch_device)
     atom = naming.centre(embedding, embedding)
     strongest = Strongest(atom)
-    coded = _largest(store["std_norm"][:], sparse_share)
+    coded = _largest(store.read("std_norm"), sparse_share)
     batches = _pair_signals(PairDirections(store, weights)) if UNITS[unit].rank_one else _subspace_signals(unit, store)
     with create_parquet(output, ASSIGNMENTS[unit], model.made_by(__name__)) as add:
         for index, signal in batches:

@@ -24,5 +24,5 @@ def average_heads(means: tuple[Path, ...], output: Path) -> None:
     stamp = stores[0].stamp.made_by(__name__)
     with create_zarr(output, HEAD_MEANS, stamp, sizes, attributes={"views": sum(views)}) as store:
         for name in track(HEAD_MEANS.arrays, "averaging", "array"):
-            mean = np.average(np.stack([shard[name][:] for shard in stores]), axis=0, weights=views)
+            mean = np.average(np.stack([shard.read(name) for shard in stores]), axis=0, weights=views)
             store.write(name, mean.astype(np.float32))

@@ -35,7 +35,8 @@ def compute_contributions(
         output_means: Zarr store of the heads' means.
         dtype: Type of the stored coefficients. float16 takes half the space; the error is stored per view.
         batch_size: Views per step.
-        tolerance: Largest allowed ‖pairs + rest - embedding‖ / ‖embedding‖ of a view, beyond the stored error of features in lower
+        tolerance: Largest allowed ‖pairs + rest - embedding‖ / ‖embedding‖ of a view, beyond the stored error of features in
+            lower
             precision.
     """
     pool, model = read_pool(readout)
@@ -47,7 +48,7 @@ def compute_contributions(
     attributes = {name: source.attributes[name] for name in ("shard", "shards", "images")} | {"tolerance": tolerance}
     attended, attention_mean, largest_residual = Mean(), Mean(), 0.0
     with create_zarr(output, CONTRIBUTIONS, stamp, sizes, {"coefficient": dtype}, attributes=attributes) as store:
-        store.write("image_id", source["image_id"][:])
+        store.write("image_id", source.read("image_id"))
         for start in track(range(0, views, batch_size), "decomposing", "batch"):
             rows = slice(start, start + batch_size)
             trace = pooling.trace(source.tensor("activation", rows).float(), pool)
@@ -81,6 +82,7 @@ def _check_residual(residual: torch.Tensor, rounding: torch.Tensor, tolerance: f
     if not excess[worst] <= tolerance:
         precision = f" besides the {rounding[worst]:.1e} of the stored precision" if rounding[worst] else ""
         raise NadpipeError(
-            f"{path}: pairs and rest sum to the embedding of view {start + worst} only within {residual[worst]:.1e} of its norm, "
-            f"contributions.tolerance is {tolerance:.1e}{precision}; the features are damaged or too imprecise, make them again"
+            f"{path}: pairs and rest sum to the embedding of view {start + worst} only within {residual[worst]:.1e} of its "
+            f"norm, contributions.tolerance is {tolerance:.1e}{precision}; the features are damaged or too imprecise, make "
+            "them again"
         )

@@ -47,8 +47,8 @@ def correlate_texts(
     with create_parquet(output, CORRELATIONS, model.made_by(__name__)) as add:
         for head in track(range(store["sign"].shape[0]), "correlating pairs", "head"):
             coefficient = head_coefficients(stores, head)
-            coefficient *= torch.from_numpy(store["sign"][head].astype(np.float32))
-            varying = np.flatnonzero(store["std_norm"][head] > 0)
+            coefficient *= torch.from_numpy(store.read("sign", head).astype(np.float32))
+            varying = np.flatnonzero(store.read("std_norm", head) > 0)
             for neurons in np.array_split(varying, max(1, -(-len(varying) // _PAIRS))):
                 correlation = naming.activity_correlations(coefficient[:, neurons], embedding, text)
                 add(_rows(head, neurons, *correlation.topk(count, dim=1), text_names))

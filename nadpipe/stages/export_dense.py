@@ -34,7 +34,7 @@ def export_dense(contributions: Path, readout: Path, output: Path, dtype: Litera
     sizes = dict(zip(dense.axes, dense.shape, strict=True))
     attributes = {name: source.attributes[name] for name in ("shard", "shards", "images")}
     with create_zarr(output, DENSE, model.made_by(__name__), sizes, {"contribution": dtype}, attributes=attributes) as store:
-        store.write("image_id", source["image_id"][:])
+        store.write("image_id", source.read("image_id"))
         for region in track(store.regions("contribution"), "writing contributions", "block"):
             store.put("contribution", region, store.as_stored("contribution", torch.from_numpy(dense[region])))
 

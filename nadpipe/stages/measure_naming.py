@@ -54,12 +54,12 @@ def measure_naming(
     if not words:
         raise NadpipeError(f"{images}: no 0/1 column; naming needs labels, add 0/1 columns to the data set's table")
     truth = torch.tensor(manifest.loc[join(stores, "image_id"), words].to_numpy(dtype=np.float32))
-    sign = store["sign"][:].astype(np.float32)
+    sign = store.read("sign").astype(np.float32)
     selected = np.empty(sign.shape, int)
     for head in track(range(len(sign)), "comparing pairs with labels", "head"):
         along = head_coefficients(stores, head) * torch.from_numpy(sign[head])
         selected[head] = naming.correlations(along, truth).argmax(1)
-    norm = store["std_norm"][:].astype(float)
+    norm = store.read("std_norm").astype(float)
     varying = rank_units(norm)[: int((norm > 0).sum())]
     rows = []
     for rule, texts in _texts(assignments, correlated, store.stamp, norm.shape).items():

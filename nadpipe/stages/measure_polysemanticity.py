@@ -1,7 +1,8 @@
 """Measure polysemanticity: how much the top images of pairs and neurons differ.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, who find that some pairs, while polysemantic, stand for sub-concepts of their neurons.
-Their polysemanticity.py (github.com/edmundbu/clip-neur-attn-decomposition, 727c1a5) sums squared distances to the mean.
+Source: Bu & Gandelsman, arXiv 2509.19943, who find that some pairs, while polysemantic, stand for sub-concepts of their
+neurons. Their polysemanticity.py (github.com/edmundbu/clip-neur-attn-decomposition, 727c1a5) sums squared distances to the
+mean.
 """
 
 from pathlib import Path
@@ -71,9 +72,8 @@ def measure_polysemanticity(
         table["parent_spread"] = neuron_table["spread"]
         table["overlap"] = (pair_top[:, :, None] == neuron_top[:, None]).any(2).float().mean(1).numpy()
     units = pd.concat([neuron_table, *tables], ignore_index=True).astype({"head": "Int32"})
-    pair_names, neuron_names = (
-        read_parquet(path, UNIT_TABLES[unit], model) for path, unit in ((pairs, "pair"), (neurons, "neuron"))
-    )
+    pair_names = read_parquet(pairs, UNIT_TABLES["pair"], model)
+    neuron_names = read_parquet(neurons, UNIT_TABLES["neuron"], model)
     write_parquet(output, POLYSEMANTICITY, _add_names(units, pair_names, neuron_names), model.made_by(__name__))
 
 

@@ -51,9 +51,9 @@ def measure_sparse_text(
 ) -> None:
     """Write zero-shot accuracy per kind of unit and number of texts.
 
-    Each unit writes its mean and its part along its first direction, with that direction replaced by the best combination of the first
-    texts of its sparse code. Units without a code (assignments.sparse_share) stay at their mean; the column `coded` holds the share of
-    energy of the others.
+    Each unit writes its mean and its part along its first direction, with that direction replaced by the best combination of
+    the first texts of its sparse code. Units without a code (assignments.sparse_share) stay at their mean; the column `coded`
+    holds the share of energy of the others.
 
     Args:
         images: Manifest with labels.
@@ -86,7 +86,7 @@ def measure_sparse_text(
     labelled = read_labelled(images, contributions, labels, model, most)
     first = {unit: stores[unit].tensor("direction", (slice(None), 0)) for unit in SUBSPACES}
     mean, pairs = stores["pair"].tensor("coefficient_mean"), PairDirections(stores["pair"], weights)
-    written = {"pair": torch.zeros(len(counts["pair"]), *labelled.embedding.shape)}
+    written: dict[UnitName, Tensor] = {"pair": torch.zeros(len(counts["pair"]), *labelled.embedding.shape)}
     along = {unit: torch.zeros(len(labelled.label), len(direction)) for unit, direction in first.items()}
     for head in track(range(weights.heads), "rebuilding embeddings", "head"):
         centred = labelled.coefficient(head) - mean[head]
@@ -100,7 +100,8 @@ def measure_sparse_text(
     base = sum_pairs(mean[None], weights)
     rows = []
     for unit, parts in written.items():
-        key = {"dataset": dataset, "unit": unit, "coded": _coded_share(stores[unit]["std_norm"][:].astype(float), codes[unit])}
+        coded = _coded_share(stores[unit].read("std_norm").astype(float), codes[unit])
+        key = {"dataset": dataset, "unit": unit, "coded": coded}
         for count, part in [(0, torch.zeros_like(labelled.embedding)), *zip(counts[unit], parts, strict=True)]:
             rows.append(key | {"atoms": count} | _fidelity(base + part, labelled, confidence))
     write_csv(output, SPARSE_TEXT, pd.DataFrame(rows))

@@ -1,8 +1,8 @@
 """Measure sparsity: zero-shot accuracy if only some pairs, or some neurons, are kept and the others are set to their mean.
 
 Source: Bu & Gandelsman, arXiv 2509.19943, who find that only a sparse set of pairs contributes significantly to the output.
-Their get_masks.py and ablation.py (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd) rank units by the mean norm of the top
-images (`top_norm`). This stage ranks them by the root mean square over all images (`std_norm`).
+Their get_masks.py and ablation.py (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd) rank units by the mean norm of
+the top images (`top_norm`). This stage ranks them by the root mean square over all images (`std_norm`).
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def measure_sparsity(
     pairs = open_zarr(pair_directions, DIRECTIONS["pair"], model)
     neurons = open_zarr(neuron_directions, DIRECTIONS["neuron"], model)
     mean = pairs.tensor("coefficient_mean")
-    norms = {unit: store["std_norm"][:].astype(float) for unit, store in (("pair", pairs), ("neuron", neurons))}
+    norms = {unit: store.read("std_norm").astype(float) for unit, store in (("pair", pairs), ("neuron", neurons))}
     kept = {}
     for unit, norm in norms.items():
         rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def measure_sparsity(
         embedding = torch.cat(rebuilt[unit, kept_by, draw, share])
         fidelity = ablation.fidelity(embedding, labelled.embedding, labelled.text, labelled.label, confidence)
         norm = norms[unit]
-        key = {
+        columns = {
             "dataset": dataset,
             "unit": unit,
             "kept": kept_by,
@@ -88,5 +88,5 @@ def measure_sparsity(
             "pairs": int(mask.expand(mean.shape).sum()),
             "energy": float((norm[mask.numpy()] ** 2).sum() / (norm**2).sum()),
         }
-        rows.append(key | dataclasses.asdict(fidelity) | {"images": len(labelled.label), "classes": len(labelled.text)})
+        rows.append(columns | dataclasses.asdict(fidelity) | {"images": len(labelled.label), "classes": len(labelled.text)})
     write_csv(output, SPARSITY, pd.DataFrame(rows))

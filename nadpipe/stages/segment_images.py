@@ -91,7 +91,7 @@ def segment_images(
     variants = segmentation.variants(methods, k or (selected.pairs.head.shape[1],))
     sizes = {variant.k for variant in variants if variant.k is not None}
     pairs = {size: segmentation.selected_pairs(selected.pairs, size, pool.heads, pool.neurons) for size in sizes}
-    views = pd.DataFrame({name: store[name][:] for name in VIEW_TABLE})
+    views = pd.DataFrame({name: store.read(name) for name in VIEW_TABLE})
     constants = {"dataset": dataset, "temperature": temperature, "sink": -1 if query.sink is None else query.sink}
     columns = [name for name in CONFUSION.columns if name not in constants]
     with atomic_path(output_labels) as folder, create_parquet(output, CONFUSION, model.made_by(__name__)) as add:

@@ -40,12 +40,12 @@ def tabulate_units(
     grid = np.indices(store["top_norm"].shape).reshape(len(keys), -1)
     table = pd.DataFrame(dict(zip(keys, grid, strict=True)))
     for name in track([*(_RANK_ONE_NUMBERS if kind.rank_one else ()), *_NORMS], f"tabulating {unit}s", "column"):
-        table[name] = store[name][:].ravel()
+        table[name] = store.read(name).ravel()
     more = {}
     if kind.rank_one:
         table["explained"] = np.where(table["std_norm"] > 0, 1.0, np.nan)
     else:
-        for component, share in enumerate(store["explained"][:].T, start=1):
+        for component, share in enumerate(store.read("explained").T, start=1):
             table[f"explained_{component}"] = share
             more[f"explained_{component}"] = explained_column(component)
     table["contribution_rank"] = table["std_norm"].rank(method="first", ascending=False).astype("int32")

@@ -146,8 +146,8 @@ def create_zarr(
 ) -> Iterator[ZarrWriter]:
     """Create a store of a kind. It appears under its final name if the block succeeds.
 
-    sizes: length of every axis of the kind. dtype: of arrays that are not stored as float32 or int64. texts: values of the `text`
-    axis, if the kind has one.
+    sizes: length of every axis of the kind. dtype: of arrays that are not stored as float32 or int64. texts: values of the
+    `text` axis, if the kind has one.
     """
     with atomic_path(path) as partial:
         group = zarr.open_group(str(partial), mode="w", zarr_format=3)
@@ -202,8 +202,9 @@ def _write_text(group: zarr.Group, name: str, array: Array, texts: Sequence[str]
 def _layout(array: Array, shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the sizes of chunks and shards.
 
-    Chunks have up to 4 MiB, fill the last axis first and stay within `array.longest`. Shards have about 64 MiB and span every axis
-    except the first. If one row along the first axis is larger, a shard is part of one row, split along the next axis, and so on.
+    Chunks have up to 4 MiB, fill the last axis first and stay within `array.longest`. Shards have about 64 MiB and span every
+    axis except the first. If one row along the first axis is larger, a shard is part of one row, split along the next axis, and
+    so on.
     """
     row_bytes = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
     split = next(axis for axis, size in enumerate(row_bytes) if size <= _FILE_BYTES or axis + 1 == len(shape))
@@ -227,9 +228,13 @@ class ZarrStore:
     def __getitem__(self, name: str) -> zarr.Array:
         return _member(self.group, name)
 
+    def read(self, name: str, index: Any = ...) -> np.ndarray:
+        """Read an array, or a part of it, as numpy."""
+        return np.asarray(self[name][index])
+
     def tensor(self, name: str, index: Any = ...) -> Tensor:
-        """Read an array, or a part of it."""
-        return torch.from_numpy(np.asarray(self[name][index]))
+        """Read an array, or a part of it, as torch."""
+        return torch.from_numpy(self.read(name, index))
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -249,8 +254,8 @@ class ZarrStore:
 def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrStore:
     """Open a store and check its kind, format, files, arrays, axes and dtypes, and that it was made with `model`, if given.
 
-    A missing file would read as zeros, so files are counted. Raises NadpipeError that names the file, what it holds and what was
-    expected.
+    A missing file would read as zeros, so files are counted. Raises NadpipeError that names the file, what it holds and what
+    was expected.
     """
     try:
         group = zarr.open_group(str(path), mode="r", zarr_format=3)
@@ -268,7 +273,7 @@ def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrSt
         if name not in group:
             raise NadpipeError(f"{path}: array {name} is missing; delete the store and make it again")
         stored = _member(group, name)
-        axes = tuple(stored.metadata.dimension_names or ())
+        axes = tuple(getattr(stored.metadata, "dimension_names", None) or ())
         if axes != array.axes:
             raise NadpipeError(f"{path}: axes of {name} are {axes}, expected {array.axes}; delete it and make it again")
         if stored.dtype.kind != _DTYPE_KINDS[array.type]:

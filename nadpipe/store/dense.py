@@ -23,8 +23,9 @@ from nadpipe.store.shards import open_shards
 class DenseContributions:
     """The tensor (view, head, neuron, embed) of a data set. Indexing computes only the part that is asked for.
 
-    An index has, per axis, an integer (which drops the axis), a slice, or a list or 1-d array of integers or booleans, and at most
-    one Ellipsis. It selects like numpy, except that several lists select their outer product. dask.array.from_array accepts it.
+    An index has, per axis, an integer (which drops the axis), a slice, or a list or 1-d array of integers or booleans, and at
+    most one Ellipsis. It selects like numpy, except that several lists select their outer product. dask.array.from_array
+    accepts it.
     """
 
     stores: Sequence[ZarrStore]
@@ -58,16 +59,16 @@ class DenseContributions:
         ]
         views, heads, neurons, embed = (np.atleast_1d(index) for index in positions)
         coefficient = torch.from_numpy(self._coefficients(views, heads, neurons))
-        heads, neurons, embed = (torch.from_numpy(index) for index in (heads, neurons, embed))
-        write = write_vector_entries(self.readout, heads, neurons, embed)
-        values = dense_contributions(coefficient, write, self._constant[heads][:, embed])
+        head, neuron, entry = (torch.from_numpy(index) for index in (heads, neurons, embed))
+        write = write_vector_entries(self.readout, head, neuron, entry)
+        values = dense_contributions(coefficient, write, self._constant[head][:, entry])
         return values.numpy()[tuple(0 if index.ndim == 0 else slice(None) for index in positions)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Compute the whole tensor, for numpy.asarray."""
         if copy is False:
             raise ValueError("the dense tensor is computed on access and needs a copy")
-        return self[...].astype(dtype or self.dtype, copy=False)
+        return np.asarray(self[...]).astype(dtype or self.dtype, copy=False)
 
     @functools.cached_property
     def _constant(self) -> Float[Tensor, "head embed"]:

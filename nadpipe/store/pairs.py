@@ -31,7 +31,7 @@ class PairDirections:
 
     def norm(self, name: str) -> Float[np.ndarray, "head neuron"]:
         """Read one of the norms or moments of all pairs."""
-        return np.asarray(self.store[name][:])
+        return np.asarray(self.store.read(name))
 
 
 def open_pair_directions(path: Path, readout: Readout, model: Stamp) -> PairDirections:

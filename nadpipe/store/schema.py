@@ -1,7 +1,7 @@
 """Building blocks of schemas: arrays of Zarr stores, columns of tables. This module imports nothing heavy.
 
-A kind's `signature` holds what a stage's numbers can depend on: names, axes, types and format. Descriptions are not part of it, so
-rewording one reruns nothing (see `nadpipe.fingerprint`).
+A kind's `signature` holds what a stage's numbers can depend on: names, axes, types and format. Descriptions are not part of it,
+so rewording one reruns nothing (see `nadpipe.fingerprint`).
 """
 
 import dataclasses

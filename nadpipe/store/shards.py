@@ -52,9 +52,9 @@ def _block_size(store: ZarrStore, name: str) -> int:
 
 def join(stores: Sequence[ZarrStore], name: str) -> np.ndarray:
     """Read an array of all views."""
-    return np.concatenate([store[name][:] for store in stores])
+    return np.concatenate([store.read(name) for store in stores])
 
 
 def head_coefficients(stores: Sequence[ZarrStore], head: int) -> Tensor:
     """Read the coefficients of one head in all views, as float32 (view, neuron)."""
-    return torch.from_numpy(np.concatenate([store["coefficient"][:, head] for store in stores])).float()
+    return torch.from_numpy(np.concatenate([store.read("coefficient", (slice(None), head)) for store in stores])).float()

@@ -30,14 +30,13 @@ class Stamp:
 
 def check_stamp(path: Path, attributes: Mapping[str, Any], kind: StoreKind | TableKind, model: Stamp | None) -> None:
     """Raise NadpipeError if an artifact has another kind or format, or was made with another model than `model`."""
-    stored = attributes.get("kind")
+    stored, version = attributes.get("kind"), attributes.get("format")
     if stored != kind.name:
+        holds = stored or "no nadpipe artifact"
+        raise NadpipeError(f"{path}: holds {holds}, expected {kind.name}; delete it and make it again")
+    if version != kind.format:
         raise NadpipeError(
-            f"{path}: holds {stored or 'no nadpipe artifact'}, expected {kind.name}; delete it and make it again"
-        )
-    if attributes.get("format") != kind.format:
-        raise NadpipeError(
-            f"{path}: has format {attributes.get('format')}, this nadpipe reads format {kind.format}; delete it and make it again"
+            f"{path}: has format {version}, this nadpipe reads format {kind.format}; delete it and make it again"
         )
     if model is not None and attributes.get("model") != model.model:
         made = f"{attributes.get('architecture')} {str(attributes.get('model'))[:8]}"

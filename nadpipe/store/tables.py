@@ -90,8 +90,8 @@ def read_parquet(
 ) -> pd.DataFrame:
     """Read a table and check its stamp and columns. Text columns hold plain strings, and None for missing values.
 
-    columns: read only these. filters: read only rows that satisfy all of them (column, operator, value). Raises NadpipeError for a
-    damaged table and for one of another kind, format or model.
+    columns: read only these. filters: read only rows that satisfy all of them (column, operator, value). Raises NadpipeError
+    for a damaged table and for one of another kind, format or model.
     """
     schema = _read_schema(path)
     check_stamp(path, _attributes(path), kind, model)
