@@ -3,7 +3,8 @@
     python benchmarks/canvas.py
 
 The usual side makes the logits of every crop as large as the crop, sums them over the image, divides, resizes them to the mask
-and takes the largest (mmsegmentation's slide_inference, SCLIP's forward_slide). It is left out if its logits do not fit in memory.
+and takes the largest (mmsegmentation's slide_inference, SCLIP's forward_slide). Sizes whose logits do not fit in memory are left
+out for this side.
 Memory is measured in a process for each side, time in this one.
 """
 
@@ -28,7 +29,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--classes", type=int, default=171)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="images, as <height>x<width>")
-    parser.add_argument("--side", choices=("usual", "blocks", "baseline"), help="run one side on the first size, and report nothing")
+    parser.add_argument(
+        "--side", choices=("usual", "blocks", "baseline"), help="run one side on the first size, and report nothing"
+    )
     given = parse(parser, classes=3, sizes=["90x120"])
     sizes = [(int(height), int(width)) for height, width in (size.split("x") for size in given.sizes)]
     if given.side:

@@ -4,6 +4,7 @@ Every benchmark has the options --tiny, which runs it in seconds to test it, and
 """
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -12,8 +13,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -230,13 +232,30 @@ def nadpipe(command: str, **options: Any) -> tuple[float, float]:
 def demo_config(tiny: bool) -> dict[str, Any]:
     """Return config.yaml, with few images if `tiny`."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    for section, keys in TINY_DEMO.items() if tiny else ():
-        config[section].update(keys)
+    if tiny:
+        for section, keys in TINY_DEMO.items():
+            config[section].update(keys)
+        config["datasets"]["discovery"]["shards"] = 1
     return config
 
 
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Add the option --work, which `working_folder` takes."""
+    parser.add_argument("--work", type=Path, help="folder to run the workflow in, which reuses results; by default a new one")
+
+
+@contextlib.contextmanager
+def working_folder(work: Path | None) -> Iterator[None]:
+    """Change to a folder; by default to a new one that is deleted in the end."""
+    with contextlib.ExitStack() as stack:
+        folder = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(contextlib.chdir(folder))
+        yield
+
+
 def run_workflow(config: dict[str, Any], *targets: str) -> None:
-    """Make some targets with the workflow in the current folder, where it writes config.yaml."""
+    """Make some targets with the workflow in the current folder, where it also writes config.yaml."""
     Path("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     place = ("--directory", Path.cwd(), "--configfile", Path.cwd() / "config.yaml")
     run_command(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "all", *targets, *place)

@@ -65,7 +65,11 @@ def largest_difference(coefficient: torch.Tensor, dense: torch.Tensor, pool: Att
     """Return the largest difference between coefficients times write vectors and the dense tensor, head by head."""
     constant = circuit.pair_constants(pool.readout)
     return max(
-        float((coefficient[:, head, :, None] * circuit.write_vectors(pool.readout, head) + constant[head] - dense[:, head]).abs().max())
+        float(
+            (coefficient[:, head, :, None] * circuit.write_vectors(pool.readout, head) + constant[head] - dense[:, head])
+            .abs()
+            .max()
+        )
         for head in range(pool.heads)
     )
 

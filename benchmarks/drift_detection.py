@@ -14,14 +14,12 @@ and sky less.
 """
 
 import argparse
-import contextlib
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from common import demo_config, make_parser, parse, report, run_workflow
+from common import add_work, demo_config, make_parser, parse, report, run_workflow, working_folder
 from PIL import Image
 from scipy import stats
 
@@ -49,8 +47,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=100, help="images of each side in a trial")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
+    add_work(parser)
     given = parse(parser, images=12, sample=10, trials=2, strengths=[0.0, 1.0])
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with working_folder(given.work):
         write_images(given.images, given.strengths)
         data = embed(given.tiny)
         rows = [row for strength in given.strengths for row in run_trials(data, strength, given)]
@@ -82,7 +81,7 @@ def write_images(images: int, strengths: list[float]) -> None:
     for pool_number, strength in enumerate((None, *strengths)):
         weight = {word: 1 + (strength or 0) * (last - 1) for word, (_, last) in DRIFTS.items()}
         folder = Path(f"images/{pool_number}")
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for number in range(images):
             scene = draw_scene(np.random.default_rng([17, pool_number, number]), 192, 192, Odds(weight=weight))
             Image.fromarray(scene.image).save(folder / f"{number}.jpg", quality=94, subsampling=0)

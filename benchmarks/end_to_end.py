@@ -32,7 +32,9 @@ def main() -> None:
     """Make the model and the config, run all targets, and tabulate the rules."""
     parser = make_parser(__doc__)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="RN50")
-    parser.add_argument("--photos", type=Path, help="folder of photographs, repeated if there are too few; by default drawn scenes")
+    parser.add_argument(
+        "--photos", type=Path, help="folder of photographs, repeated if there are too few; by default drawn scenes"
+    )
     parser.add_argument("--segmentation", type=Path, help="folder with images/ and masks/; by default five drawn scenes")
     parser.add_argument("--classes", type=int, default=19, help="number of mask values")
     parser.add_argument("--ignore", type=int, default=255, help="mask value to ignore")
@@ -42,10 +44,16 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=20000, help="pairs per class")
     parser.add_argument("--precision", default="float32", help="of the convolutions")
     parser.add_argument("--dtype", default="float32", help="of the stored arrays")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["nad", "nad_centred", "maskclip", "sclip", "attention"])
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=["nad", "nad_centred", "maskclip", "sclip", "attention"]
+    )
     parser.add_argument("--targets", nargs="+", default=["all"], help="targets of the workflow")
     parser.add_argument("--work", type=Path, default=Path("end-to-end"), help="folder to write to; it is emptied first")
-    targets = ["results/pairs.parquet", "results/segmentation.csv"]
+    artifacts = "results/artifacts"
+    targets = [
+        f"{artifacts}/directions/pair.zarr",
+        *(f"{artifacts}/segmentation/{name}.parquet" for name in ("images", "classes")),
+    ]
     given = parse(
         parser, architecture=TINY, discovery=8, dictionary="wordfreq:50", k=40, methods=["nad", "maskclip"], targets=targets
     )
@@ -69,9 +77,7 @@ def run(given: argparse.Namespace) -> dict[str, float]:
     peaks: dict[str, float] = {}
     stop = threading.Event()
     with (given.work / "snakemake.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--configfile", "my.yaml"], cwd=given.work, stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen([*command, "--configfile", "my.yaml"], cwd=given.work, stdout=log, stderr=subprocess.STDOUT)
         watcher = threading.Thread(target=watch, args=(process.pid, peaks, stop))
         watcher.start()
         status = process.wait()
@@ -128,12 +134,18 @@ def watch(root: int, peaks: dict[str, float], stop: threading.Event) -> None:
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(root).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    line = process.cmdline()
-                    if line[1:3] != ["-m", "nadpipe"] or process.parent().cmdline()[1:3] == line[1:3]:
-                        continue  # the shell around a command, or one of its workers
+                    command = nadpipe_command(process)
+                    if command is None or nadpipe_command(process.parent()) is not None:
+                        continue  # another program, or a worker of a command
                     family = [process, *process.children(recursive=True)]
                     memory = sum(member.memory_full_info().pss for member in family) / 2**20
-                    peaks[line[3]] = max(peaks.get(line[3], 0), memory)
+                    peaks[command] = max(peaks.get(command, 0), memory)
+
+
+def nadpipe_command(process: psutil.Process) -> str | None:
+    """Return the name of the nadpipe command that a process runs."""
+    line = process.cmdline()
+    return next((line[end] for end in range(2, len(line)) if line[end - 2 : end] == ["-m", "nadpipe"]), None)
 
 
 def tabulate(results: Path, peaks: dict[str, float]) -> list[dict]:

@@ -18,7 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import ARCHITECTURES, STAMP, TINY, make_parser, nadpipe, parse, random_pool, report, save_pool, write_random_features
+from common import (
+    ARCHITECTURES,
+    STAMP,
+    TINY,
+    make_parser,
+    nadpipe,
+    parse,
+    random_pool,
+    report,
+    save_pool,
+    write_random_features,
+)
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -64,7 +75,9 @@ def main() -> None:
         for name, (page_seconds, size) in load(folder / "explorer", pool, given.opened).items():
             row = {"task": f"opening {name}", "s": round(page_seconds, 2), "MiB": round(size, 2)}
             rows.append(row | {"peak memory, MiB": "", "files": ""})
-    title = f"Explorer of {given.architecture}, {given.texts:,} texts; pages opened with an empty cache, median of {given.opened}"
+    title = (
+        f"Explorer of {given.architecture}, {given.texts:,} texts; pages opened with an empty cache, median of {given.opened}"
+    )
     report(given, "explorer", title, rows)
 
 

@@ -56,7 +56,9 @@ def main() -> None:
     """Run all stages at each number of images and tabulate them side by side."""
     parser = make_parser(__doc__)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="RN50x16", help="size of the activations")
-    parser.add_argument("--photos", type=Path, help="folder of photographs, repeated if there are too few; by default drawn scenes")
+    parser.add_argument(
+        "--photos", type=Path, help="folder of photographs, repeated if there are too few; by default drawn scenes"
+    )
     parser.add_argument("--images", type=int, nargs="+", default=[500, 2000, 8000])
     parser.add_argument("--texts", type=int, default=30_000, help="texts of the dictionary")
     parser.add_argument("--classes", type=int, default=59)
@@ -144,7 +146,11 @@ def steps_on_all_images(given: argparse.Namespace, work: Path) -> list[Step]:
 def steps_on_a_tenth(given: argparse.Namespace, work: Path) -> list[Step]:
     """Return the stages that run on a tenth of the images."""
     shared = {"features": work / "features.zarr", "readout": work / "readout.zarr"}
-    inputs = {"images": work / "masks.parquet", "classes": work / "classes.parquet", "selection": work / "classes-selection.zarr"}
+    inputs = {
+        "images": work / "masks.parquet",
+        "classes": work / "classes.parquet",
+        "selection": work / "classes-selection.zarr",
+    }
     inputs |= {"head_means": work / "head-means.zarr", "registers": work / "registers.parquet"}
     outputs = {"output": work / "confusion.parquet", "output_labels": work / "labels"}
     title = f"segment-images, {given.classes} classes, a tenth of the images"

@@ -6,14 +6,12 @@ Names come from the discovery images and the dictionary. A pair selects the attr
 its coefficient correlates with most. A name is right if it contains the word of that attribute.
 """
 
-import contextlib
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from common import demo_config, make_parser, parse, report, run_workflow
+from common import add_work, demo_config, make_parser, parse, report, run_workflow, working_folder
 
 from nadpipe.circuit import naming
 from nadpipe.demo.world import CONCEPTS
@@ -30,8 +28,10 @@ SHARES = (0.01, 0.1, 1.0)  # of the pairs, those of largest std_norm
 
 def main() -> None:
     """Make the assignments with the workflow, and compare all ways of naming."""
-    given = parse(make_parser(__doc__))
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    parser = make_parser(__doc__)
+    add_work(parser)
+    given = parse(parser)
+    with working_folder(given.work):
         contributions = "results/artifacts/monitoring/contributions/0.zarr"
         run_workflow(demo_config(given.tiny), "results/assignments.parquet", contributions)
         rows = measure(Path("results"))

@@ -56,7 +56,8 @@ def main() -> None:
         for name, side, seconds in sides
     ]
     title = (
-        f"Logits of one view from its activations and head similarities, {given.architecture}, {given.classes} classes, k {given.k}"
+        f"Logits of one view from its activations and head similarities, {given.architecture}, {given.classes} classes, "
+        f"k {given.k}"
     )
     report(given, "segmentation", title, rows)
 

@@ -11,13 +11,13 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import torch
-from common import demo_config, make_parser, parse, report, run_workflow
+from common import add_work, demo_config, make_parser, parse, report, run_workflow, working_folder
 from torch import Tensor
 
 from nadpipe.circuit import segmentation
@@ -45,8 +45,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=200, help="scenes of each set")
     parser.add_argument("--k", type=int, default=1250, help="pairs per class")
+    add_work(parser)
     given = parse(parser, images=3)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with working_folder(given.work), mock.patch.dict(METHODS), mock.patch.dict(LOGITS):
         rows = measure(given)
     title = (
         f"mIoU of ways to segment with the same {given.k} pairs per class, demo model, {given.images} tuning and "

@@ -52,7 +52,9 @@ def main() -> None:
             "s": round(seconds, 1),
             "images/s": round(given.images / seconds, 1),
             "speed-up": round(best[1] / seconds, 2),
-            "largest difference between embeddings": f"{np.abs(one - two).max() / np.abs(one).max():.0e}" if shards == 2 else "",
+            "largest difference between embeddings": f"{np.abs(one - two).max() / np.abs(one).max():.0e}"
+            if shards == 2
+            else "",
         }
         for shards, seconds in best.items()
     ]

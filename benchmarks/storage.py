@@ -6,7 +6,18 @@ python benchmarks/storage.py
 import tempfile
 from pathlib import Path
 
-from common import ARCHITECTURES, PUBLISHED, TINY, make_parser, parse, random_pool, report, save_pool, timed, write_random_features
+from common import (
+    ARCHITECTURES,
+    PUBLISHED,
+    TINY,
+    make_parser,
+    parse,
+    random_pool,
+    report,
+    save_pool,
+    timed,
+    write_random_features,
+)
 
 from nadpipe.stages.compute_contributions import compute_contributions
 from nadpipe.store.arrays import open_zarr

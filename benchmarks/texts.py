@@ -57,9 +57,7 @@ def main() -> None:
         }
         for side, seconds in per_prompt.items()
     ]
-    title = (
-        f"Text tower of {given.architecture} on {given.device}, random weights, English words in ImageNet's 80 templates"
-    )
+    title = f"Text tower of {given.architecture} on {given.device}, random weights, English words in ImageNet's 80 templates"
     report(given, f"texts_{given.device}", title, rows)
 
 

@@ -1,7 +1,6 @@
 """Print docs/benchmarks.md from benchmarks/results: python docs/make_benchmarks_page.py > docs/benchmarks.md"""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +24,6 @@ HEADINGS = {
     "drift_detection": "Drift detection",
     "naming": "Accuracy of names",
 }
-# Plain terms for columns and cells of results that were recorded with other wording.
-TERMS = {
-    "times faster": "speed-up",
-    "times as fast": "speed-up",
-    "nadpipe is faster": "speed-up of nadpipe",
-    "all 147,456 pairs, s": "s, all 147,456 pairs",
-    "all 147,456 pairs": "time, all 147,456 pairs",
-    "smallest cosine of the two": "smallest cosine between both",
-    "on top": "time added to encoding",
-    "all of these": "all eight methods",
-    "MiB above the start": "MiB above baseline",
-    "the same, its inner function alone, v0": "orthogonal-matching-pursuit-gpu, inner function, v0",
-    "the same, its inner function alone, naive": "orthogonal-matching-pursuit-gpu, inner function, naive",
-    "features, times the plain loop": "features, speed-up",
-    "both, times the plain loop": "features + contributions, speed-up",
-    "contributions, of the plain loop's time": "contributions, share of the plain loop's time",
-    "differs from encode_image by": "difference from encode_image",
-    "embedding moves by, activations": "embedding error from rounded activations",
-    "embedding moves by, coefficients": "embedding error from rounded coefficients",
-    "files for coefficients": "coefficient files",
-    "one image, ms": "read one image, ms",
-    "one pair's column, ms": "read one pair's column, ms",
-    "largest difference of embeddings": "largest difference between embeddings",
-    "what": "task",
-    "peak MiB of memory": "peak memory, MiB",
-    "peak memory of a job, MiB": "peak memory per job, MiB",
-    "at full strength, what it names": "named at full strength",
-    "against nad": "difference to nad",
-    "against maskclip, the best baseline": "difference to maskclip, the best baseline",
-    "cosine + that": "cosine to the direction + cosine to the 50 top images",
-    "cosine + correlation": "cosine to the direction + correlation",
-}
-PHRASES = (
-    (re.compile(r"(?<=\w)(?<!opening) an? (?=(class|head|image|second|signal|view)\b)"), " per "),
-    (re.compile(r"^of the (.+), drift: (\d+%)$"), r"\2 of the \1 drift"),
-)
 VECTOR_UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")  # those that decide what is fast
 INTRODUCTION = """# Benchmarks
 
@@ -84,7 +47,7 @@ def main() -> None:
         key = heading_key(result["name"])
         if key != previous:
             print(f"## {HEADINGS[key]}\n")
-        print(f"{plain(result['about'])}.\n\n{origin(result)}\n")
+        print(f"{result['title']}.\n\n{origin(result)}\n")
         print_table(result["rows"])
         previous = key
 
@@ -105,21 +68,12 @@ def origin(result: dict[str, Any]) -> str:
     )
 
 
-def plain(text: str) -> str:
-    """Return a text of a result in plain terms."""
-    text = TERMS.get(text, text)
-    for pattern, replacement in PHRASES:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table, in plain terms."""
+    """Print rows as a table."""
     columns = list(rows[0])
-    print(f"| {' | '.join(plain(column) for column in columns)} |\n|{'---|' * len(columns)}")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
-        cells = [str(row.get(column, "")) for column in columns]
-        print(f"| {' | '.join(plain(cell) for cell in cells)} |")
+        print(f"| {' | '.join(str(row.get(column, '')) for column in columns)} |")
     print()
 
 

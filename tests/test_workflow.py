@@ -23,7 +23,7 @@ from nadpipe.store.kinds.shift import SHIFT
 from nadpipe.store.schema import CsvKind
 
 ROOT = Path(__file__).parents[1]
-POOL = "results/artifacts/model/readout.zarr"
+READOUT_STORE = "results/artifacts/model/readout.zarr"
 
 
 def test_every_target_is_made_from_files_on_disk(checkout):
@@ -72,14 +72,15 @@ def test_the_demos_truth_is_found(checkout):
     assert drifting["effect"].abs().min() > steady["effect"].abs().max()
     assert drifting["q"].min() < 0.05
     assert steady["q"].min() > 0.5
-    found = pd.read_parquet(results / "shift" / "discovered.parquet").query("group == '2025'")
-    words = found.head(50)["active_text"].astype(str).str.replace(" on ", " ").str.split().explode()
+    discovered = pd.read_parquet(results / "shift" / "discovered.parquet").query("group == '2025'")
+    words = discovered.head(50)["active_text"].astype(str).str.replace(" on ", " ").str.split().explode()
     assert words.isin(["fish", "snail", "sky", "sand"]).mean() > 0.6  # four of 25 words drift
     naming = pd.read_csv(results / "naming.csv").set_index(["rule", "share"])["agreement"]
     assert naming["correlated", 1.0] > naming["nearest", 1.0] + 0.1
-    own = pd.read_csv(results / "faithfulness.csv").query("ablated == measured")["change"]
-    others = pd.read_csv(results / "faithfulness.csv").query("ablated != measured")["change"]
-    assert own.max() < -0.5 < others.min()
+    faithfulness = pd.read_csv(results / "faithfulness.csv")
+    same = faithfulness.query("ablated == measured")["change"]
+    other = faithfulness.query("ablated != measured")["change"]
+    assert same.max() < -0.5 < other.min()
 
 
 def test_label_maps_reload_to_what_was_scored(checkout):
@@ -107,28 +108,28 @@ def test_logs_have_plain_lines_with_a_rate(checkout):
     assert "\r" not in log
 
 
-def test_the_run_tells_what_its_tables_were_made_with(checkout):
-    told = json.loads((checkout.folder / "results" / "provenance.json").read_text())
-    assert len(told["tables"]) == 17
-    for path, about in told["tables"].items():
-        assert about["sha256"] == hashlib.sha256((checkout.folder / path).read_bytes()).hexdigest()
-    assert {name: part["images"] for name, part in told["datasets"].items()} == {
+def test_the_run_records_what_its_tables_were_made_with(checkout):
+    provenance = json.loads((checkout.folder / "results" / "provenance.json").read_text())
+    assert len(provenance["tables"]) == 17
+    for path, record in provenance["tables"].items():
+        assert record["sha256"] == hashlib.sha256((checkout.folder / path).read_bytes()).hexdigest()
+    assert {name: dataset["images"] for name, dataset in provenance["datasets"].items()} == {
         "discovery": 60,
         "monitoring": 240,
         "segmentation": 8,
     }
-    assert told["model"]["heads"] == 12
-    assert told["config"]["segmentation"]["k"] == [1250]
-    assert "batch_size" not in told["config"]["features"]
-    assert told["code"].keys() == {path.stem for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py")}
+    assert provenance["model"]["heads"] == 12
+    assert provenance["config"]["segmentation"]["k"] == [1250]
+    assert "batch_size" not in provenance["config"]["features"]
+    assert provenance["code"].keys() == {path.stem for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py")}
 
 
-def test_the_exported_attention_pool_may_be_shared_between_workflows(tmp_path_factory, tmp_path):
+def test_the_exported_readout_may_be_shared_between_workflows(tmp_path_factory, tmp_path):
     for name in ("one", "two"):
         made = Checkout(tmp_path_factory.mktemp(name))
-        shared = made.run("--cache", "export_readout", "--", POOL, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path))
+        shared = made.run("--cache", "export_readout", "--", READOUT_STORE, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path))
         assert ("to cache" in shared.stderr) == (name == "one")
-        assert open_zarr(made.folder / POOL, READOUT)["v_weight"].shape == (768, 768)
+        assert open_zarr(made.folder / READOUT_STORE, READOUT)["value"].shape == (12, 64, 768)
 
 
 def test_snakemakes_own_report_lists_the_results_with_captions(checkout, tmp_path):
@@ -154,25 +155,22 @@ def test_a_wrong_config_stops_before_the_first_job(checkout):
     assert "Traceback" not in text
 
 
-def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_and_says_by_how_much(checkout):
-    done = checkout.run(
-        "results/artifacts/monitoring/contributions/0.zarr", "--config", "contributions={tolerance: 1e-12}", check=False
-    )
+def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_and_says_by_how_much(finished, tmp_path):
+    checkout, store = finished.copy(tmp_path / "checkout"), "results/artifacts/monitoring/contributions/0.zarr"
+    done = checkout.run(store, "--config", "contributions={tolerance: 1e-12}", check=False)
     assert done.returncode != 0
     log = (checkout.folder / "logs/compute_contributions/monitoring/0.log").read_text()
-    assert re.search(
-        r"pairs sum to the embedding of view \d+ only within \d\.\de-\d\d of its norm, contributions.tolerance", log
-    )
-    assert not (checkout.folder / "results/artifacts/monitoring/contributions/0.zarr").exists()
+    assert re.search(r"view \d+ only within \d\.\de-\d\d of its norm, contributions.tolerance", log)
+    assert not (checkout.folder / store).exists()
     checkout.run("all")
     assert checkout.plan() == {}
 
 
 def test_a_changed_temperature_moves_no_label_and_touches_nothing_else(checkout):
     def files():
-        found = (checkout.folder / "results").rglob("*")
-        timed = ("benchmarks", "report.html")  # which tell how long it took
-        return {path: path.read_bytes() for path in found if path.is_file() and not {*timed} & {*path.parts}}
+        timed = {"benchmarks", "report.html"}  # they hold run times
+        paths = (checkout.folder / "results").rglob("*")
+        return {path: path.read_bytes() for path in paths if path.is_file() and not timed & {*path.parts}}
 
     before, scores = files(), pd.read_csv(checkout.folder / "results" / "segmentation.csv")
     done = checkout.run("all", "--config", "segmentation={temperature: 2}")
