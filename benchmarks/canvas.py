@@ -3,9 +3,8 @@
     python benchmarks/canvas.py
 
 The usual side makes the logits of every crop as large as the crop, sums them over the image, divides, resizes them to the mask
-and takes the largest (mmsegmentation's slide_inference, SCLIP's forward_slide). Sizes whose logits do not fit in memory are left
-out for this side.
-Memory is measured in a process for each side, time in this one.
+and takes the largest (mmsegmentation's slide_inference, SCLIP's forward_slide). It skips sizes whose logits need over 8 GiB.
+Memory is measured in one process per side, time in this process.
 """
 
 import sys

@@ -1,14 +1,11 @@
 """Print docs/artifacts.md from the schemas in nadpipe/store/kinds: python docs/make_artifacts_page.py > docs/artifacts.md"""
 
-import importlib
-import pkgutil
 from collections.abc import Iterator
 
-from nadpipe.store import kinds
+from nadpipe.store.kinds import all_kinds
 from nadpipe.store.schema import FORMAT, CsvKind, StoreKind, TableKind
 
 Kind = StoreKind | TableKind | CsvKind
-FAMILIES = ("model", "images", "features", "units", "texts", "segmentation", "shift", "analyses")
 NOTES = {
     "dense contributions": "For the data sets in `dense.datasets`.",
     "text": "`<set>` is dictionary, concepts, labels, or a data set with classes.",
@@ -44,13 +41,7 @@ the data set's palette, whose pixel values are the classes of classes.parquet; `
 def main() -> None:
     """Print the page."""
     print(HEAD)
-    print("\n\n".join(_section(kind) for family in FAMILIES for kind in _kinds(family)))
-
-
-def _kinds(family: str) -> Iterator[Kind]:
-    """Yield the kinds of a module in the order of their definition."""
-    for value in vars(importlib.import_module(f"{kinds.__name__}.{family}")).values():
-        yield from (kind for kind in (value.values() if isinstance(value, dict) else [value]) if isinstance(kind, Kind))
+    print("\n\n".join(map(_section, all_kinds())))
 
 
 def _section(kind: Kind) -> str:
@@ -74,5 +65,4 @@ def _table(kind: Kind) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    assert set(FAMILIES) == {module.name for module in pkgutil.iter_modules(kinds.__path__)}
     main()

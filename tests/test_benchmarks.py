@@ -1,7 +1,12 @@
-"""The published formulation that benchmarks compare with is right, and the page shows what they wrote."""
+"""The published formulation is right, every benchmark runs at a tiny size, and the page shows the recorded results."""
 
 import importlib.util
 import json
+import math
+import os
+import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkout import warm_server
 from conftest import activations
 from reference import dense_contributions, dense_direction
 
 from nadpipe.circuit import attention, naming, segmentation
+from nadpipe.circuit.accumulators import Selection
+from nadpipe.circuit.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - {"common", "published"})
+
+
+# ------------------------------------------------------------------------------------------------ published formulation
 
 
 @pytest.fixture(scope="module")
 def published():
-    spec = importlib.util.spec_from_file_location("published", ROOT / "benchmarks" / "published.py")
+    spec = importlib.util.spec_from_file_location("published", BENCHMARKS / "published.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -43,23 +56,174 @@ def test_the_published_gather_is_the_sparse_product(published, pool):
     z = activations(pool, 1)
     generator = torch.Generator().manual_seed(1)
     order = torch.rand(2, pool.heads * pool.neurons, generator=generator).argsort(dim=1)[:, :5]
-    chosen = naming.Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
-    text = naming.unit(torch.randn(2, len(pool.c_bias), generator=generator))
-    value_mean = torch.zeros(pool.heads, pool.tokens, pool.neurons // pool.heads)
+    selection = Selection(torch.zeros(order.shape), order // pool.neurons, order % pool.neurons)
+    text = naming.normalise(torch.randn(2, pool.embed, generator=generator))
+    value_mean = torch.zeros(pool.heads, pool.tokens, pool.readout.width)
     tokens = segmentation.Tokens(z, segmentation.Query(pool, text, value_mean, sink=None))
-    gathered = published.gathered_logits(z[0], tokens.similarity[0], chosen.head, chosen.neuron)
-    pairs = segmentation.selected_pairs(chosen, 5, pool.heads, pool.neurons)
-    expected = segmentation.nad(tokens, pairs)[0] * pairs.k / chosen.head.shape[1]  # a pool may have fewer pairs
+    gathered = published.gathered_logits(z[0], tokens.similarity[0], selection.head, selection.neuron)
+    pairs = segmentation.selected_pairs(selection, 5, pool.heads, pool.neurons)
+    expected = segmentation.nad(tokens, pairs)[0] * pairs.k / selection.head.shape[1]  # a pool may have fewer pairs
     torch.testing.assert_close(gathered, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_page_shows_what_the_benchmarks_wrote():
-    made = subprocess.run([sys.executable, "docs/make_benchmarks_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
-    assert made.decode() == (ROOT / "docs" / "benchmarks.md").read_text()
+# ------------------------------------------------------------------------------------------------------------ tiny runs
+
+
+def column(rows, name):
+    """Return the numbers of a column, without empty cells; of text like `0.5 (0.4 to 0.6)` or `7%`, the first number."""
+    cells = [row[name] for row in rows if row[name] != ""]
+    return np.array([float(re.match(r"[-+\d.e]+", str(cell))[0]) for cell in cells])
+
+
+def check_canvas(rows):
+    assert [row["same labels"] for row in rows] == ["", "100.0000%"]
+
+
+def check_contributions(rows):
+    assert (column(rows, "largest difference") < 1e-5 * column(rows, "largest value")).all()
+    assert rows[0]["MB per image"] > rows[1]["MB per image"] == rows[2]["MB per image"]
+
+
+def check_directions(rows):
+    assert (column(rows, "smallest cosine between both") > 0.9999).all()
+
+
+def check_drift_detection(rows):
+    assert len(rows) == 4
+    for strength in ("strength 0.0", "strength 1.0"):
+        assert ((column(rows, strength) >= 0) & (column(rows, strength) <= 1)).all()
+
+
+def check_end_to_end(rows):
+    rules = {row["rule"]: row["jobs"] for row in rows}
+    assert rules["extract_features"] == rules["compute_contributions"] == 2
+    assert rules["index_images"] == 2
+    assert rules["index_classes"] == rules["fit_directions"] == 1
+
+
+def check_explorer(rows):
+    assert len(rows) == 6
+    assert rows[0]["files"] > 100
+    assert (column(rows, "s") > 0).all()
+
+
+def check_features(rows):
+    plain, float32, bfloat16 = column(rows, "difference from encode_image")
+    assert plain == 0
+    assert float32 < 1e-5 < bfloat16 < 0.1
+
+
+def check_memory(rows):
+    assert len(rows) == 17
+    assert (column(rows, "MiB at 20") > 0).all()
+
+
+def check_naming(rows):
+    assert len(rows) == 10
+    active = next(row for row in rows if "active_text" in row["text of a pair"])
+    assert float(active["largest 1%"]) > 3 * float(active["chance, all"])
+
+
+def check_segmentation(rows):
+    assert (column(rows, "largest difference") < 1e-5 * column(rows, "largest logit")).all()
+
+
+def check_segmentation_methods(rows):
+    methods = [row["method"] for row in rows]
+    assert len(set(methods)) == 19
+    assert {row["method"] for row in rows if row["in nadpipe"]} == set(METHODS)  # variations are registered only for the run
+    by_method = dict(zip(methods, column(rows, "held out"), strict=True))
+    assert by_method["nad"] > 0.4  # chance is below 0.1
+    assert by_method["centred z"] < by_method["neurons"]
+    difference = next(row["difference to nad"] for row in rows if row["method"] == "neurons")
+    assert float(difference.split()[0]) == pytest.approx(by_method["neurons"] - by_method["nad"], abs=0.0015)
+
+
+def check_segmentation_stage(rows):
+    assert [row["stage"] for row in rows] == ["features"] + 6 * ["segmentation"]
+    assert {row["views per image"] for row in rows} == {2}
+
+
+def check_sharding(rows):
+    assert column(rows, "largest difference between embeddings").tolist() == [0]
+
+
+def check_sparse_text(rows):
+    assert len(rows) >= 3
+    assert all(row["same supports"].startswith("100.0%") for row in rows)
+
+
+def check_storage(rows):
+    single, half = rows
+    assert float(single["embedding error from rounded coefficients"]) == 0
+    assert 0 < float(half["embedding error from rounded coefficients"]) < 1e-2
+    assert half["bytes per image and pair"] < single["bytes per image and pair"] < 5
+
+
+def check_texts(rows):
+    assert (column(rows, "largest relative difference") < 1e-5).all()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Return a folder that the workflows share, in a process that can import the scripts; their commands are fast forks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    server = warm_server().bin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        patch.setattr(sys, "executable", str(server / "python"))
+        patch.setenv("PATH", os.pathsep.join([str(server), os.environ["PATH"]]))
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        yield tmp_path_factory.mktemp("work")
+    torch.set_num_threads(threads)
+    for name in ("common", "published"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_benchmark_runs_at_a_tiny_size(script, work, tmp_path, monkeypatch):
+    if script == "explorer" and shutil.which("chromium") is None:
+        pytest.skip("needs chromium")
+    options = []
+    if script in ("naming", "drift_detection", "segmentation_methods"):
+        options = ["--work", str(work)]
+    elif script == "sparse_text" and importlib.util.find_spec("orthogonal_matching_pursuit_gpu") is None:
+        options = ["--sides", "nadpipe", "scikit-learn"]
+    recorded = json.loads(
+        next(path for path in RESULTS if path.stem in (script, f"{script}_cpu", f"{script}_RN50")).read_text()
+    )
+    before = {path: path.read_bytes() for path in RESULTS}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--tiny", "--output", str(tmp_path / "results"), *options])
+    runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="__main__")
+    [path] = (tmp_path / "results").iterdir()
+    content = json.loads(path.read_text())
+    rows = content["rows"]
+    assert content.keys() == recorded.keys()
+    assert {frozenset(map(without_sizes, row)) for row in rows} == {frozenset(map(without_sizes, recorded["rows"][0]))}
+    assert all(math.isfinite(cell) for row in rows for cell in row.values() if not isinstance(cell, str))
+    assert not any("nan" in re.split(r"\W+", cell) for row in rows for cell in row.values() if isinstance(cell, str))
+    globals()[f"check_{script}"](rows)
+    assert {path: path.read_bytes() for path in (BENCHMARKS / "results").glob("*.json")} == before
+
+
+def without_sizes(name):
+    """Return a column's name without what depends on the size of a run: numbers, and the best baseline."""
+    return re.sub(r"\d[\d,.]*", "#", re.sub(r"to \w+, the best", "to the best", name))
+
+
+# ----------------------------------------------------------------------------------------------------------------- page
+
+
+def test_the_page_shows_the_recorded_results():
+    done = subprocess.run([sys.executable, "docs/make_benchmarks_page.py"], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout.decode() == (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_every_result_says_where_it_comes_from(path):
+def test_every_result_names_its_command_date_and_machine(path):
     content = json.loads(path.read_text())
     assert (ROOT / content["command"].split()[1]).is_file()
     assert content["date"]
@@ -68,5 +232,4 @@ def test_every_result_says_where_it_comes_from(path):
 
 
 def test_every_benchmark_has_a_result():
-    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"common.py", "published.py"}
-    assert scripts == {Path(json.loads(path.read_text())["command"].split()[1]).name for path in RESULTS}
+    assert set(SCRIPTS) == {Path(json.loads(path.read_text())["command"].split()[1]).stem for path in RESULTS}

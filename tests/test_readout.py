@@ -22,6 +22,10 @@ from nadpipe.circuit.readout import (
     write_vectors,
 )
 from nadpipe.circuit.units import SUBSPACE_UNITS
+from nadpipe.errors import NadpipeError
+from nadpipe.store.pool import read_pool
+from nadpipe.store.readout import read_readout, write_readout
+from nadpipe.store.stamp import Stamp
 
 VIEWS, TOKENS, STREAM, WIDTH, NEURONS, EMBED = 3, 5, 12, 4, 9, 7
 BLOCKS, HEADS = 5, 3
@@ -263,3 +267,20 @@ def test_scores_of_pairs_are_inner_products_with_their_contributions(transformer
 def test_the_residual_is_relative_to_the_embedding(transformer):
     embedding = transformer[0]
     torch.testing.assert_close(residual(embedding * 1.01, embedding), torch.full((VIEWS,), 0.01), rtol=1e-3, atol=0)
+
+
+def test_a_stored_readout_is_the_one_that_was_written(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    arrays = {"value": (3, 2, 6), "value_bias": (3, 2), "output": (3, 5, 2), "output_bias": (5,), "write": (7, 6)}
+    values = {name: torch.randn(shape, generator=generator) for name, shape in arrays.items()}
+    for write in (values["write"], None):
+        readout = Readout(**{**values, "write": write}, layer=torch.tensor([1, 1, 4]))
+        write_readout(tmp_path / "readout.zarr", readout, Stamp(model="m", architecture="a"), {"heads": 3})
+        loaded, stamp = read_readout(tmp_path / "readout.zarr")
+        assert (stamp.model, stamp.architecture) == ("m", "a")
+        for name in (*arrays, "layer"):
+            stored, original = getattr(loaded, name), getattr(readout, name)
+            assert (stored is original is None) or torch.equal(stored, original)
+        assert torch.equal(loaded.joint_output, readout.joint_output)
+        with pytest.raises(NadpipeError, match="attention can be computed"):
+            read_pool(tmp_path / "readout.zarr")

@@ -17,7 +17,7 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Accumulator(Protocol[Result]):
-    """Interface of all accumulators; each one's `add` takes blocks of the views it counts."""
+    """Interface of all accumulators. Their `add` differs, because each one counts other blocks."""
 
     def merge(self, other: "Accumulator") -> None:
         """Include what was accumulated over other views."""
@@ -91,7 +91,8 @@ class Extremes:
 
     def merge(self, other: "Extremes") -> None:
         """Include what was accumulated over other views."""
-        assert other.extreme is not None
+        if other.extreme is None:
+            return
         self.mean.merge(other.mean)
         self.square.merge(other.square)
         self._keep(other.extreme)
@@ -157,10 +158,9 @@ class TopByNorm:
 
     def merge(self, other: "TopByNorm") -> None:
         """Include what was accumulated over other views."""
-        assert other.factor is not None
-        assert other.norm is not None
-        self.energy.merge(other.energy)
-        self._keep(other.factor, other.norm)
+        if other.factor is not None and other.norm is not None:
+            self.energy.merge(other.energy)
+            self._keep(other.factor, other.norm)
 
     def result(self) -> TopFactors:
         """Return the kept factors of all units."""
@@ -200,7 +200,8 @@ class TopPairs:
 
     def merge(self, other: "TopPairs") -> None:
         """Include what was accumulated over other, higher heads."""
-        self._keep(other.result())
+        if other.selection is not None:
+            self._keep(other.selection)
 
     def result(self) -> Selection:
         """Return the selection over all heads so far."""
@@ -279,9 +280,8 @@ class Examples:
 
     def merge(self, other: "Examples") -> None:
         """Include what was accumulated over other views."""
-        assert other.value is not None
-        assert other.image is not None
-        self._keep(other.value, other.image)
+        if other.value is not None and other.image is not None:
+            self._keep(other.value, other.image)
 
     def result(self) -> Int[Tensor, "kept head neuron"]:
         """Return the image ids, largest coefficient first."""

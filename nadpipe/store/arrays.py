@@ -34,10 +34,11 @@ class ZarrWriter:
     `write` writes a whole array, `append` adds blocks along the first axis, and `put` writes the `regions` in any order.
     """
 
-    def __init__(self, path: Path, group: zarr.Group, kind: StoreKind):
+    def __init__(self, path: Path, group: zarr.Group, kind: StoreKind, arrays: Mapping[str, Array]):
         self._path = path
         self._group = group
         self._kind = kind
+        self._arrays = arrays
         self._buffer: dict[str, list[np.ndarray]] = {}
         self._written: dict[str, int] = {}  # rows by array
         self._put: dict[str, set[tuple[int, ...]]] = {}  # positions in the grid of shards by array
@@ -120,7 +121,7 @@ class ZarrWriter:
     def _finish(self) -> None:
         for name in self._buffer:
             self._flush(name, whole_shards=False)
-        for name, array in self._kind.arrays.items():
+        for name, array in self._arrays.items():
             if name in self._put:
                 put, shards = len(self._put[name]), len(self.regions(name))
                 if put != shards:
@@ -143,16 +144,17 @@ def create_zarr(
     dtype: Mapping[str, str] | None = None,
     texts: Sequence[str] = (),
     attributes: Mapping[str, Any] | None = None,
+    omit: Sequence[str] = (),
 ) -> Iterator[ZarrWriter]:
     """Create a store of a kind. It appears under its final name if the block succeeds.
 
     sizes: length of every axis of the kind. dtype: of arrays that are not stored as float32 or int64. texts: values of the
-    `text` axis, if the kind has one.
+    `text` axis, if the kind has one. omit: optional arrays that the store does not get.
     """
     with atomic_path(path) as partial:
         group = zarr.open_group(str(partial), mode="w", zarr_format=3)
         group.attrs.update(stamp.attributes(kind) | dict(attributes or {}))
-        arrays = kind.arrays
+        arrays = {name: array for name, array in kind.arrays.items() if name not in omit}
         coordinates = [name for name, array in arrays.items() if array.axes == ("view",) and array.type == "int"]
         for name, array in arrays.items():
             if array.type == "text":
@@ -168,7 +170,7 @@ def create_zarr(
                 values = np.arange(first, first + sizes[axis], dtype=np.int64)
                 spec = Array((axis,), "int", "0 is the pooled token" if axis == "token" else "index", "coordinate")
                 _create_array(group, axis, spec, values.shape, "int64")[:] = values
-        writer = ZarrWriter(path, group, kind)
+        writer = ZarrWriter(path, group, kind, arrays)
         yield writer
         writer._finish()
         group.attrs["files"] = _count_files(partial)
@@ -236,6 +238,9 @@ class ZarrStore:
         """Read an array, or a part of it, as torch."""
         return torch.from_numpy(self.read(name, index))
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.group
+
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the store."""
@@ -270,6 +275,8 @@ def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrSt
             f"{path}: has {existing} of its {written} files, as after a lost connection; delete it and make it again"
         )
     for name, array in kind.arrays.items():
+        if name not in group and name in kind.optional:
+            continue
         if name not in group:
             raise NadpipeError(f"{path}: array {name} is missing; delete the store and make it again")
         stored = _member(group, name)

@@ -4,38 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from nadpipe.circuit.attention import AttentionPool
-from nadpipe.store.arrays import create_zarr, open_zarr
+from nadpipe.errors import NadpipeError
+from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.model import READOUT
-from nadpipe.store.readout import load_readout
+from nadpipe.store.readout import load_readout, write_readout
 from nadpipe.store.stamp import Stamp
 
 _ATTENTION = ("query", "query_bias", "key", "key_bias", "positional_embedding")
-_READOUT = ("value", "value_bias", "output", "output_bias", "layer")
 
 
 def write_pool(path: Path, pool: AttentionPool, stamp: Stamp, attributes: Mapping[str, Any]) -> None:
     """Write an attention pool and its readout."""
-    readout = pool.readout
-    arrays: dict[str, Tensor] = {
-        **{name: getattr(readout, name) for name in _READOUT},
-        **{name: getattr(pool, name) for name in _ATTENTION},
-    }
-    sizes = {
-        "head": pool.heads,
-        "width": readout.width,
-        "stream": readout.value.shape[2],
-        "embed": pool.embed,
-        "token": pool.tokens,
-    }
-    with create_zarr(path, READOUT, stamp, sizes, attributes=attributes) as store:
-        for name, values in arrays.items():
-            store.write(name, values)
+    write_readout(path, pool.readout, stamp, attributes, {name: getattr(pool, name) for name in _ATTENTION})
 
 
 def read_pool(path: Path) -> tuple[AttentionPool, Stamp]:
-    """Read an attention pool and the stamp of its model."""
+    """Read an attention pool and the stamp of its model. Raises NadpipeError for a readout without attention weights."""
     store = open_zarr(path, READOUT)
+    missing = [name for name in _ATTENTION if name not in store]
+    if missing:
+        raise NadpipeError(f"{path}: has no {missing[0]}; this stage needs a tower whose attention can be computed again")
     return AttentionPool(readout=load_readout(store), **{name: store.tensor(name) for name in _ATTENTION}), store.stamp

@@ -1,11 +1,33 @@
 """The exported readout: all that stages need of a model once features are recorded."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from nadpipe.circuit.readout import Readout
-from nadpipe.store.arrays import ZarrStore, open_zarr
+from nadpipe.store.arrays import ZarrStore, create_zarr, open_zarr
 from nadpipe.store.kinds.model import READOUT
 from nadpipe.store.stamp import Stamp
+
+_ARRAYS = ("value", "value_bias", "output", "output_bias", "layer")
+
+
+def write_readout(
+    path: Path, readout: Readout, stamp: Stamp, attributes: Mapping[str, Any], attention: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a readout. `attention`: weights that attention is computed from, for towers where that is possible."""
+    arrays = {name: getattr(readout, name) for name in _ARRAYS} | dict(attention or {})
+    if readout.write is not None:
+        arrays["write"] = readout.write
+    sizes: dict[str, int] = {}
+    for name, values in arrays.items():
+        sizes |= dict(zip(READOUT.arrays[name].axes, values.shape, strict=True))
+    omitted = [name for name in READOUT.arrays if name not in arrays]
+    with create_zarr(path, READOUT, stamp, sizes, attributes=attributes, omit=omitted) as store:
+        for name, values in arrays.items():
+            store.write(name, values)
 
 
 def read_readout(path: Path) -> tuple[Readout, Stamp]:
@@ -23,4 +45,5 @@ def load_readout(store: ZarrStore) -> Readout:
         output=output.transpose(0, 1),
         output_bias=store.tensor("output_bias"),
         layer=store.tensor("layer"),
+        write=store.tensor("write") if "write" in store else None,
     )

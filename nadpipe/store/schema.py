@@ -31,13 +31,14 @@ class StoreKind:
     path: str  # for the documentation
     arrays: Mapping[str, Array]
     first: Mapping[str, int] = dataclasses.field(default_factory=dict)  # first index of an axis, if not 0
+    optional: tuple[str, ...] = ()  # arrays that a store may lack
     format: int = FORMAT
 
     @property
     def signature(self) -> str:
         """Return a text that changes with everything but descriptions."""
         arrays = {name: [array.axes, array.type, dict(array.longest)] for name, array in self.arrays.items()}
-        return _signature(self.name, self.format, [arrays, dict(self.first)])
+        return _signature(self.name, self.format, [arrays, dict(self.first), self.optional])
 
 
 @dataclasses.dataclass(frozen=True)
