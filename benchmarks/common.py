@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: options, random models of the published sizes, time and peak memory, and the report.
+"""Provide what all benchmarks share: options, random models of the published sizes, time and peak memory, and the report.
 
 Every benchmark has the options --tiny, which runs it in seconds to test it, and --output, the folder of its JSON file.
 """
@@ -54,7 +54,10 @@ TINY_DEMO = {  # sections of config.yaml
     "demo": {"discovery_images": 24, "segmentation_images": 4, "monitoring_images_per_year": 4},
     "directions": {"top_images": 8},
     "registers": {"images": 8},
-    "text": {"cache": None},
+    "features": {"workers": 0},
+    "text": {"cache": None, "templates": ["{}"]},
+    "assignments": {"atoms": 2, "sparse_share": 0.02},
+    "analyses": {"atoms": [1, 2]},
 }
 STAMP = Stamp(model="0" * 64, architecture="random")
 

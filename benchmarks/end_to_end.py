@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["nad", "nad_centred", "maskclip", "sclip", "attention"]
     )
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
     parser.add_argument("--targets", nargs="+", default=["all"], help="targets of the workflow")
     parser.add_argument("--work", type=Path, default=Path("end-to-end"), help="folder to write to; it is emptied first")
     artifacts = "results/artifacts"
@@ -55,7 +56,14 @@ def main() -> None:
         *(f"{artifacts}/segmentation/{name}.parquet" for name in ("images", "classes")),
     ]
     given = parse(
-        parser, architecture=TINY, discovery=8, dictionary="wordfreq:50", k=40, methods=["nad", "maskclip"], targets=targets
+        parser,
+        architecture=TINY,
+        discovery=8,
+        dictionary="wordfreq:50",
+        k=40,
+        workers=0,
+        methods=["nad", "maskclip"],
+        targets=targets,
     )
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
@@ -107,7 +115,7 @@ def write_config(given: argparse.Namespace, model: dict[str, str]) -> None:
             "segmentation": {**table, "path": "scenes.csv", "mask_column": "mask", **classes},
             "monitoring": {**table, "path": "photos.csv", "group_column": "group"},
         },
-        "features": {"batch_size": 16, "precision": given.precision, "dtype": given.dtype},
+        "features": {"batch_size": 16, "workers": given.workers, "precision": given.precision, "dtype": given.dtype},
         "contributions": {"dtype": given.dtype},
         "text": {"dictionary": given.dictionary, "templates": ["a photo of a {}."]},
         "assignments": {"atoms": 64, "sparse_share": given.sparse_share},

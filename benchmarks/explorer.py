@@ -155,10 +155,10 @@ def match(head: np.ndarray, neuron: np.ndarray, count: int, names: np.ndarray, r
 
 
 class QuietServer(http.server.SimpleHTTPRequestHandler):
-    """A file server without a log."""
+    """Serve files without a log."""
 
     def log_message(self, *arguments: object) -> None:
-        """Print nothing."""
+        """Log nothing."""
 
 
 def load(folder: Path, pool: AttentionPool, opened: int) -> dict[str, tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""The published formulation, reimplemented as the side that nadpipe is compared with: dense tensors, SVDs, gathers."""
+"""Reimplement the published formulation, as the side that nadpipe is compared with: dense tensors, SVDs, gathers."""
 
 import torch
 from jaxtyping import Float, Int

@@ -182,7 +182,7 @@ def weigh_pairs(selection: SelectedPairs, pool: AttentionPool) -> Weights:
     dense = torch.zeros(len(pairs.cosine), pool.heads, pool.neurons)
     text = torch.arange(len(pairs.cosine))[:, None].expand_as(pairs.cosine)
     dense[text, pairs.head, pairs.neuron] = pairs.cosine / pairs.cosine.mean(1, keepdim=True)
-    return Weights(dense.flatten(0, 1).to_sparse_csr(), dense.sum(1))
+    return Weights(dense.flatten(0, 1).to_sparse(), dense.sum(1))
 
 
 def affine(constant: float, factor: float) -> Logits:

@@ -123,7 +123,7 @@ def write_images(given: argparse.Namespace, folder: Path) -> None:
     rows = []
     for number in range(given.images):
         rng = np.random.default_rng(number)
-        scene = draw_scene(rng, *SIZE, Odds(count=(0, 0.2, 0.3, 0.5)))
+        scene = draw_scene(rng, *SIZE, Odds(count=(0.0, 0.2, 0.3, 0.5)))
         Image.fromarray(scene.image).save(folder / f"{number}.jpg", quality=94)
         Image.fromarray((scene.mask.astype(int) * 5 % given.classes).astype(np.uint8)).save(folder / f"{number}.png")
         rows.append({"path": f"{number}.jpg", "mask": f"{number}.png"})

@@ -32,7 +32,8 @@ command measures both sides in one run. The machines are noisy, so read ratios. 
 a table names the demo: time, size and memory do not depend on what a model has learnt. `benchmarks/published.py` reimplements
 the published formulation (dense tensors, one SVD per pair, gathers), at sizes that it can handle.
 
-To install the package that sparse codes are compared with, run `pip install -c constraints.txt -e ".[benchmarks]"`.
+To install the package that sparse codes are compared with, run `pip install -c constraints.txt -e ".[benchmarks]"`. To try a
+command, add `--tiny`: it then runs in seconds, prints its table and writes nothing to `benchmarks/results/`.
 """
 
 

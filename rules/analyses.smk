@@ -1,6 +1,4 @@
-def of_analyses(pattern):
-    """Return a path of the data set that the analyses use."""
-    return pattern.format(dataset=config["analyses"]["dataset"])
+include: "helpers/analyses.smk"
 
 
 rule measure_sparsity:

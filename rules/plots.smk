@@ -1,6 +1,4 @@
-def caption(name):
-    """Return the caption of an analysis, which its table and its plot share."""
-    return (Path(workflow.basedir) / "rules" / "captions" / f"{name}.rst").read_text()
+include: "helpers/plots.smk"
 
 
 rule plot_table:

@@ -76,7 +76,8 @@ def column(rows, name):
 
 
 def check_canvas(rows):
-    assert [row["same labels"] for row in rows] == ["", "100.0000%"]
+    assert len(rows) == 2
+    assert column(rows, "same labels") > 99.9
 
 
 def check_contributions(rows):
@@ -110,7 +111,8 @@ def check_explorer(rows):
 def check_features(rows):
     plain, float32, bfloat16 = column(rows, "difference from encode_image")
     assert plain == 0
-    assert float32 < 1e-5 < bfloat16 < 0.1
+    assert float32 < 1e-5
+    assert float32 < bfloat16 < 0.1
 
 
 def check_memory(rows):

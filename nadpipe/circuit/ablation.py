@@ -1,4 +1,4 @@
-"""Embeddings rebuilt from some of the pairs, and how much of the model they keep.
+"""Embeddings rebuilt from some of the pairs, and measures of what they keep of the original ones.
 
 Coefficients and write vectors are enough: no image is encoded again. Ablated contributions are replaced by their mean over the
 discovery images (mean ablation), as in Bu & Gandelsman, arXiv 2509.19943.
@@ -18,7 +18,7 @@ from nadpipe.circuit.readout import Readout, sum_pairs
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """Measures of how much rebuilt embeddings keep of the original ones."""
+    """Measures of what rebuilt embeddings keep of the original ones."""
 
     accuracy: float  # zero-shot, share of images; NaN without labels
     accuracy_low: float  # Wilson interval
@@ -34,16 +34,17 @@ def fidelity(
     label: Int[Tensor, " image"],
     confidence: float,
 ) -> Fidelity:
-    """Measure zero-shot accuracy of rebuilt embeddings and their distance from the original ones.
+    """Measure the zero-shot accuracy of rebuilt embeddings and their distance from the original ones.
 
-    The class of an image is the one whose text has the largest cosine to it (Radford et al., arXiv 2103.00020, section 3.1).
+    The predicted class of an image is the one whose text has the largest cosine to it (Radford et al., arXiv 2103.00020,
+    section 3.1). label: row of `text` per image. confidence: of the Wilson interval, 0 to 1.
     """
-    right = int(((normalise(rebuilt) @ normalise(text).T).argmax(1) == label).sum())
-    interval = stats.binomtest(right, len(label)).proportion_ci(confidence, method="wilson")
+    correct = int(((normalise(rebuilt) @ normalise(text).T).argmax(1) == label).sum())
+    interval = stats.binomtest(correct, len(label)).proportion_ci(confidence, method="wilson")
     error = rebuilt - embedding
     variance = (embedding - embedding.mean(0)).square().sum()
     return Fidelity(
-        accuracy=right / len(label),
+        accuracy=correct / len(label),
         accuracy_low=float(interval.low),
         accuracy_high=float(interval.high),
         relative_error=float((error.norm(dim=1) / embedding.norm(dim=1)).mean()),
@@ -62,9 +63,9 @@ def keep_pairs(
 
 
 def rank_units(norm: Float[np.ndarray, "*unit"]) -> Int[np.ndarray, " ranked"]:
-    """Rank units by decreasing root mean square of their contribution; the first of equal units comes first.
+    """Rank units by decreasing norm, such as the root mean square of their contribution; equal units keep their order.
 
-    A pair's index is head · neurons + neuron.
+    Returns flat indices: that of a pair is head · neurons + neuron.
     """
     return np.argsort(-norm, axis=None, kind="stable")
 
@@ -89,7 +90,7 @@ def coordinates(
 def decode(
     coordinate: Float[Tensor, "image neuron component"], direction: Float[Tensor, "neuron component embed"]
 ) -> Float[Tensor, "component image embed"]:
-    """Sum what units write along their first 1, 2, … directions."""
+    """Sum the contributions of units along their first 1, 2, … directions."""
     written = [coordinate[:, :, component] @ direction[:, component] for component in range(direction.shape[1])]
     return torch.stack(written).cumsum(0)
 

@@ -1,7 +1,7 @@
 """Statistics over any number of views in constant memory.
 
-Every accumulator has the same interface: `add` a block of views, `merge` what was accumulated over other views (other shards,
-say), and `result`. Merging gives the same result as adding all blocks to one accumulator.
+Every accumulator has the same interface: `add` includes a block of views, `merge` includes another accumulator (such as that of
+another shard), and `result` returns the statistic. Merging gives the same result as adding all blocks to one accumulator.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Accumulator(Protocol[Result]):
-    """Interface of all accumulators. Their `add` differs, because each one counts other blocks."""
+    """Interface of all accumulators. It leaves out `add`, whose blocks differ from one accumulator to the next."""
 
     def merge(self, other: "Accumulator") -> None:
-        """Include what was accumulated over other views."""
+        """Include an accumulator of other views."""
 
     def result(self) -> Result:
         """Return the statistic over all views so far."""
@@ -40,7 +40,7 @@ class Mean:
         self.count += len(block) if views is None else views
 
     def merge(self, other: "Mean") -> None:
-        """Include what was accumulated over other views."""
+        """Include an accumulator of other views."""
         if other.total is None:
             return
         self.total = other.total if self.total is None else self.total + other.total
@@ -61,12 +61,12 @@ def subtract_mean(block: Float[Tensor, "view ..."], mean: Float[Tensor, "..."]) 
 
 @dataclasses.dataclass(frozen=True)
 class PairMoments:
-    """Moments of every pair's coefficient over all views, and its deviations that are farthest from the mean."""
+    """Moments of every pair's coefficient over all views, and its largest deviations from the mean."""
 
     views: int
     keep: int
     mean: Float[Tensor, "head neuron"]
-    std: Float[Tensor, "head neuron"]  # divided by the number of views, not one less
+    std: Float[Tensor, "head neuron"]  # population standard deviation: divided by the number of views
     farthest: Float[Tensor, "kept head neuron"]  # deviations from the mean, largest magnitude first
 
 
@@ -90,7 +90,7 @@ class Extremes:
         self._keep(block.permute(1, 2, 0))
 
     def merge(self, other: "Extremes") -> None:
-        """Include what was accumulated over other views."""
+        """Include an accumulator of other views."""
         if other.extreme is None:
             return
         self.mean.merge(other.mean)
@@ -157,7 +157,7 @@ class TopByNorm:
         self._keep(factor, norm)
 
     def merge(self, other: "TopByNorm") -> None:
-        """Include what was accumulated over other views."""
+        """Include an accumulator of other views."""
         if other.factor is not None and other.norm is not None:
             self.energy.merge(other.energy)
             self._keep(other.factor, other.norm)
@@ -199,7 +199,7 @@ class TopPairs:
         self._keep(Selection(cosine, torch.full_like(neuron, head), neuron))
 
     def merge(self, other: "TopPairs") -> None:
-        """Include what was accumulated over other, higher heads."""
+        """Include an accumulator of other, higher heads."""
         if other.selection is not None:
             self._keep(other.selection)
 
@@ -219,7 +219,7 @@ class TopPairs:
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Number of views, mean and summed squared deviations of every pair's coefficient."""
+    """Number of views, mean, and sum of squared deviations of every pair's coefficient."""
 
     views: int
     mean: Float[Tensor, "head neuron"]
@@ -246,7 +246,7 @@ class GroupMoments:
         self._merge(group, Moments(len(block), mean, (block - mean).square().sum(0)))
 
     def merge(self, other: "GroupMoments") -> None:
-        """Include what was accumulated over other views."""
+        """Include an accumulator of other views."""
         for group, moments in other.groups.items():
             self._merge(group, moments)
 
@@ -279,7 +279,7 @@ class Examples:
         self._keep(signed, image_id[:, None, None].expand_as(signed))
 
     def merge(self, other: "Examples") -> None:
-        """Include what was accumulated over other views."""
+        """Include an accumulator of other views."""
         if other.value is not None and other.image is not None:
             self._keep(other.value, other.image)
 

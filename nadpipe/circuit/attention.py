@@ -1,4 +1,4 @@
-"""The attention pool of CLIP-ResNet: a readout whose attention follows from the activations.
+"""The attention pool of CLIP-ResNet: a readout whose attention is computed from the activations.
 
 Equations of Bu & Gandelsman, arXiv 2509.19943, one function each. Token 0 is the mean of the spatial tokens, which follow row
 by row. All functions keep the dtype and device of their inputs.
@@ -16,7 +16,7 @@ from nadpipe.circuit.readout import Readout, Trace, token_values
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPool:
-    """Weights of a single-query attention pool: its readout, and what its attention is computed from."""
+    """Weights of a single-query attention pool: its readout, and the weights of its attention."""
 
     readout: Readout
     positional_embedding: Float[Tensor, "token stream"]
@@ -80,7 +80,7 @@ def tokens(z: Float[Tensor, "view spatial neuron"], pool: AttentionPool) -> Floa
 def attention(x: Float[Tensor, "view token neuron"], pool: AttentionPool) -> Float[Tensor, "view head token"]:
     """Compute a[h, t] = softmax_t(q_h · k_ht / sqrt(d)), with the query of token 0 alone.
 
-    The query is pulled back through W_K instead of projecting every token: C² + HTC multiplications a view, not TC².
+    The query is pulled back through W_K instead of projecting every token: C² + HTC multiplications per view instead of TC².
     """
     query = (x[:, 0] @ pool.query.flatten(0, 1).T + pool.query_bias.flatten()).unflatten(1, (pool.heads, -1))
     pulled = torch.einsum("vhd,hdn->vhn", query, pool.key)
@@ -90,7 +90,7 @@ def attention(x: Float[Tensor, "view token neuron"], pool: AttentionPool) -> Flo
 
 
 def trace(z: Float[Tensor, "view spatial neuron"], pool: AttentionPool) -> Trace:
-    """Return the trace of some views from their spatial activations; pairs carry all of the embedding, so nothing rests."""
+    """Compute the trace of views from their spatial activations. Pairs carry the whole embedding, so the trace has no rest."""
     x = tokens(z, pool)
     return Trace(x, attention(x, pool))
 
@@ -108,7 +108,7 @@ def token_queries_and_keys(
 def token_scores(
     x: Float[Tensor, "token neuron"], text: Float[Tensor, "text embed"], pool: AttentionPool
 ) -> Float[Tensor, "text token"]:
-    """Compute sum_h ⟨m[h, t], q⟩ / ‖y‖: what every token adds to the cosine of one image and each text.
+    """Compute sum_h ⟨m[h, t], q⟩ / ‖y‖: the amount that every token adds to the cosine of one image and each text.
 
     m[h, t] = a[h, t] W_O^h (W_V^h x_t + b_V^h) + b_O / (H T). The scores of all tokens sum to the cosine.
     """

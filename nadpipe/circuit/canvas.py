@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-_STEP = 16  # largest distance of lines in pixels; smaller steps leave fewer candidate texts but take longer to find them
+_STEP = 16  # largest distance between lines in pixels; with smaller steps, fewer texts are candidates but the search takes longer
 _BLOCK = 2**20  # logits per block, so that a block stays in the CPU cache for any image size
 _BAND = 20  # smallest number of pixel rows that are labelled together
-_FIRST, _SECOND = slice(None, -1), slice(1, None)  # of neighbouring lines
+_FIRST, _SECOND = slice(None, -1), slice(1, None)  # the first and the second line of all neighbours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +56,26 @@ def _spread(
     columns: Float[Tensor, "column cell_column"],
 ) -> Float[Tensor, "text row column"]:
     nonzero = rows.any(0).nonzero()[:, 0]
-    near = slice(int(nonzero[0]), int(nonzero[-1]) + 1)  # crops that cover these rows
-    return rows[:, near] @ cells[:, near] @ columns.T
+    covering = slice(int(nonzero[0]), int(nonzero[-1]) + 1)  # cells that contribute to these rows
+    return rows[:, covering] @ cells[:, covering] @ columns.T
 
 
 def make_canvas(
     top: list[int], left: list[int], crop: int, grid: int, resized: tuple[int, int], size: tuple[int, int]
 ) -> Canvas:
     """Create the canvas of crops at the given tops and lefts in a resized image (height, width), for an image of `size`."""
-    starts = zip((sorted(set(top)), sorted(set(left))), resized, size, strict=True)
-    return Canvas(*(make_axis(_axis_map(positions, crop, grid, length, pixels)) for positions, length, pixels in starts))
+    axes = zip((sorted(set(top)), sorted(set(left))), resized, size, strict=True)
+    return Canvas(*(make_axis(_axis_map(starts, crop, grid, length, pixels)) for starts, length, pixels in axes))
 
 
 def _axis_map(starts: list[int], crop: int, grid: int, resized: int, pixels: int) -> Float64[Tensor, "pixel cell"]:
-    one = _bilinear(torch.eye(grid, dtype=torch.float64), crop)
-    spread, count = torch.zeros(resized, len(starts), grid, dtype=torch.float64), torch.zeros(resized)
-    for at, start in enumerate(starts):
-        spread[start : start + crop, at] = one
+    """Compute the weights of all cells for all pixels along one axis. `starts`: first pixel of each crop, resized image."""
+    crop_weights = _bilinear(torch.eye(grid, dtype=torch.float64), crop)
+    summed, count = torch.zeros(resized, len(starts), grid, dtype=torch.float64), torch.zeros(resized)
+    for index, start in enumerate(starts):
+        summed[start : start + crop, index] = crop_weights
         count[start : start + crop] += 1
-    return _bilinear(spread.flatten(1) / count[:, None], pixels)
+    return _bilinear(summed.flatten(1) / count[:, None], pixels)
 
 
 def _bilinear(values: Float64[Tensor, "length column"], length: int) -> Float64[Tensor, "new_length column"]:
@@ -88,8 +89,8 @@ def make_axis(weights: Float64[Tensor, "pixel cell"]) -> Axis:
     last = len(weights) - 1
     lines = [0]
     for bend in [*bent.tolist(), last]:
-        start, parts = lines[-1], max(1, math.ceil((bend - lines[-1]) / _STEP))
-        lines += [start + (bend - start) * part // parts for part in range(1, parts + 1)]
+        start, steps = lines[-1], max(1, math.ceil((bend - lines[-1]) / _STEP))
+        lines += [start + (bend - start) * step // steps for step in range(1, steps + 1)]
     return Axis(weights.float(), lines, weights[lines].float())
 
 
@@ -119,48 +120,47 @@ class Labelling:
     area: float = 0.0
 
 
-def label(cells: Float[Tensor, "text cell_row cell_column"], canvas: Canvas, how: Labelling) -> Int[Tensor, "height width"]:
-    """Label each pixel with the class of its best text, or background if that text's softmax probability is below the
-    threshold.
+def label(cells: Float[Tensor, "text cell_row cell_column"], canvas: Canvas, rules: Labelling) -> Int[Tensor, "height width"]:
+    """Label each pixel with the class of its best text, or with background if that text is too improbable.
 
-    Pixels are computed a few rows at a time, so memory grows only with the result, and only for texts that may be the best
-    there. The softmax is computed only if there is a threshold.
+    The probability is that of a softmax over all texts, computed only if there is a threshold. Pixels are computed a few rows
+    at a time, so memory grows only with the result, and only for texts that may be the best in these rows.
     """
-    present = torch.zeros(how.classes, dtype=torch.bool)
-    present[how.owner] = True
-    classes, sure = _label(cells, canvas, how, present)
-    if how.area > 0:
-        share = torch.bincount(classes.flatten(), minlength=how.classes) / classes.numel()
-        kept = share >= min(how.area, float(share.max()))  # the largest class always stays
-        if how.background is not None:
-            kept[how.background] = True
+    present = torch.zeros(rules.classes, dtype=torch.bool)
+    present[rules.owner] = True
+    classes, confident = _label(cells, canvas, rules, present)
+    if rules.area > 0:
+        share = torch.bincount(classes.flatten(), minlength=rules.classes) / classes.numel()
+        kept = share >= min(rules.area, float(share.max()))  # the largest class always stays
+        if rules.background is not None:
+            kept[rules.background] = True
         if (share[~kept] > 0).any():
-            classes, sure = _label(cells, canvas, how, present & kept)
-    if how.background is not None and sure is not None:
-        classes[~sure] = how.background
+            classes, confident = _label(cells, canvas, rules, present & kept)
+    if rules.background is not None and confident is not None:
+        classes[~confident] = rules.background
     return classes
 
 
-def _label(cells: Tensor, canvas: Canvas, how: Labelling, allowed: Bool[Tensor, " class"]) -> tuple[Tensor, Tensor | None]:
-    """Return the best allowed class of each pixel, and, with a threshold, whether its probability reaches it."""
+def _label(cells: Tensor, canvas: Canvas, rules: Labelling, allowed: Bool[Tensor, " class"]) -> tuple[Tensor, Tensor | None]:
+    """Return the best allowed class of each pixel, and a mask of the pixels whose probability reaches the threshold, if any."""
     classes = torch.empty(canvas.size, dtype=torch.long)
-    sure = torch.empty(canvas.size, dtype=torch.bool) if how.threshold > 0 else None
-    text = allowed[how.owner].nonzero()[:, 0]
-    cells = cells * how.temperature
+    confident = torch.empty(canvas.size, dtype=torch.bool) if rules.threshold > 0 else None
+    text = allowed[rules.owner].nonzero()[:, 0]
+    cells = cells * rules.temperature
     for rows, candidates in _bands(cells[text], canvas):
         band_text = text[candidates]
-        for block in _blocks(rows, canvas.size[1] * len(band_text if sure is None else cells)):
+        for block in _blocks(rows, canvas.size[1] * len(band_text if confident is None else cells)):
             best, index = canvas.pixels(cells[band_text], block).max(0)
-            classes[block] = how.owner[band_text][index]
-            if sure is not None:
-                sure[block] = (best - canvas.pixels(cells, block).logsumexp(0)).exp() >= how.threshold
-    return classes, sure
+            classes[block] = rules.owner[band_text][index]
+            if confident is not None:
+                confident[block] = (best - canvas.pixels(cells, block).logsumexp(0)).exp() >= rules.threshold
+    return classes, confident
 
 
 def _bands(
     cells: Float[Tensor, "text cell_row cell_column"], canvas: Canvas
 ) -> Iterator[tuple[range, Int[Tensor, " candidate"]]]:
-    """Yield bands of pixel rows, each with the texts that may be the best somewhere in it."""
+    """Yield bands of pixel rows, each with the texts that may be the best at one of its pixels."""
     lines = canvas.rows.lines
     last = len(lines) - 1
     step = max(1, _BLOCK // (len(cells) * len(canvas.columns.lines)))
@@ -175,10 +175,10 @@ def _bands(
 
 
 def contenders(logits: Float[Tensor, "text line line2"]) -> Bool[Tensor, "between text"]:
-    """Return the texts that may be the best at some pixel between two neighbouring lines, from logits at the lines' crossings.
+    """Return a mask of the texts that may be the best between two neighbouring row lines, from logits at the lines' crossings.
 
-    Between lines, logits are linear along both axes. A text can win somewhere in a block only if it beats the text that is best
-    in the middle at one of the four corners.
+    Between lines, logits are linear along both axes. A text can be the best inside a block only if, at one of the four corners,
+    it is at least as good as the text that is best in the middle.
     """
     corners = [logits[:, rows, columns] for rows in (_FIRST, _SECOND) for columns in (_FIRST, _SECOND)]
     best = functools.reduce(torch.add, corners).max(0, keepdim=True).indices  # argmax is many times slower

@@ -1,9 +1,9 @@
 """The direction that a unit (pair, neuron or head) writes along, from coefficients and write vectors.
 
 The published procedure (Bu & Gandelsman, arXiv 2509.19943) centres a unit's contributions over the images, keeps the
-`top_images` of largest norm, and takes the first right-singular vectors, each with the sign on which more than half of the kept
-images project positively (on a tie, the write vector's own sign for pairs). Pairs have a closed form; neurons and heads need
-small SVDs in factor space. The dense (image, head, neuron, embed) tensor is never built.
+`top_images` with the largest norm, and takes the first right-singular vectors. The sign of each is chosen so that more than
+half of the kept images project positively (on a tie, a pair keeps the sign of its write vector). Pairs have a closed form;
+neurons and heads need small SVDs in factor space. The dense (image, head, neuron, embed) tensor is never built.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _ZERO = 1e-6  # singular values below this share of the first are rounding error
 
 @dataclasses.dataclass(frozen=True)
 class PairFit:
-    """Signs of the directions of one head's pairs, and the norms they were fitted to."""
+    """Signs of the directions of one head's pairs, norms of their write vectors, and mean norms of the kept contributions."""
 
     sign: Int[Tensor, " neuron"]
     write_norm: Float[Tensor, " neuron"]

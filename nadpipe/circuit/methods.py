@@ -1,6 +1,6 @@
-"""List the segmentation methods: one record per method, without importing torch.
+"""Registry of the segmentation methods: one record per method, without importing torch.
 
-`nadpipe.circuit.segmentation` holds one function of the same name per record.
+`nadpipe.circuit.segmentation` has one function of the same name per record.
 """
 
 import dataclasses
@@ -8,9 +8,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Describe one segmentation method.
+    """Record of one segmentation method.
 
-    selects: whether the method uses the pairs selected for each text, so that it gives one result per k.
+    selects: True if the method uses the pairs selected for each text, and so gives one result per k.
     """
 
     selects: bool

@@ -1,4 +1,4 @@
-"""Segmentation metrics from one confusion matrix per data set, and their intervals over its images.
+"""Segmentation metrics from one confusion matrix per data set, and their bootstrap intervals over its images.
 
 The numbers equal those of mmsegmentation's IoUMetric (`intersect_and_union`, `total_area_to_metrics`), as shares instead of
 rounded percentages: ignored pixels are excluded on both sides, and means exclude classes that occur on neither side.
@@ -104,7 +104,7 @@ def bootstrap_miou(
 
     An image that is drawn twice counts twice, so a resample is the product of the draw counts and the images' totals.
     """
-    methods, images, parts, classes = totals.shape
+    methods, images, totals_per_class, classes = totals.shape
     rng = np.random.default_rng(seed)
     by_image = np.moveaxis(totals, 1, 0).reshape(images, -1).astype(float)
     samples = np.empty((resamples, methods))
@@ -112,11 +112,11 @@ def bootstrap_miou(
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
         drawn = rng.multinomial(images, np.full(images, 1 / images), size=count)
-        samples[start : start + count] = mean_iou((drawn @ by_image).reshape(count, methods, parts, classes))
+        samples[start : start + count] = mean_iou((drawn @ by_image).reshape(count, methods, totals_per_class, classes))
     return samples
 
 
 def interval(samples: Float[np.ndarray, " resample"], confidence: float) -> tuple[float, float]:
-    """Compute the percentile interval of bootstrap samples."""
+    """Compute the percentile interval of bootstrap samples. confidence: 0 to 1."""
     low, high = np.nanquantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -13,7 +13,7 @@ def normalise(vector: Float[Tensor, "*row embed"]) -> Float[Tensor, "*row embed"
 
 
 def centre(embedding: Float[Tensor, "text embed"], reference: Float[Tensor, "reference embed"]) -> Float[Tensor, "text embed"]:
-    """Subtract the mean of a reference from each text and normalise again: this removes the modality gap.
+    """Subtract the mean of a reference from each text and normalise again, which removes the modality gap.
 
     The reference is the text set itself, unless the set is too small for a meaningful mean.
     """
@@ -49,9 +49,9 @@ def activity_correlations(
 ) -> Float[Tensor, "unit text"]:
     """Compute the correlation over the images of each unit's coefficient with the similarity of image and text.
 
-    embedding: centred over the images, unit length. text: centred. This names a unit by what its images share, even if its
-    write vector is far from every text. Similarities are linear in the embedding, so the product runs over its width, not over
-    images.
+    embedding: centred over the images, unit length. text: centred. This names a unit by what its images have in common, even if
+    its write vector is far from every text. Similarities are linear in the embedding, so the product runs over its width, not
+    over images.
     """
     embedding = embedding - embedding.mean(0)
     centred = coefficient - coefficient.mean(0)
@@ -62,7 +62,7 @@ def activity_correlations(
 
 
 def agreement(selected: Int[np.ndarray, " unit"], named: Float[np.ndarray, "unit attribute"]) -> tuple[float, float]:
-    """Return the share of units whose text names the attribute they select, and the same for shuffled texts.
+    """Compute the share of units whose text names the attribute they select, and the expected share for shuffled texts.
 
     selected: the attribute with the largest correlation to each unit. named: 1 if the unit's text contains the attribute's
     word.
@@ -73,10 +73,10 @@ def agreement(selected: Int[np.ndarray, " unit"], named: Float[np.ndarray, "unit
 
 
 def spread(embedding: Float[Tensor, "image embed"], top: Int[Tensor, "unit kept"]) -> Float[Tensor, " unit"]:
-    """Compute the mean cosine distance between pairs of a unit's top images: 0 if they are all equal, about 1 if random.
+    """Compute the mean cosine distance between any two of a unit's top images: 0 if all are equal, about 1 if random.
 
-    embedding: centred over the images, unit length, so that what all images share does not count. The paper measures how
-    monosemantic a unit is by how alike its top images are.
+    embedding: centred over the images, unit length, so that features common to all images do not count. A unit whose top
+    images are alike is monosemantic (Bu & Gandelsman, arXiv 2509.19943).
     """
     kept = top.shape[1]
     summed = embedding[top].sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class SparseCode:
-    """Sparse codes of signals, atoms in the order chosen; -1 and 0 after a pursuit ended early."""
+    """Sparse codes of signals, with atoms in the order chosen. After the end of a short code, atoms are -1 and weights 0."""
 
     atom: Int[Tensor, "unit rank"]
     weight: Float[Tensor, "unit rank"]
@@ -28,8 +28,8 @@ def matching_pursuit(
     orthonormal basis (Gram-Schmidt, repeated if the first pass removed most of an atom), so the residual needs no least
     squares, and one triangular solve at the end gives the weights. A pursuit stops early if its residual vanishes.
 
-    strongest: finds the atoms; create one `Strongest(dictionary)` and pass it if there are many batches. The published code
-    scales the dictionary along the wrong axis, so its atoms do not have unit length. Here they must.
+    strongest: search for the atoms; if there are many batches, create one `Strongest(dictionary)` and pass it to each call. The
+    published code scales the dictionary along the wrong axis, so its atoms do not have unit length.
     """
     count, width = signal.shape
     rank = min(atoms, width, len(dictionary))
@@ -54,8 +54,8 @@ def matching_pursuit(
         projection[:, step] = (residual * new).sum(1)
         residual = residual - projection[:, step, None] * new
         atom[:, step] = torch.where(active, chosen, -1)
-        left = residual.square().sum(1) / torch.where(energy > 0, energy, 1)
-        explained[:, step] = torch.where(energy > 0, 1 - left, 0)
+        unexplained = residual.square().sum(1) / torch.where(energy > 0, energy, 1)
+        explained[:, step] = torch.where(energy > 0, 1 - unexplained, 0)
     weight = torch.linalg.solve_triangular(triangle, projection[..., None], upper=True)[..., 0]
     return SparseCode(atom, torch.where(atom >= 0, weight, 0), explained)
 
@@ -67,20 +67,20 @@ def _orthogonal(
     inside = torch.einsum("ure,ue->ur", basis, atom)
     outside = atom - torch.einsum("ur,ure->ue", inside, basis)
     again = (outside.norm(dim=1) < _MOSTLY_INSIDE).nonzero()[:, 0]
-    if len(again) and basis.shape[1]:  # what is left is small beside the rounding error of what was removed
-        part = torch.einsum("ure,ue->ur", basis[again], outside[again])
-        inside[again] += part
-        outside[again] -= torch.einsum("ur,ure->ue", part, basis[again])
+    if len(again) and basis.shape[1]:  # the remainder is so small that the rounding error of the removed part matters
+        correction = torch.einsum("ure,ue->ur", basis[again], outside[again])
+        inside[again] += correction
+        outside[again] -= torch.einsum("ur,ure->ue", correction, basis[again])
     return outside, inside
 
 
 class Strongest:
-    """Find the atom with the largest |correlation| to each residual.
+    """Search for the atom with the largest |correlation| to each residual. The first of equal atoms wins.
 
-    With `screen`, all correlations are computed in bfloat16 first, and those of the best few atoms again in full precision. The
-    result is used only if the bound on rounding errors proves that no other atom is larger; all other residuals are correlated
-    in full precision. The result is therefore the same as in full precision. `screen=None` screens if the processor multiplies
-    bfloat16 fast. The first of equal atoms wins.
+    With `screen`, all correlations are computed in bfloat16 first, and those of the best few atoms again in full precision. A
+    choice counts only if the bound on rounding errors proves that no other atom is better. The other residuals are correlated
+    with all atoms in full precision, so the result is the same as without screening. `screen=None` screens if the processor
+    multiplies bfloat16 fast.
     """
 
     def __init__(self, dictionary: Float[Tensor, "atom embed"], screen: bool | None = None) -> None:
@@ -92,9 +92,8 @@ class Strongest:
             self.rounding = (self.dictionary - self.rough).norm(dim=1).max()
             self.length = self.rough.float().norm(dim=1).max()
             self.accumulated = 3 * dictionary.shape[1] * 2.0**-24  # rounding of the float32 sums, relative to the norms
-            self.rough_correlation = self.rough.new_empty(
-                len(self.rough), 0
-            )  # reused: allocating fresh memory costs more than filling it
+            # reused, because allocating new memory costs more than filling it
+            self.rough_correlation = self.rough.new_empty(len(self.rough), 0)
 
     def __call__(self, residual: Float[Tensor, "unit embed"]) -> Int[Tensor, " unit"]:
         """Return the index of each residual's atom."""
@@ -123,17 +122,17 @@ class Strongest:
         return group * _GROUP + grouped[group, :, unit].argmax(1)
 
     def _of_few(self, residual: Tensor, bits: Tensor, error: Tensor, groups: int, few: int) -> tuple[Tensor, Tensor]:
-        """Return the best of the few most promising atoms, and whether it is proven to be the best of all."""
+        """Return the best of the few atoms with the largest rough correlation, and a mask of those proven the best of all."""
         unit = torch.arange(len(residual), device=residual.device)[:, None]
         grouped = bits.unflatten(0, (-1, _GROUP))
         best = torch.topk(_value(grouped.amax(1)).T, groups + 1, dim=1)
         group = best.indices[:, :groups]
-        looks = torch.topk(_value(grouped[group, :, unit].flatten(1)), few + 1, dim=1)
-        at = looks.indices[:, :few]
-        atom = (group.gather(1, at // _GROUP) * _GROUP + at % _GROUP).sort(dim=1).values  # the first of equal atoms wins
+        candidates = torch.topk(_value(grouped[group, :, unit].flatten(1)), few + 1, dim=1)
+        index = candidates.indices[:, :few]
+        atom = (group.gather(1, index // _GROUP) * _GROUP + index % _GROUP).sort(dim=1).values  # the first of equal atoms wins
         exact = torch.einsum("uke,ue->uk", self.dictionary[atom], residual).abs()
         largest = exact.max(1)
-        others = torch.maximum(best.values[:, groups], looks.values[:, few])  # upper bound for all other atoms
+        others = torch.maximum(best.values[:, groups], candidates.values[:, few])  # upper bound for all other atoms
         proven = largest.values > others * (1 + _HALF_STEP) + error
         return atom.gather(1, largest.indices[:, None])[:, 0], proven
 
@@ -144,9 +143,12 @@ def _value(bits: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Return whether the CPU multiplies bfloat16 matrices several times faster than float32. A GPU needs no screening."""
-    able = torch.cpu.get_capabilities()
-    return device.type == "cpu" and bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    """Return True for a CPU that multiplies bfloat16 matrices several times faster than float32, False for a GPU.
+
+    A GPU is fast enough without screening.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 _GROUP = 128  # atoms per group; groups are ranked by their largest correlation first

@@ -1,14 +1,14 @@
 """The readout of an image tower: heads read a stream of tokens and write into the embedding.
 
-Given a head's attention, and the scales of the norms in front of and behind it, every CLIP image embedding is linear in what
-its neurons write into the stream (docs/method.md). For pairs of a neuron n and a head h:
+With the attention of the heads and the scales of the norms before and after them fixed, every CLIP image embedding is linear in
+the activations of the neurons that write into the stream (docs/method.md). For pairs of a neuron n and a head h:
 
     s[h, n] = gain · sum_t a[h, t] · scale[layer(h), t] · z_t[n]     coefficient: one number per view and pair
     w[h, n] = W_O^h W_V^h U[:, n]                                    write vector: a constant of the weights
     y       = sum_{h,n} s[h, n] w[h, n] + gain · constant + rest     the embedding before normalisation
 
-In CLIP-ResNet (Bu & Gandelsman, arXiv 2509.19943) neurons are the stream itself, so U is the identity, scale and gain are 1 and
-rest is 0. All functions keep the dtype and device of their inputs.
+In CLIP-ResNet (Bu & Gandelsman, arXiv 2509.19943) the neurons are the stream itself, so U is the identity, scale and gain are 1,
+and rest is 0. All functions keep the dtype and device of their inputs.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Readout:
-    """Weights of the heads that are read out, apart from what their attention is computed from."""
+    """Weights of the heads that are read out, without the weights of their attention."""
 
     value: Float[Tensor, "head width stream"]  # W_V^h
     value_bias: Float[Tensor, "head width"]  # b_V^h
     output: Float[Tensor, "head embed width"]  # W_O^h
     output_bias: Float[Tensor, " embed"]  # b_O
     layer: Int[Tensor, " head"]  # block of the tower that each head belongs to; 0 for a pool
-    write: Float[Tensor, "neuron stream"] | None = None  # what each neuron writes; None for unit vectors
+    write: Float[Tensor, "neuron stream"] | None = None  # U: what each neuron writes; None for the identity
 
     @property
     def heads(self) -> int:
@@ -57,7 +57,7 @@ class Readout:
 
     @functools.cached_property
     def neuron_value(self) -> Float[Tensor, "head width neuron"]:
-        """W_V^h U: the value that each head reads from one unit of each neuron's activation."""
+        """W_V^h U: the value that each head reads from each neuron at activation 1."""
         return self.value if self.write is None else self.value @ self.write.T
 
     @functools.cached_property
@@ -73,12 +73,12 @@ class Readout:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Record of what a tower computed for some views: all that the readout needs beside its weights."""
+    """Record of what a tower computed for some views: all that the readout needs in addition to its weights."""
 
     activation: Float[Tensor, "view token neuron"]  # z at the tokens that heads read
     attention: Float[Tensor, "view head token"]  # a: row of the query that is read out
-    scale: Float[Tensor, "view layer token"] | None = None  # of the norm in front of each layer's heads; None for 1
-    gain: Float[Tensor, " view"] | None = None  # of the norm behind the heads; None for 1
+    scale: Float[Tensor, "view layer token"] | None = None  # of the norm before each layer's heads; None for 1
+    gain: Float[Tensor, " view"] | None = None  # of the norm after the heads; None for 1
     rest: Float[Tensor, "view embed"] | None = None  # embedding that reaches the output by other paths; None for 0
 
 
@@ -106,7 +106,7 @@ def write_vector_entries(
 
 
 def pair_constants(readout: Readout) -> Float[Tensor, "head embed"]:
-    """Compute b[h] = W_O^h b_V^h / C + b_O / (H C): the part of a pair's contribution that no image changes."""
+    """Compute b[h] = W_O^h b_V^h / C + b_O / (H C): the part of a pair's contribution that is the same for all images."""
     written = torch.einsum("hed,hd->he", readout.output, readout.value_bias)
     return written / readout.neurons + readout.output_bias / readout.pairs
 
@@ -155,7 +155,7 @@ def project_attended(
 def pair_scores(
     coefficient: Float[Tensor, "head neuron"], text: Float[Tensor, "text embed"], readout: Readout
 ) -> Float[Tensor, "text head neuron"]:
-    """Compute ⟨r[h, n], q⟩ / ‖y‖: what every pair adds to the cosine of one image and each unit-length text.
+    """Compute ⟨r[h, n], q⟩ / ‖y‖: the amount that every pair adds to the cosine of one image and each text of unit length.
 
     The scores of all pairs sum to the cosine.
     """

@@ -1,7 +1,7 @@
 """Attention sinks and register neurons: the token that draws attention in every image, and the neurons that cause it.
 
-CLIP's towers use some tokens as scratch space (Darcet et al., arXiv 2309.16588), which a few neurons create (Jiang et al.,
-arXiv 2506.08010). In a CLIP-ResNet both appear in the attention pool, so cached activations are enough to measure them.
+CLIP's towers use some tokens as scratch space (Darcet et al., arXiv 2309.16588), because of a few neurons (Jiang et al., arXiv
+2506.08010). In a CLIP-ResNet, both show in the attention pool, so stored activations are enough to measure them.
 """
 
 import dataclasses
@@ -34,8 +34,9 @@ def find_sink(attention: Float[Tensor, "head token"], factor: float = 3.0) -> in
 
 
 def zero_neurons(z: Float[Tensor, "spatial neuron"], token: int, pool: AttentionPool) -> Zeroed:
-    """Set every neuron of one view to zero in turn, and compute how much attention the spatial token loses. The result is
-    exact.
+    """Set each neuron of one view to zero in turn, and compute exactly how attention and embedding change.
+
+    token: the spatial token, from 0, whose attention is measured.
 
     Without neuron n, with δ_t its activation at a token (δ_0 their mean), scores and values change in closed form:
 

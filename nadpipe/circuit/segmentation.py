@@ -25,7 +25,7 @@ from nadpipe.errors import NadpipeError
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """Texts to segment by and the mean values of the heads, on one grid of tokens."""
+    """The texts to segment by, and the weights and mean values of the heads on one grid of tokens."""
 
     pool: AttentionPool
     text: Float[Tensor, "text embed"]  # centred, unit length
@@ -174,8 +174,7 @@ def nad_centred(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatia
 def nad_shifted(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
     """Compute `nad` with (1 + cos) / 2 in place of the cosine.
 
-    A pair's activation then always counts for its text, up to twice as much if the head agrees. docs/segmentation.md compares
-    the methods.
+    The activation of a pair then never counts against its text. docs/segmentation.md compares the methods.
     """
     return ((1 + tokens.similarity) / 2 * tokens.activation(pairs)).sum(2) / pairs.k
 
@@ -224,14 +223,14 @@ def attention(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text s
 
 
 _FUNCTIONS = (nad, nad_centred, nad_shifted, heads, neurons, maskclip, sclip, attention)
-LOGITS: dict[str, Callable[..., Float[Tensor, "view text spatial"]]] = {  # of tokens and pairs
+LOGITS: dict[str, Callable[..., Float[Tensor, "view text spatial"]]] = {  # functions of tokens and pairs, by method
     function.__name__: function for function in _FUNCTIONS
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A method and its number of pairs; k is None for methods that select no pairs."""
+    """A method and its number of pairs per text; k is None for methods that select no pairs."""
 
     method: str
     k: int | None

@@ -107,7 +107,7 @@ def compare_groups(
 
 
 def group_range(groups: Sequence[str]) -> str | None:
-    """Return the name of a sequence of reference groups in tables."""
+    """Return the text for reference groups in tables, such as `2018 to 2020`; None for no group."""
     return None if not groups else groups[0] if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
 
 
@@ -138,7 +138,7 @@ def p_value(value: Float[np.ndarray, " image"], base: Float[np.ndarray, " other"
 
 
 def bootstrap_interval(value: Float[np.ndarray, " image"], resamples: int, confidence: float, seed: int) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval of the mean; NaN for fewer than two images."""
+    """Compute the percentile bootstrap interval of the mean; NaN for fewer than two images. confidence: 0 to 1."""
     if len(value) < 2:
         return np.nan, np.nan
     interval = stats.bootstrap(
@@ -159,7 +159,7 @@ def cliffs_delta(value: Float[np.ndarray, " image"], base: Float[np.ndarray, " o
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Compute q values over the tests with a p. NaN stays NaN."""
+    """Compute Benjamini-Hochberg q values over the tests with a p. NaN stays NaN."""
     q = np.full(len(p), np.nan)
     tested = ~np.isnan(p)
     if tested.any():

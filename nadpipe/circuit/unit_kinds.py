@@ -8,7 +8,7 @@ UnitName = Literal["pair", "neuron", "head"]
 
 @dataclasses.dataclass(frozen=True)
 class UnitKind:
-    """One kind of unit: the axes that index it, and whether it writes along a single direction."""
+    """One kind of unit: the axes that index its units, and its rank."""
 
     axes: tuple[str, ...]
     rank_one: bool  # a rank-one unit has one direction, known from the weights up to its sign

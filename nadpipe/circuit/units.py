@@ -15,7 +15,7 @@ from nadpipe.circuit.unit_kinds import UnitName
 
 
 class Subspace(Protocol):
-    """One kind of unit that writes into a subspace."""
+    """One kind of unit whose units write into a subspace each."""
 
     def count(self, readout: Readout) -> int:
         """Return the number of units."""
@@ -24,10 +24,10 @@ class Subspace(Protocol):
         """Compute the part of each unit's contribution that varies across images."""
 
     def writes(self, readout: Readout, units: slice) -> Float[Tensor, "unit rank embed"]:
-        """Compute the vectors that the factors of some units multiply."""
+        """Compute the vectors by which the factors of some units are multiplied."""
 
     def constants(self, readout: Readout) -> Float[Tensor, "unit embed"]:
-        """Compute the part of each unit's contribution that no image changes: the sum of its pairs' constants b[h]."""
+        """Compute the sum of the constants b[h] of each unit's pairs: the part that is the same for all images."""
 
 
 class Neurons:

@@ -1,4 +1,4 @@
-"""Accumulate moments and extremes of one shard's coefficients: all that directions of pairs are fitted to."""
+"""Accumulate the moments and extremes of one shard's coefficients, to which the directions of pairs are fitted."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def accumulate_pairs(contributions: Path, output: Path, top_images: int = 50) ->
     Args:
         contributions: Contributions of the shard.
         output: Zarr store.
-        top_images: Number of images of largest norm that a direction is fitted to. Twice as many coefficients are kept.
+        top_images: Number of images with the largest norm, to which a direction is fitted. Twice as many coefficients are kept.
     """
     source = open_zarr(contributions, CONTRIBUTIONS)
     extremes = Extremes(top_images)

@@ -23,7 +23,7 @@ from nadpipe.store.tables import create_parquet
 from nadpipe.towers.devices import find_device
 
 _SIGNALS_AT_ONCE = 512
-_KINDS = ["nearest", "sparse"]
+_RULES = ["nearest", "sparse"]
 
 
 def assign_texts(
@@ -47,15 +47,15 @@ def assign_texts(
         output: Parquet table.
         nearest: Number of texts by cosine.
         atoms: Number of texts of the sparse code.
-        sparse_share: Share of the units that get a sparse code, those of largest std_norm; 1 for all.
+        sparse_share: Share of the units that get a sparse code, those with the largest std_norm; 1 for all.
         device: cpu, auto, cuda, cuda:1, ….
     """
     weights, model = read_readout(readout)
     store = open_zarr(directions, DIRECTIONS[unit], model)
-    words = open_zarr(dictionary, TEXT, model)
-    text_names = pd.Index(words.texts(), dtype=object)
+    text_store = open_zarr(dictionary, TEXT, model)
+    text_names = pd.Index(text_store.texts(), dtype=object)
     torch_device = find_device(device)
-    embedding = words.tensor("embedding").to(torch_device)
+    embedding = text_store.tensor("embedding").to(torch_device)
     atom = naming.centre(embedding, embedding)
     strongest = Strongest(atom)
     coded = _largest(store.read("std_norm"), sparse_share)
@@ -75,7 +75,7 @@ def assign_texts(
 
 
 def _largest(norm: Float[np.ndarray, "*unit"], share: float) -> Bool[np.ndarray, "*unit"]:
-    """Return a mask of this share of the units, those of largest norm; the first of equal units wins."""
+    """Return a mask of the given share of the units, those with the largest norm. Of equal units, the first is included."""
     order = np.argsort(-norm, axis=None, kind="stable")[: math.ceil(share * norm.size)]
     mask = np.zeros(norm.size, dtype=bool)
     mask[order] = True
@@ -109,7 +109,7 @@ def _split(signals: Float[Tensor, "unit embed"]) -> Iterator[tuple[int, Float[Te
 
 def _rows(
     index: dict[str, np.ndarray],
-    kind: str,
+    rule: str,
     text: Int[Tensor, "unit rank"],
     weight: Float[Tensor, "unit rank"],
     explained: Float[Tensor, "unit rank"],
@@ -121,7 +121,7 @@ def _rows(
     table = pd.DataFrame(
         {
             **{name: np.repeat(values, ranks) for name, values in index.items()},
-            "kind": pd.Categorical.from_codes(np.full(units * ranks, _KINDS.index(kind)), _KINDS),
+            "kind": pd.Categorical.from_codes(np.full(units * ranks, _RULES.index(rule)), _RULES),
             "rank": np.tile(np.arange(1, ranks + 1), units),
             "text": pd.Categorical.from_codes(flat, text_names),
             "weight": weight.flatten().cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Average what the heads write over the discovery images, from the means of all shards."""
+"""Average the attention and the values of the heads over the discovery images, from the means of all shards."""
 
 from pathlib import Path
 

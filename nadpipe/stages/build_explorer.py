@@ -1,4 +1,4 @@
-"""Build the explorer: static pages about every pair, with the data in small files that are loaded when needed."""
+"""Build the explorer: static pages about every pair, which load their data from small files when needed."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def build_explorer(
         heads: Table of the heads.
         assignments: Texts of the pairs, by direction.
         correlated: Texts of the pairs, by correlation.
-        readout: Exported attention pool.
+        readout: Exported readout, with attention weights.
         output: Folder.
         shown: Images shown at each end of a pair.
         thumbnail: Side of an image, in pixels.

@@ -1,4 +1,4 @@
-"""Decompose one shard: one coefficient per view and pair, exact."""
+"""Decompose the embeddings of one shard exactly: one coefficient per view and pair."""
 
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ def compute_contributions(
 ) -> None:
     """Write coefficients, attention and embedding of each view, and the heads' means over the shard.
 
-    Fails if pairs and rest do not sum to the model's own embedding.
+    Raises NadpipeError if pairs and rest do not sum to the model's own embedding.
 
     Args:
         features: Features of the shard.
@@ -36,8 +36,7 @@ def compute_contributions(
         dtype: Type of the stored coefficients. float16 takes half the space; the error is stored per view.
         batch_size: Views per step.
         tolerance: Largest allowed ‖pairs + rest - embedding‖ / ‖embedding‖ of a view, beyond the stored error of features in
-            lower
-            precision.
+            lower precision.
     """
     pool, model = read_pool(readout)
     source = open_zarr(features, FEATURES, model)

@@ -17,7 +17,7 @@ from nadpipe.store.kinds.units import CORRELATIONS, DIRECTIONS
 from nadpipe.store.shards import head_coefficients, join, open_shards
 from nadpipe.store.tables import create_parquet
 
-_PAIRS = 512  # pairs whose correlations with all texts are in memory at once
+_PAIRS_AT_ONCE = 512  # pairs whose correlations with all texts are in memory at once
 
 
 def correlate_texts(
@@ -27,7 +27,9 @@ def correlate_texts(
     output: Path,
     nearest: int = 5,
 ) -> None:
-    """Write the texts of each pair, by correlation over the discovery images with its coefficient along its direction.
+    """Write the texts of each pair whose similarity to the discovery images correlates most with the pair's coefficient.
+
+    The coefficient is taken along the pair's direction. Pairs that do not vary have no texts.
 
     Args:
         contributions: Contributions of all discovery shards.
@@ -38,9 +40,9 @@ def correlate_texts(
     """
     store = open_zarr(directions, DIRECTIONS["pair"])
     model = store.stamp
-    stores, words = open_shards(contributions, CONTRIBUTIONS, model), open_zarr(dictionary, TEXT, model)
-    text = words.tensor("embedding")
-    text, text_names = naming.centre(text, text), pd.Index(words.texts(), dtype=object)
+    stores, text_store = open_shards(contributions, CONTRIBUTIONS, model), open_zarr(dictionary, TEXT, model)
+    text = text_store.tensor("embedding")
+    text, text_names = naming.centre(text, text), pd.Index(text_store.texts(), dtype=object)
     embedding = torch.from_numpy(join(stores, "embedding"))
     embedding = naming.normalise(embedding - embedding.mean(0))
     count = min(nearest, len(text))
@@ -49,7 +51,7 @@ def correlate_texts(
             coefficient = head_coefficients(stores, head)
             coefficient *= torch.from_numpy(store.read("sign", head).astype(np.float32))
             varying = np.flatnonzero(store.read("std_norm", head) > 0)
-            for neurons in np.array_split(varying, max(1, -(-len(varying) // _PAIRS))):
+            for neurons in np.array_split(varying, max(1, -(-len(varying) // _PAIRS_AT_ONCE))):
                 correlation = naming.activity_correlations(coefficient[:, neurons], embedding, text)
                 add(_rows(head, neurons, *correlation.topk(count, dim=1), text_names))
 

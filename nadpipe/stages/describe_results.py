@@ -1,4 +1,4 @@
-"""Describe what the final tables of a run were made with: model, images, config, code, and checksums."""
+"""Record the provenance of a run's final tables: model, images, config, code, libraries and checksums."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def _describe_table(path: Path) -> dict[str, str]:
 
 
 def _describe_images(path: Path) -> dict[str, object]:
-    """Return a fingerprint of the images used, and the numbers of used and skipped images."""
+    """Return the numbers of used and skipped images, and a fingerprint of the used ones."""
     manifest = read_parquet(path, IMAGES)
     used = manifest[manifest["image_id"] >= 0]
     return {"images": len(used), "skipped": len(manifest) - len(used), "content": content_fingerprint(used)}

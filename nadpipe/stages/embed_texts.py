@@ -1,4 +1,4 @@
-"""Embed a set of texts: one unit vector per text, averaged over prompt templates."""
+"""Embed a set of texts: one vector of unit length per text, averaged over prompt templates."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ from nadpipe.store.tables import read_parquet, write_parquet
 from nadpipe.towers.model import load_model
 from nadpipe.towers.text import embed_prompts, text_tower
 
-_BATCHES = 8  # batches per call of the tower, which sorts prompts by length: enough to fill batches with similar lengths
+_BATCHES = 8  # batches per call of the tower, which sorts prompts by length: enough to make lengths within a batch similar
 
 
 def embed_texts(
@@ -53,12 +53,12 @@ def embed_texts(
         dictionary: A file with one text per line (empty lines are ignored), wordfreq:<count> for the most frequent English
             words, or imagenet for its class names.
         classes: Table of classes, whose names are embedded.
-        background_names: Include the names of a class called background.
+        background_names: Embed the names of a class called background, too.
         labels: Manifest, whose image labels are embedded.
         templates: Prompts with {} in place of the text; or imagenet or imagenet-simple for open_clip's sets.
         batch_size: Prompts per step.
         device: auto, cpu, cuda, cuda:1, ….
-        cache: Folder to read embeddings from and add new ones to. Its entries depend on model, templates and code.
+        cache: Folder to read embeddings from and to add new ones to. Its entries depend on model, templates and code.
     """
     listed = _read_texts(texts, dictionary, classes, background_names, labels)
     prompts = read_templates(list(templates))
@@ -133,9 +133,9 @@ def _read_cache(folder: Path, model: Stamp, width: int, texts: list[str]) -> dic
             rows = np.stack(table["embedding"].tolist())  # ValueError if lengths differ
             norm = np.linalg.norm(rows, axis=1)
             if rows.shape[1] != width or not np.allclose(norm, 1, atol=1e-4):  # not close for NaN either
-                raise ValueError(f"not unit vectors with {width} entries")
+                raise ValueError(f"not vectors of unit length with {width} entries")
         except (NadpipeError, ValueError, TypeError) as error:
-            # the advice of read_parquet is for artifacts that can be made again
+            # the advice in read_parquet's messages is for artifacts that a rule can make again
             reason = " ".join(str(error).removeprefix(f"{path}: ").split("; ")[0].split())
             raise NadpipeError(f"{path}: damaged or foreign file in the cache ({reason}); delete it") from None
         embeddings |= {text: row for text, row in zip(table["text"], rows, strict=True) if text in requested}

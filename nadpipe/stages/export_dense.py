@@ -19,13 +19,15 @@ from nadpipe.store.readout import read_readout
 
 
 def export_dense(contributions: Path, readout: Path, output: Path, dtype: Literal["float32", "float16"] = "float32") -> None:
-    """Write the tensor r[h, n] = s[h, n] w[h, n] + b[h] of one shard, block by block, if the disk has room.
+    """Write the tensor r[h, n] = s[h, n] w[h, n] + b[h] of one shard, block by block.
+
+    Raises NadpipeError if the disk does not have enough room.
 
     Args:
         contributions: Contributions of the shard.
         readout: Exported readout.
         output: Zarr store.
-        dtype: float32, or float16 for half the bytes: three digits, fewer below 6e-5, in steps of 6e-8.
+        dtype: Type of the stored tensor. float16 takes half the space and keeps three digits, fewer below 6e-5.
     """
     weights, model = read_readout(readout)
     source = open_zarr(contributions, CONTRIBUTIONS, model)

@@ -1,4 +1,4 @@
-"""Export the readout: the only weights that later stages need."""
+"""Export the readout: the weights of the image tower that later stages need."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from nadpipe.towers.model import load_model
 
 
 def export_readout(architecture: str, output: Path, pretrained: str | None = None) -> None:
-    """Load the model and write the weights of its attention pool with the model's identity and preprocessing.
+    """Load the model and write its readout and attention weights, with the model's identity and preprocessing.
 
     Args:
         architecture: Model name of open_clip, hf-hub:org/name, or path of a model config JSON.

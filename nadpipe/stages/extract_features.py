@@ -68,7 +68,7 @@ def extract_features(
         batch_size: Views per step.
         workers: Processes that decode images ahead of the model; 0 decodes in the main process.
         device: auto, cpu, cuda, cuda:1, ….
-        copy: Folder of the images as the manifest names it, and the folder with the copy to read them from.
+        copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
     manifest = read_images(images)
     content = content_fingerprint(manifest)  # of the paths in the manifest, so that it does not depend on a copy
@@ -138,7 +138,7 @@ def _view_table(rows: pd.DataFrame, boxes: list[list[Box]]) -> dict[str, list[in
 def _check_embeddings(tower: ImageTower, pixels: Float[Tensor, "view 3 row column"]) -> float:
     """Report and return the largest relative error of the tower's embeddings against open_clip's own code in float32.
 
-    Raises NadpipeError if a float32 tower computes another function.
+    Raises NadpipeError if the error of a float32 tower is larger than rounding explains.
     """
     error = float(residual(tower.embedding(pixels), tower.reference_embedding(pixels)).max())
     result = (
@@ -146,7 +146,7 @@ def _check_embeddings(tower: ImageTower, pixels: Float[Tensor, "view 3 row colum
         "relative to their norm"
     )
     if tower.precision == "float32" and not error <= _ROUNDING:
-        raise NadpipeError(f"{result}; more than rounding explains, please report the model")
+        raise NadpipeError(f"{result}, more than rounding explains; report the model to the developers of nadpipe")
     print(result, file=sys.stderr)
     return error
 

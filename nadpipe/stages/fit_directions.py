@@ -21,7 +21,7 @@ from nadpipe.store.readout import read_readout
 from nadpipe.store.shards import blocks, count_blocks, open_shards
 from nadpipe.store.stamp import Stamp
 
-_UNITS_AT_ONCE = 256  # units whose write vectors are in memory at a time
+_UNITS_AT_ONCE = 256  # units whose write vectors are in memory at once
 
 
 def fit_directions(
@@ -84,7 +84,7 @@ def _fit_subspaces(
     components: int,
     attributes: Mapping[str, Any],
 ) -> None:
-    """Fit units that are not rank one: first their top images, then their directions, some units at a time."""
+    """Find the top images of units that are not rank one, then fit their directions, some units at a time."""
     kind = SUBSPACE_UNITS[unit]
     count = kind.count(readout)
     slices = [slice(start, start + _UNITS_AT_ONCE) for start in range(0, count, _UNITS_AT_ONCE)]

@@ -40,9 +40,9 @@ def index_images(
         mask_column: Column with the path of the image's mask.
         group_column: Column with the image's group.
         label_column: Column with the image's class label.
-        labels: CSV with further columns, joined by file name: 0/1 columns, or words, which become 0/1 columns.
+        labels: CSV with more columns, joined by file name: columns of 0 and 1, or of words, each of which becomes a 0/1 column.
         bad_images: fail: report all invalid images and stop. skip: list them with the reason and do not use them.
-        copy: The folder of the images as the manifest should name it, and the staged copy that contains path.
+        copy: Folder of the images as the manifest should name it, and the folder of the copy, which contains path.
         threads: Images read at the same time.
     """
     source = Source(path, split, path_column, mask_column, group_column, label_column)
@@ -55,5 +55,5 @@ def index_images(
         manifest = move_paths(manifest, staged, original)
     skipped = int((manifest["image_id"] < 0).sum())
     if skipped:
-        print(f"{skipped} of {len(manifest)} images are skipped; column problem has the reasons", file=sys.stderr)
+        print(f"{skipped} of {len(manifest)} images are skipped; column `problem` of {output} has the reasons", file=sys.stderr)
     write_parquet(output, IMAGES, manifest, Stamp(code=code_fingerprint(__name__)), sources=True)

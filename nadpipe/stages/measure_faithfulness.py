@@ -1,4 +1,4 @@
-"""Measure whether a concept's pairs carry it: the effect of ablating them on that concept and on the others."""
+"""Measure whether a concept depends on its pairs: how ablating them changes its score and those of the other concepts."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def measure_faithfulness(
     draws: int = 5,
     seed: int = 0,
 ) -> None:
-    """Write, for every two concepts, the loss of the second one's score when the first one's pairs are set to their mean.
+    """Write the change of every concept's score when the pairs of each concept are set to their mean.
 
     Args:
         images: Manifest. A 0/1 column named like a concept is its label.
@@ -46,8 +46,8 @@ def measure_faithfulness(
         readout: Exported readout.
         output: CSV table, one row per ablated and measured concept.
         dataset: Name of the data set in the table.
-        draws: Number of random choices of as many pairs, as a control.
-        seed: Seed of the random choices.
+        draws: Number of random selections of as many pairs, as controls.
+        seed: Seed of the random selections.
     """
     weights, model = read_readout(readout)
     selected = read_selection(selection, model)
@@ -63,7 +63,7 @@ def measure_faithfulness(
             batches[name].append(rebuilt @ selected.query.T / embedding.norm(dim=1, keepdim=True))
         image_ids.append(image_id)
     manifest = read_images(images).set_index("image_id").loc[torch.cat(image_ids).numpy()]
-    scores = {name: torch.cat(parts).numpy() for name, parts in batches.items()}
+    scores = {name: torch.cat(batch).numpy() for name, batch in batches.items()}
     rows = [
         {"dataset": dataset, "ablated": ablated, "measured": measured, "k": selected.pairs.head.shape[1]}
         | _effect(scores[_INTACT][:, concept], scores[ablated][:, concept], manifest.get(measured))

@@ -1,4 +1,4 @@
-"""Measure whether the names of pairs are true, against 0/1 labels of images that did not make the names."""
+"""Measure how often the names of pairs agree with 0/1 labels of images."""
 
 from pathlib import Path
 
@@ -32,7 +32,9 @@ def measure_naming(
     dataset: str = "monitoring",
     attributes: tuple[str, ...] = (),
 ) -> None:
-    """Write the share of pairs whose text contains the word of the attribute that correlates most with the pair's coefficient.
+    """Write the share of pairs whose text names the attribute that correlates most with the pair's coefficient.
+
+    The coefficient is taken along the pair's direction. A text names an attribute if it contains the attribute's word.
 
     Args:
         images: Manifest with 0/1 columns named like words.
@@ -42,7 +44,7 @@ def measure_naming(
         correlated: Texts of the pairs by correlation.
         output: CSV table, one row per naming rule and share of the pairs.
         dataset: Name of the data set in the table.
-        attributes: The columns; by default all 0/1 columns of the manifest.
+        attributes: 0/1 columns to use as attributes; by default all of the manifest.
     """
     store = open_zarr(directions, DIRECTIONS["pair"])
     stores = open_shards(contributions, CONTRIBUTIONS, store.stamp)
@@ -57,8 +59,8 @@ def measure_naming(
     sign = store.read("sign").astype(np.float32)
     selected = np.empty(sign.shape, int)
     for head in track(range(len(sign)), "comparing pairs with labels", "head"):
-        along = head_coefficients(stores, head) * torch.from_numpy(sign[head])
-        selected[head] = naming.correlations(along, truth).argmax(1)
+        signed = head_coefficients(stores, head) * torch.from_numpy(sign[head])
+        selected[head] = naming.correlations(signed, truth).argmax(1)
     norm = store.read("std_norm").astype(float)
     varying = rank_units(norm)[: int((norm > 0).sum())]
     rows = []
@@ -73,7 +75,7 @@ def measure_naming(
 
 
 def _texts(assignments: Path, correlated: Path, model: Stamp, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Return each pair's text by each naming rule."""
+    """Return each pair's text by each naming rule, in the order of head and neuron; "" for a pair without text."""
     first = read_parquet(assignments, ASSIGNMENTS["pair"], model, filters=[("rank", "==", 1)])
     tables = {rule: first[first["kind"] == rule] for rule in ("nearest", "sparse")}
     tables["correlated"] = read_parquet(correlated, CORRELATIONS, model, filters=[("rank", "==", 1)])

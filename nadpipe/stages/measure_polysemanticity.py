@@ -1,6 +1,6 @@
 """Measure polysemanticity: how much the top images of pairs and neurons differ.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, who find that some pairs, while polysemantic, stand for sub-concepts of their
+Source: Bu & Gandelsman, arXiv 2509.19943, who find that some pairs, although polysemantic, represent sub-concepts of their
 neurons. Their polysemanticity.py (github.com/edmundbu/clip-neur-attn-decomposition, 727c1a5) sums squared distances to the
 mean.
 """
@@ -25,7 +25,7 @@ from nadpipe.store.readout import read_readout
 from nadpipe.store.shards import head_coefficients, join, open_shards
 from nadpipe.store.tables import read_parquet, write_parquet
 
-_UNITS = 512  # units whose top images' embeddings are in memory at once
+_UNITS_AT_ONCE = 512  # units whose top images' embeddings are in memory at once
 
 
 def measure_polysemanticity(
@@ -38,7 +38,7 @@ def measure_polysemanticity(
     output: Path,
     top: int = 20,
 ) -> None:
-    """Write the top images of every pair and neuron, how far apart they are, and their overlap with the neuron's.
+    """Write the top images of every pair and neuron, their spread, and the overlap of a pair's top images with its neuron's.
 
     Args:
         contributions: Contributions of all discovery shards.
@@ -55,7 +55,9 @@ def measure_polysemanticity(
     embedding = torch.from_numpy(join(stores, "embedding"))
     image_id = join(stores, "image_id")
     if len(image_id) < 2 * top:
-        raise NadpipeError(f"analyses.top: {top} top images of {len(image_id)}; use at most half of the discovery images")
+        raise NadpipeError(
+            f"analyses.top: {top} is more than half of the {len(image_id)} discovery images; use at most {len(image_id) // 2}"
+        )
     centred = normalise(embedding - embedding.mean(0))
     sign = open_zarr(pair_directions, DIRECTIONS["pair"], model).tensor("sign").float()
     neuron_direction = open_zarr(neuron_directions, DIRECTIONS["neuron"], model).tensor("direction", (slice(None), 0))
@@ -86,12 +88,12 @@ def _table(
     top: Int[Tensor, "neuron top"], embedding: Float[Tensor, "image embed"], image_id: Int[np.ndarray, " image"]
 ) -> pd.DataFrame:
     """Return one row per neuron with the spread and ids of its top images."""
-    spreads = torch.cat([spread(embedding, rows) for rows in top.split(_UNITS)])
+    spreads = torch.cat([spread(embedding, rows) for rows in top.split(_UNITS_AT_ONCE)])
     return pd.DataFrame({"neuron": range(len(top)), "spread": spreads.numpy(), "images": list(image_id[top.numpy()])})
 
 
 def _add_names(units: pd.DataFrame, pairs: pd.DataFrame, neurons: pd.DataFrame) -> pd.DataFrame:
-    """Add rank and texts of each unit. Units that do not vary have no spread."""
+    """Add the rank and texts of each unit. Units that do not vary get no spread."""
     columns = ["contribution_rank", "std_norm", "nearest_text"]
     names = pd.concat([pairs[["head", "neuron", *columns, "active_text"]], neurons[["neuron", *columns]]])
     names = names.astype({"head": "Int32", "nearest_text": object, "active_text": object})

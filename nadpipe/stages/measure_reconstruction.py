@@ -1,7 +1,7 @@
 """Measure how many directions a unit needs: zero-shot accuracy if each unit writes only its mean and its first directions.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, who find that a pair, unlike a neuron or a head, is approximated by a single
-direction: their reconstruct.py --pcs_paths (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd).
+Source: Bu & Gandelsman, arXiv 2509.19943, who find that one direction approximates a pair, but neither a neuron nor a head:
+their reconstruct.py --pcs_paths (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd).
 """
 
 import dataclasses
@@ -84,11 +84,11 @@ def _rows(
     written: dict[str, Float[Tensor, "component image embed"]],
     confidence: float,
 ) -> list[dict]:
-    """Return one row per kind of unit and number of directions; 0 directions leave the mean alone."""
+    """Return one row per kind of unit and number of directions. With 0 directions, every unit writes only its mean."""
     rows = []
     for unit in UNITS:
-        for components, part in enumerate([torch.zeros_like(written[unit][0]), *written[unit]]):
-            fidelity = ablation.fidelity(base + part, labelled.embedding, labelled.text, labelled.label, confidence)
+        for components, deviation in enumerate([torch.zeros_like(written[unit][0]), *written[unit]]):
+            fidelity = ablation.fidelity(base + deviation, labelled.embedding, labelled.text, labelled.label, confidence)
             key = {"unit": unit, "components": components, "images": len(labelled.label), "classes": len(labelled.text)}
             rows.append(key | dataclasses.asdict(fidelity))
     return rows

@@ -27,13 +27,13 @@ def measure_registers(
     images: int = 200,
     sink_factor: float = 3.0,
 ) -> None:
-    """Write the attention that each token draws, and how much it decreases when each neuron is zeroed.
+    """Write the attention of each token, and how much the largest decreases when each neuron is set to zero.
 
     Args:
         features: Features of all discovery shards.
         readout: Exported readout.
         output: Parquet table, one row per spatial token and one per neuron.
-        images: Number of views, evenly spaced over the data set.
+        images: Number of images, evenly spaced over the data set.
         sink_factor: A token is the sink if its mean attention is more than this many times the median token's.
     """
     pool, model = read_pool(readout)

@@ -51,9 +51,9 @@ def measure_sparse_text(
 ) -> None:
     """Write zero-shot accuracy per kind of unit and number of texts.
 
-    Each unit writes its mean and its part along its first direction, with that direction replaced by the best combination of
-    the first texts of its sparse code. Units without a code (assignments.sparse_share) stay at their mean; the column `coded`
-    holds the share of energy of the others.
+    Each unit writes its mean and its part along its first direction, but the direction is replaced by the best combination of
+    the first texts of its sparse code. Units without a code (assignments.sparse_share) stay at their mean. The column `coded`
+    holds the share of energy of the units that have one.
 
     Args:
         images: Manifest with labels.
@@ -74,10 +74,10 @@ def measure_sparse_text(
         confidence: Confidence of the intervals.
     """
     weights, model = read_readout(readout)
-    words = open_zarr(dictionary, TEXT, model)
-    embedding = words.tensor("embedding")
+    text_store = open_zarr(dictionary, TEXT, model)
+    embedding = text_store.tensor("embedding")
     atom = naming.centre(embedding, embedding)
-    row_of_text = pd.Series(range(len(embedding)), index=words.texts())
+    row_of_text = pd.Series(range(len(embedding)), index=text_store.texts())
     directions: dict[UnitName, Path] = {"pair": pair_directions, "neuron": neuron_directions, "head": head_directions}
     assignments: dict[UnitName, Path] = {"pair": pair_assignments, "neuron": neuron_assignments, "head": head_assignments}
     stores = {unit: open_zarr(path, DIRECTIONS[unit], model) for unit, path in directions.items()}
@@ -99,18 +99,21 @@ def measure_sparse_text(
         written[unit] = _write_texts(along[unit], direction, codes[unit], atom, counts[unit])
     base = sum_pairs(mean[None], weights)
     rows = []
-    for unit, parts in written.items():
+    for unit, by_count in written.items():
         coded = _coded_share(stores[unit].read("std_norm").astype(float), codes[unit])
         key = {"dataset": dataset, "unit": unit, "coded": coded}
-        for count, part in [(0, torch.zeros_like(labelled.embedding)), *zip(counts[unit], parts, strict=True)]:
-            rows.append(key | {"atoms": count} | _fidelity(base + part, labelled, confidence))
+        for count, deviation in [(0, torch.zeros_like(labelled.embedding)), *zip(counts[unit], by_count, strict=True)]:
+            rows.append(key | {"atoms": count} | _fidelity(base + deviation, labelled, confidence))
     write_csv(output, SPARSE_TEXT, pd.DataFrame(rows))
 
 
 def _read_codes(
     path: Path, unit: UnitName, store: ZarrStore, model: Stamp, row_of_text: pd.Series
 ) -> Int[np.ndarray, "*unit rank"]:
-    """Read the atoms of each unit's code in the order chosen, as rows of the dictionary; -1 after the end of a code."""
+    """Read the atoms of each unit's code in the order chosen, as rows of the dictionary; -1 after the end of a code.
+
+    Raises NadpipeError if no unit has a code.
+    """
     table = read_parquet(path, ASSIGNMENTS[unit], model, filters=[("kind", "==", "sparse")])
     if table.empty:
         raise NadpipeError(f"{path}: no {unit} has a sparse code; raise assignments.sparse_share")

@@ -37,7 +37,7 @@ def measure_sparsity(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> None:
-    """Write zero-shot accuracy against the share of pairs, or of neurons, that is kept: the largest, random ones, the smallest.
+    """Write zero-shot accuracy by the share of pairs, or of neurons, that is kept: the largest, the smallest or random ones.
 
     Args:
         images: Manifest with labels.
@@ -49,10 +49,10 @@ def measure_sparsity(
         output: CSV table, one row per kind of unit, share and order.
         dataset: Name of the data set in the table.
         shares: Shares of the units to keep, 0 to 1.
-        draws: Number of random choices per share.
+        draws: Number of random selections per share.
         most: Largest number of images, evenly spaced.
         confidence: Confidence of the intervals.
-        seed: Seed of the random choices.
+        seed: Seed of the random selections.
     """
     weights, model = read_readout(readout)
     pairs = open_zarr(pair_directions, DIRECTIONS["pair"], model)

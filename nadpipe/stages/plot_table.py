@@ -14,11 +14,11 @@ def plot_table(name: str, table: Path, output: Path) -> None:
     """Draw an analysis's figure from its table alone.
 
     Args:
-        name: Analysis: a module of nadpipe.pages.figures.
+        name: Name of the analysis and of its module in nadpipe.pages.figures.
         table: CSV or Parquet table.
         output: PNG.
     """
-    # Imported by name, so that this stage's fingerprint covers no figure: the rule adds the one that it draws.
+    # The import by name keeps figures out of this stage's fingerprint; the rule adds the fingerprint of the figure that it draws.
     names = [module.name for module in pkgutil.iter_modules(figures.__path__)]
     if name not in names:
         raise NadpipeError(f"--name: no figure of {name!r}; use one of {', '.join(names)}")

@@ -1,6 +1,6 @@
-"""Rank all pairs by how far their coefficients moved between groups, without naming a concept.
+"""Rank all pairs by how far their coefficients moved between groups; no concept is needed.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, who monitor distribution shifts by contributions of pairs (their second application).
+Source: Bu & Gandelsman, arXiv 2509.19943, who monitor distribution shifts by the contributions of pairs.
 """
 
 from collections.abc import Iterator, Sequence

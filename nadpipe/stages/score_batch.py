@@ -31,10 +31,10 @@ def score_batch(
     test: Test = "mann_whitney",
     small_group: int = 20,
 ) -> None:
-    """Write, per concept and score, how the whole batch differs from the reference's images.
+    """Write how the batch as a whole differs from the reference images, per concept and score.
 
     Args:
-        images: Manifest of the batch. Its groups are ignored.
+        images: Manifest of the batch. Groups are ignored.
         contributions: Contributions of all shards of the batch.
         selection: Selected pairs of the concepts, the same as for the reference.
         reference_scores: Scores of the monitored images, written by score-shift.
@@ -57,7 +57,8 @@ def score_batch(
     compared = _reference_groups(stored, reference, reference_scores)
     batch = f"{dataset} (batch)"
     scores = image_scores(open_shards(contributions, CONTRIBUTIONS, model), selected, weights).assign(group=batch)
-    before = stored[stored["group"].isin(compared)].assign(image_id=lambda rows: -1 - rows["image_id"])  # of another data set
+    # negative ids: they belong to another data set and must not equal ids of the batch
+    before = stored[stored["group"].isin(compared)].assign(image_id=lambda rows: -1 - rows["image_id"])
     labels = label_columns(read_images(images).set_index("image_id"), selected.texts, images)
     both = pd.concat([scores, before.astype({"group": object, "concept": object, "score": object})], ignore_index=True)
     table = compare_groups(both, labels.iloc[:, :0], {batch: compared}, resamples, confidence, seed, test, small_group)

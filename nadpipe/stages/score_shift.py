@@ -1,6 +1,6 @@
 """Score concepts on every image and compare groups of images.
 
-Source: Bu & Gandelsman, arXiv 2509.19943, who monitor distribution shifts by contributions of pairs (their second application).
+Source: Bu & Gandelsman, arXiv 2509.19943, who monitor distribution shifts by the contributions of pairs.
 Their distribution_shift.py (github.com/edmundbu/clip-neur-attn-decomposition, 727c1a5) computes the score `norm`.
 """
 
@@ -38,7 +38,7 @@ def score_shift(
     test: Test = "mann_whitney",
     small_group: int = 20,
 ) -> None:
-    """Write the scores of each image, and their mean, interval, effect and test per concept and group.
+    """Write the scores of each image, and a table of their mean, interval, effect and test per concept and group.
 
     Args:
         images: Manifest with groups. A 0/1 column named like a concept is its label.
@@ -68,7 +68,10 @@ def score_shift(
 
 
 def image_scores(stores: Sequence[ZarrStore], selected: SelectedPairs, readout: Readout) -> pd.DataFrame:
-    """Compute both scores of every image and concept."""
+    """Compute both scores of every image and concept: one row per image, score and concept.
+
+    Columns: image_id, score (norm or projection), concept, value.
+    """
     tables = []
     total = count_blocks(stores, "coefficient")
     batches = blocks(stores, "coefficient", "embedding", "image_id")

@@ -69,10 +69,10 @@ def segment_images(
         k: Numbers of pairs per text, for methods that select pairs; by default the whole selection.
         temperature: Factor on the logits before the softmax.
         sink: Attention sink to replace: measured (auto), none, or a spatial token's index on the model's own grid.
-        background_names: Whether the names of a class called background compete with other names.
+        background_names: Let the names of a class called background compete with the other names.
         background_threshold: Pixels whose best class is less probable become background.
         area_threshold: Classes that cover a smaller share of an image are removed, except background.
-        copy: Folder of the images in the manifest, and folder of a copy to read them from.
+        copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
     pool, model = read_pool(readout)
     manifest = read_images(images, copy).set_index("image_id")
@@ -156,7 +156,7 @@ def _labelling(
 
 
 def _find_sink(sink: int | str, registers: Path, model: Stamp, spatial: int) -> int | None:
-    """Return the spatial token to replace, or None."""
+    """Return the spatial token to replace, or None. Raises NadpipeError if the grid has no such token."""
     if sink == "none":
         return None
     if sink == "auto":

@@ -34,18 +34,18 @@ def select_pairs(
         output: Zarr store.
         k: Number of pairs per text.
         select_by: Cosine to the signed direction, or to the write vector (the direction without its sign).
-        reference: Embedded texts whose mean is subtracted from the texts; by default the texts' own.
+        reference: Embedded texts whose mean is subtracted from the texts; by default the texts themselves.
     """
     weights, model = read_readout(readout)
     pairs = open_pair_directions(directions, weights, model)
-    words = open_zarr(text, TEXT, model)
-    embedding = words.tensor("embedding")
-    centre_of = embedding if reference is None else open_zarr(reference, TEXT, model).tensor("embedding")
+    text_store = open_zarr(text, TEXT, model)
+    embedding = text_store.tensor("embedding")
+    reference_embedding = embedding if reference is None else open_zarr(reference, TEXT, model).tensor("embedding")
     if k > weights.pairs:
         raise NadpipeError(
             f"k: {k} exceeds the model's {weights.pairs} pairs ({weights.heads} heads × {weights.neurons} neurons); lower it"
         )
-    query = centre(embedding, centre_of)
+    query = centre(embedding, reference_embedding)
     if not (query.norm(dim=1) > 0).all():
         raise NadpipeError(f"{text}: a text equals the mean of its reference set; give at least two different texts")
     top = TopPairs(k)
@@ -57,7 +57,7 @@ def select_pairs(
     sizes = {"text": len(query), "rank": k, "embed": query.shape[1]}
     attributes = {"select_by": select_by}
     stamp = model.made_by(__name__)
-    with create_zarr(output, SELECTION, stamp, sizes, texts=words.texts(), attributes=attributes) as store:
+    with create_zarr(output, SELECTION, stamp, sizes, texts=text_store.texts(), attributes=attributes) as store:
         for name in ("head", "neuron", "cosine"):
             store.write(name, getattr(selection, name))
         store.write("query", query)

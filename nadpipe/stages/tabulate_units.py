@@ -41,13 +41,13 @@ def tabulate_units(
     table = pd.DataFrame(dict(zip(keys, grid, strict=True)))
     for name in track([*(_RANK_ONE_NUMBERS if kind.rank_one else ()), *_NORMS], f"tabulating {unit}s", "column"):
         table[name] = store.read(name).ravel()
-    more = {}
+    extra_columns = {}
     if kind.rank_one:
         table["explained"] = np.where(table["std_norm"] > 0, 1.0, np.nan)
     else:
         for component, share in enumerate(store.read("explained").T, start=1):
             table[f"explained_{component}"] = share
-            more[f"explained_{component}"] = explained_column(component)
+            extra_columns[f"explained_{component}"] = explained_column(component)
     table["contribution_rank"] = table["std_norm"].rank(method="first", ascending=False).astype("int32")
     texts = ASSIGNMENTS[unit]
     best = read_parquet(assignments, texts, model, filters=[("rank", "==", 1)]).set_index(keys)
@@ -59,4 +59,4 @@ def tabulate_units(
     if correlated is not None:
         active = read_parquet(correlated, CORRELATIONS, model, filters=[("rank", "==", 1)]).set_index(keys)
         table = table.join(active[["text", "correlation"]].set_axis(["active_text", "active_correlation"], axis=1), on=keys)
-    write_parquet(output, UNIT_TABLES[unit], table, model.made_by(__name__), more)
+    write_parquet(output, UNIT_TABLES[unit], table, model.made_by(__name__), extra_columns)

@@ -1,4 +1,4 @@
-"""Train the demo's CLIP-ResNet and evaluate it on held-out scenes. No rule runs this; the package has the result."""
+"""Train the demo's CLIP-ResNet and evaluate it on held-out scenes. No rule runs this; the package contains the result."""
 
 import dataclasses
 import json

@@ -1,0 +1,28 @@
+# Functions of rules/directions.smk.
+
+
+def coefficients_for(unit):
+    """Return the stores that a unit's directions are fitted to; pairs need only their moments."""
+    return [] if UNITS[unit].rank_one else shards("discovery", "contributions")
+
+
+def contributions_options(paths):
+    """Return the option that gives contributions, if there are any."""
+    return ["--contributions", *paths] if paths else []
+
+
+def component_options(unit):
+    """Return the option for the number of directions of a unit that is not rank one."""
+    components = config["directions"]["components"]
+    return "" if UNITS[unit].rank_one else f"--components {components}"
+
+
+def correlations_of(unit):
+    """Return the table of a unit's texts by correlation. Only pairs have one."""
+    correlated = "results/artifacts/assignments/correlated.parquet"
+    return [correlated] if UNITS[unit].rank_one else []
+
+
+def correlated_options(paths):
+    """Return the option that gives texts by correlation, if there are any."""
+    return ["--correlated", *paths] if paths else []

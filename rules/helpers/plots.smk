@@ -1,0 +1,6 @@
+# Functions of rules/plots.smk.
+
+
+def caption(name):
+    """Return the caption of an analysis, which its table and its plot share."""
+    return (Path(workflow.basedir) / "rules" / "captions" / f"{name}.rst").read_text()

@@ -1,0 +1,19 @@
+# Functions of rules/shift.smk.
+
+
+def reference_options():
+    """Return the option for the reference group, if the config names one."""
+    reference = config["shift"]["reference"]
+    return [] if reference is None else ["--reference", reference]
+
+
+def comparison_options():
+    """Return the options for the comparison of groups."""
+    section = config["shift"]
+    return [
+        *reference_options(),
+        "--test",
+        section["test"],
+        "--small-group",
+        section["small_group"],
+    ]

@@ -1,0 +1,17 @@
+# Functions of rules/summary.smk.
+
+
+def used_datasets():
+    """Return the data sets that a run uses."""
+    return ["discovery", "monitoring", *config["segmentation"]["datasets"]]
+
+
+def settings_of_results():
+    """Return the config without settings that affect only how stages run, and without the dense export, which no table uses."""
+    how = ("batch_size", "workers", "cache", "device")
+    sections = {
+        name: {key: value for key, value in section.items() if key not in how}
+        for name, section in config.items()
+        if isinstance(section, dict) and name != "dense"
+    }
+    return {"seed": config["seed"], **sections}

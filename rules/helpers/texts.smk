@@ -1,0 +1,53 @@
+# Functions of rules/texts.smk.
+
+
+def text_options(name):
+    """Return the options that give the texts of a set."""
+    if name == "dictionary":
+        dictionary = config["text"]["dictionary"]
+        named = is_named(dictionary)
+        return ["--dictionary", dictionary if named else found_at(dictionary)]
+    if name == "concepts":
+        return ["--texts", *config["shift"]["concepts"]]
+    if name == "labels":
+        return ["--labels"]
+    background = config["datasets"][name]["background_names"]
+    return [flag("background-names", background), "--classes"]
+
+
+def text_files(name):
+    """Return the file that the texts of a set are read from, if there is one."""
+    if name == "dictionary":
+        dictionary = config["text"]["dictionary"]
+        return [] if is_named(dictionary) else [given(dictionary)]
+    return []
+
+
+def text_tables(name):
+    """Return the generated table that the texts of a set are read from, if there is one. It follows the options."""
+    if name == "labels":
+        return [of_analyses("results/artifacts/{dataset}/images.parquet")]
+    made = ("dictionary", "concepts")
+    return [] if name in made else [f"results/artifacts/{name}/classes.parquet"]
+
+
+def cache_option():
+    """Return the option that names the text cache, quoted for the shell because a resource is one string, not a list."""
+    cache = config["text"]["cache"]
+    return "" if cache is None else f"--cache {shlex.quote(cache)}"
+
+
+def selection_section(name):
+    """Return the section of the config that sets the pair selection for a set of texts."""
+    return config["shift" if name == "concepts" else "segmentation"]
+
+
+def selected_k(name):
+    """Return the largest number of pairs per text. The smaller numbers of a sweep use the first of these pairs."""
+    k = selection_section(name)["k"]
+    return max(k) if isinstance(k, list) else k
+
+
+def reference_texts(name):
+    """Return the texts whose mean centres a set: the set's own for classes, the dictionary for the few concepts."""
+    return f"results/artifacts/text/{'dictionary' if name == 'concepts' else name}.zarr"
