@@ -38,9 +38,9 @@ rule all:
         "results/explorer",
         "results/report.html",
         [
-            f"results/segmentation/{dataset}/{made}"
+            f"results/segmentation/{dataset}/{picture}"
             for dataset in config["segmentation"]["datasets"]
-            for made in ("overlays", "sheets", "per_class.png")
+            for picture in ("overlays", "sheets", "per_class.png")
         ],
         "results/retrieval",
         [

@@ -1,4 +1,4 @@
-"""Compare two ways from tokens to label maps: logits of all pixels of an image, and blocks of rows. By size of the image.
+"""Compare two ways from tokens to label maps at several image sizes: logits of all pixels of an image, and blocks of rows.
 
     python benchmarks/canvas.py
 

@@ -139,7 +139,7 @@ def write_random_features(pool: AttentionPool, views: int, dtype: str, path: Pat
 
 
 def embed(z: torch.Tensor, pool: AttentionPool) -> torch.Tensor:
-    """Return the embeddings that a pool makes of activations."""
+    """Compute the embeddings of a pool from activations."""
     return circuit.sum_pairs(circuit.coefficients(pooling.trace(z, pool), pool.readout), pool.readout)
 
 

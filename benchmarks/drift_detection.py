@@ -119,7 +119,7 @@ def embed(tiny: bool) -> dict:
 
 
 def run_trials(data: dict, strength: float, given: argparse.Namespace) -> list[dict]:
-    """Return the share of alarms of every detector, and the share of what it names that really drifts."""
+    """Return the share of alarms of every detector, and the share of the words it names that really drift."""
     rng = np.random.default_rng([3, int(strength * 1000)])
     reference, new = (np.flatnonzero(data["pool"] == name) for name in ("reference", str(strength)))
     alarms: dict[str, list[bool]] = {name: [] for name in (KS, MMD, BY_CONCEPT, BY_PAIR)}

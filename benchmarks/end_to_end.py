@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--dictionary", default="wordfreq:30000")
     parser.add_argument("--sparse-share", type=float, default=0.1, help="share of the units that get a sparse code")
     parser.add_argument("--k", type=int, default=20000, help="pairs per class")
-    parser.add_argument("--precision", default="float32", help="of the convolutions")
-    parser.add_argument("--dtype", default="float32", help="of the stored arrays")
+    parser.add_argument("--precision", default="float32", help="precision of the convolutions")
+    parser.add_argument("--dtype", default="float32", help="type of the stored arrays")
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["nad", "nad_centred", "maskclip", "sclip", "attention"]
     )

@@ -102,7 +102,7 @@ def tabulate(architecture: str, side: str, encode: float, plain: float, decompos
 
 
 def plain_loop(clip: torch.nn.Module, paths: list[str], given: argparse.Namespace) -> None:
-    """Encode images as one would with open_clip alone."""
+    """Encode images in a plain loop over open_clip's encode_image."""
     preprocess = image_transform_v2(PreprocessCfg(size=clip.visual.image_size), is_train=False)
     for start in range(0, len(paths), given.batch_size):
         batch = torch.stack([preprocess(Image.open(path)) for path in paths[start : start + given.batch_size]])

@@ -1,4 +1,4 @@
-"""Measure how often each way of naming pairs is right, on demo images that were not used for naming.
+"""Measure how often each way of naming pairs is correct, on demo images that were not used for naming.
 
     python benchmarks/naming.py
 

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def largest_allocation(function: Callable[[], torch.Tensor]) -> float:
-    """Return the largest single allocation of a call in MiB, which it needs at least."""
+    """Return the largest single allocation of a call in MiB, a lower bound of its peak memory."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
     return max(event.cpu_memory_usage for event in recorded.events()) / 2**20

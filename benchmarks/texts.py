@@ -19,7 +19,7 @@ def main() -> None:
     """Compare the speed and the embeddings."""
     parser = make_parser(__doc__)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="RN50")
-    parser.add_argument("--words", type=int, default=30_000, help="number of words that prompts are drawn from")
+    parser.add_argument("--words", type=int, default=30_000, help="number of words from which prompts are drawn")
     parser.add_argument("--prompts", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="cpu")

@@ -1,7 +1,7 @@
 """Registry of analyses: one record per stage that writes final tables.
 
-The final targets of the Snakefile, the plots with their captions, and lists in the tests derive from it. It imports nothing
-heavy, because the Snakefile reads it at every start.
+The final targets of the Snakefile, the plots with their captions, and lists in the tests are derived from it. It imports
+nothing heavy, because the Snakefile reads it at every start.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from nadpipe.store.schema import CsvKind, TableKind
 class Analysis:
     """Record of an analysis.
 
-    stage: stage and rule that writes the tables. kinds: kinds of the tables. category: heading in Snakemake's report.
-    plotted: True if nadpipe.pages.figures has a module of the analysis's name, which draws the first table. The caption of the
-    plot is rules/captions/<name>.rst.
+    stage: stage, and rule, that writes the tables. kinds: kinds of the tables. category: heading in Snakemake's report.
+    plotted: True if nadpipe.pages.figures has a module named like the analysis, which draws the first table. The plot's caption
+    is rules/captions/<name>.rst.
     """
 
     stage: str
@@ -50,7 +50,7 @@ PLOTTED = {name: analysis for name, analysis in ANALYSES.items() if analysis.plo
 
 
 def final_tables() -> list[str]:
-    """Return the paths of all tables that a run ends with."""
+    """Return the paths of all final tables."""
     return [table for analysis in ANALYSES.values() for table in analysis.tables]
 
 

@@ -20,7 +20,7 @@ _OK, _BAD_INPUT, _WRONG_USAGE, _CLOSED_OUTPUT = 0, 1, 2, 141  # 141: what shells
 
 
 def commands() -> dict[str, str]:
-    """Return the module of each command by the command's name, without importing the modules."""
+    """Return the modules of all commands by the commands' names, without importing the modules."""
     return {
         module.name.replace("_", "-"): f"nadpipe.{group}.{module.name}"
         for group in _GROUPS
@@ -31,8 +31,8 @@ def commands() -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 is success, 1 is bad input (one line on standard error), 2 is wrong usage, 141 is a reader that closed standard output
-    early, such as `head`.
+    0 is success, 1 is bad input (one line on standard error), 2 is wrong usage. 141 means that the reader of standard output,
+    such as `head`, closed it early.
     """
     try:
         try:
@@ -76,14 +76,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def _output_is_closed() -> bool:
-    """Return whether standard output is a pipe that nobody reads any more."""
+    """Return True if standard output is a pipe without a reader."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # errors alone
+    poll.register(sys.stdout, 0)  # only errors
     return bool(poll.poll(0))
 
 
 def _overview(modules: dict[str, str]) -> str:
-    """Return the list of commands with one line on each."""
+    """Return the list of commands, with one line about each."""
     width = max(map(len, modules))
     lines = ["usage: nadpipe COMMAND [OPTIONS]", "", "`nadpipe COMMAND --help` explains the options of a command."]
     for group, title in _GROUPS.items():

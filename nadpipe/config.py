@@ -41,7 +41,7 @@ Value = TypeVar("Value")
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is a URL, such as s3://bucket/photos."""
+    """Return True for a URL, such as s3://bucket/photos, and False for a local path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
@@ -155,7 +155,7 @@ def _parse_null(value: Any) -> Any:
     return None if value == "null" else value  # `snakemake --config` passes null as text
 
 
-# Types. `allowed` is the text of the column "Allowed values" where the type itself says too little.
+# Types. `allowed` is the text of the column "Allowed values" for types that are not clear by themselves.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Dataset(_Section):
     ignore: Annotated[Integer, Field(ge=0, le=65535)] = Field(
         255, description="Mask value that is ignored, if `classes` is a list."
     )
-    background_names: bool = Field(True, description="Whether the names of the class `background` compete with the others.")
+    background_names: bool = Field(True, description="Let the names of the class `background` compete with the others.")
     background_threshold: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="Pixels whose best class has a lower probability become background. 0 turns this off."
     )
@@ -543,9 +543,9 @@ class Config(_Section):
 
 
 def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
-    """Return the complete config as plain values.
+    """Check a config and return it, complete, as plain values.
 
-    source: first word of every message, such as the name of the config file.
+    source: start of every line of a message, such as the name of the config file.
 
     Raises NadpipeError if the config has errors. The message has one line per error: the full key, what is wrong, and what
     to do.

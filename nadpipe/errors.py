@@ -2,4 +2,4 @@
 
 
 class NadpipeError(Exception):
-    """Report bad input in one line: `<file or key>: <what is wrong>; <what to do>`. Commands print it and exit with code 1."""
+    """Report bad input in one line: `<file or key>: <what is wrong>; <what to do>`. Commands print the line and exit with 1."""

@@ -1,10 +1,10 @@
 """Fingerprints of the code behind a stage's numbers.
 
-Snakemake reruns a job if a param changes, but does not see edits in imported modules. A fingerprint as a param makes it see
-them. It covers the stage's module and all definitions (functions, classes, constants) of the package that it uses, directly or
-through others. It leaves out all that changes no number: comments, docstrings, layout, error messages, printed lines and
-progress labels, and plumbing (errors, progress, store). A format version per kind of artifact guards the store instead: of the
-schemas that the stage uses, names, axes, types and formats count, but no descriptions.
+Snakemake reruns a job if a param changes, but does not see edits in imported modules. A fingerprint as a param makes such edits
+visible. It covers the stage's module and all definitions (functions, classes, constants) of the package that it uses, directly
+or through others. It excludes everything that changes no number: comments, docstrings, formatting, error messages, printed
+lines, progress labels, and plumbing (errors, progress, store). The store is guarded by a format version per kind of artifact
+instead: the fingerprint includes the names, axes, types and formats of the schemas that the stage uses, not their descriptions.
 """
 
 import ast
@@ -19,22 +19,37 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent
 _KINDS = "nadpipe.store.kinds."
 _PLUMBING = ("nadpipe.errors", "nadpipe.progress", "nadpipe.fingerprint", "nadpipe.store")
-_ALWAYS = ""  # name of the statements of a module that define nothing
+_ALWAYS = ""  # name of those statements of a module that define nothing
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Definition:
-    """A function, class or constant at the top level of a module; all statements that define nothing have the name ''."""
+    """A function, class or constant at the top level of a module. All statements that define nothing have the name ''."""
 
     module: str
     name: str
 
 
+_REGISTRIES = (Definition("nadpipe.data.layouts", "LAYOUTS"),)  # a stage uses one record; its rule adds record_fingerprint
+_TEXT_ARGUMENTS = ("summary", "description")  # keyword arguments that only people read
+
+
 @functools.cache
 def code_fingerprint(module: str, package: Path = PACKAGE) -> str:
     """Return twelve hex digits that change with the code that a module uses and with the schemas of its artifacts."""
-    digest = hashlib.sha256()
-    for definition in used_definitions(module, package):
+    return _digest(used_definitions(module, package), package)
+
+
+def record_fingerprint(record: Any, package: Path = PACKAGE) -> str:
+    """Return twelve hex digits that change with a record of a registry, except its description, and with its class's code."""
+    fields = {name: value for name, value in dataclasses.asdict(record).items() if name not in _TEXT_ARGUMENTS}
+    definition = Definition(type(record).__module__, type(record).__name__)
+    return _digest(_reachable([definition], package), package, repr(fields))
+
+
+def _digest(definitions: list[Definition], package: Path, text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
+    for definition in definitions:
         for line in _content(definition, package):
             digest.update(f"{definition.module} {definition.name}\n{line}\n".encode())
     return digest.hexdigest()[:12]
@@ -52,26 +67,32 @@ def files_fingerprint(folder: str, package: Path = PACKAGE) -> str:
 @functools.cache
 def used_definitions(module: str, package: Path = PACKAGE) -> list[Definition]:
     """Return all definitions of a module, and those that they use directly or through others, sorted."""
+    return _reachable([Definition(module, name) for name in _source(module, package).definitions], package)
+
+
+def _reachable(roots: list[Definition], package: Path) -> list[Definition]:
+    """Return definitions and those that they use directly or through others, sorted, without registries."""
     used: set[Definition] = set()
-    pending = [Definition(module, name) for name in _source(module, package).definitions]
+    pending = roots
     while pending:
-        definition = pending.pop()
-        if definition not in used:
+        definition, *pending = pending
+        if definition not in used and definition not in _REGISTRIES:
             used.add(definition)
             pending += _references(definition, package)
     return sorted(used)
 
 
 def is_plumbing(module: str) -> bool:
-    """Return whether a module changes no number of any stage."""
+    """Return True for a module that can change no number of any stage."""
     return any(module == name or module.startswith(f"{name}.") for name in _PLUMBING)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A module as text: statements by the name that they define, and what its imports bind."""
+    """A module as text: statements by the name that they define, with and without messages, and its imports."""
 
     definitions: dict[str, list[ast.stmt]]
+    normal: dict[str, list[ast.stmt]]
     imports: dict[str, tuple[str, str | None]]  # module and, for `from` imports, the name in it, by local name
 
 
@@ -79,11 +100,15 @@ class _Source:
 def _source(module: str, package: Path) -> _Source:
     path = _path(module, package)
     assert path is not None, module
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    tree, without_messages = ast.parse(text), _WithoutMessages()
     definitions: dict[str, list[ast.stmt]] = {_ALWAYS: []}
-    for statement in tree.body:
+    normal: dict[str, list[ast.stmt]] = {_ALWAYS: []}
+    for statement, copy in zip(tree.body, ast.parse(text).body, strict=True):
+        stripped = without_messages.visit(copy)
         for name in _defined_names(statement):
             definitions.setdefault(name, []).append(statement)
+            normal.setdefault(name, []).extend([stripped] if stripped else [])
     imports: dict[str, tuple[str, str | None]] = {}
     for node in ast.walk(tree):  # also those inside functions
         if isinstance(node, ast.Import):
@@ -91,7 +116,7 @@ def _source(module: str, package: Path) -> _Source:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             for alias in node.names:
                 imports[alias.asname or alias.name] = (node.module, alias.name)
-    return _Source(definitions, imports)
+    return _Source(definitions, normal, imports)
 
 
 def _defined_names(statement: ast.stmt) -> list[str]:
@@ -105,22 +130,23 @@ def _defined_names(statement: ast.stmt) -> list[str]:
     return names if isinstance(statement, ast.Assign | ast.AnnAssign) and names else [_ALWAYS]
 
 
-def _references(definition: Definition, package: Path) -> Iterator[Definition]:
-    """Yield the definitions of the package that a definition uses."""
+@functools.cache
+def _references(definition: Definition, package: Path) -> list[Definition]:
+    """Return the definitions of the package that a definition uses."""
     if definition.module.startswith(_KINDS):
-        return  # counted by their signatures
+        return []  # signatures stand for kinds
     source = _source(definition.module, package)
-    yield Definition(definition.module, _ALWAYS)
-    for statement in source.definitions.get(definition.name, []):
-        attributes = {id(node.value): node for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
-        for node in ast.walk(statement):
-            if not isinstance(node, ast.Name):
-                continue
-            if node.id in source.definitions:
-                yield Definition(definition.module, node.id)
-            elif node.id in source.imports:
-                attribute = attributes.get(id(node))
-                yield from _resolve(*source.imports[node.id], attribute.attr if attribute else None, package)
+    references = [Definition(definition.module, _ALWAYS)]
+    nodes = [node for statement in source.definitions.get(definition.name, []) for node in ast.walk(statement)]
+    attributes = {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
+        if not isinstance(node, ast.Name):
+            continue
+        if node.id in source.definitions:
+            references.append(Definition(definition.module, node.id))
+        elif node.id in source.imports:
+            references += _resolve(*source.imports[node.id], attributes.get(id(node)), package)
+    return references
 
 
 def _resolve(module: str, name: str | None, attribute: str | None, package: Path) -> Iterator[Definition]:
@@ -129,31 +155,28 @@ def _resolve(module: str, name: str | None, attribute: str | None, package: Path
         module, name = f"{module}.{name}", None
     if module == "nadpipe" or _path(module, package) is None:
         return
-    source, wanted = _source(module, package), name if name is not None else attribute
-    if wanted is None:  # the module as a value: any of its definitions may be used
+    source, target = _source(module, package), name if name is not None else attribute
+    if target is None:  # the module as a value: any of its definitions may be used
         yield from (Definition(module, definition) for definition in source.definitions)
-    elif wanted in source.definitions:
-        yield Definition(module, wanted)
-    elif wanted in source.imports:
-        yield from _resolve(*source.imports[wanted], None, package)
+    elif target in source.definitions:
+        yield Definition(module, target)
+    elif target in source.imports:
+        yield from _resolve(*source.imports[target], None, package)
 
 
 def _content(definition: Definition, package: Path) -> Iterator[str]:
-    """Yield what counts of a definition: its code, the signatures of a kind of artifact, or nothing of plumbing."""
+    """Yield the text by which a fingerprint covers a definition: code, signatures of kinds of artifacts, or none (plumbing)."""
     if definition.module.startswith(_KINDS):
         value: Any = getattr(importlib.import_module(definition.module), definition.name, None)
         for kind in value.values() if isinstance(value, dict) else [value]:
             if hasattr(kind, "signature"):
                 yield kind.signature
     elif not is_plumbing(definition.module):
-        yield from map(_normal_source, _source(definition.module, package).definitions.get(definition.name, []))
-
-
-_TEXT_ARGUMENTS = ("summary", "description")  # keyword arguments that only people read
+        yield from map(ast.unparse, _source(definition.module, package).normal.get(definition.name, []))
 
 
 class _WithoutMessages(ast.NodeTransformer):
-    """Removes docstrings, descriptions, and the texts of errors, printed lines and progress bars."""
+    """Remove docstrings, descriptions, and the texts of errors, printed lines and progress bars."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         """Remove docstrings and printed lines."""
@@ -167,23 +190,17 @@ class _WithoutMessages(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Remove descriptions, and keep what a progress bar goes through, not its labels."""
+        """Remove descriptions, and replace a progress bar by the items that it counts."""
         self.generic_visit(node)
         node.keywords = [keyword for keyword in node.keywords if keyword.arg not in _TEXT_ARGUMENTS]
         tracked = isinstance(node.func, ast.Name) and node.func.id == "track"
         return node.args[0] if tracked else node
 
 
-def _normal_source(statement: ast.stmt) -> str:
-    """Return a statement's code without what changes no number."""
-    copy = ast.parse(ast.unparse(statement))
-    return ast.unparse(_WithoutMessages().visit(copy))
-
-
 def _path(module: str, package: Path) -> Path | None:
     """Return the file of a module of the package, or None if there is no such module."""
-    root, *parts = module.split(".")
+    root, *names = module.split(".")
     if root != "nadpipe":
         return None
-    base = package.joinpath(*parts)
+    base = package.joinpath(*names)
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)

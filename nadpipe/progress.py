@@ -27,9 +27,9 @@ class _LineStream:
 
 
 def track(items: Iterable[Item], label: str, noun: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items, and show on standard error how many are done, how fast, and the time left.
+    """Yield the items, and show their number, speed and remaining time on standard error.
 
-    label: what is done, such as "drawing". noun: singular of the counted items. total: number of items, if they have no length.
+    label: name of the work, such as "drawing". noun: name of one item. total: number of items, if they have no length.
     """
     if sys.stderr.isatty():
         return iter(tqdm(items, desc=label, unit=f" {noun}", total=total))

@@ -1,8 +1,8 @@
 # Functions that several rule files use. This file has no rules.
 #
-# In the rules, settings that affect a stage's result are params: a change reruns the stage. Settings that affect only how it
-# runs (batch size, worker processes, device) are resources: a change reruns nothing, so a run that ran out of memory continues
-# where it stopped.
+# In rules, settings that affect a stage's result are params: a change reruns the stage. Settings that affect only how it runs
+# (batch size, worker processes, device) are resources: a change reruns nothing, so a run that ran out of memory continues where
+# it stopped.
 import json
 import os
 import re
@@ -19,7 +19,11 @@ from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.errors import NadpipeError
-from nadpipe.fingerprint import code_fingerprint, files_fingerprint
+from nadpipe.fingerprint import (
+    code_fingerprint,
+    files_fingerprint,
+    record_fingerprint,
+)
 from nadpipe.store.kinds.units import ASSIGNMENTS
 
 
@@ -33,7 +37,7 @@ def checked_config():
 
 
 def command_prefix():
-    """Return shell code that makes `nadpipe` in a rule run the code beside this Snakefile, in any job environment."""
+    """Return shell code that makes `nadpipe` in a rule run the code next to this Snakefile, in any job environment."""
     return (
         f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
         'nadpipe() {{ python -m nadpipe "$@"; }}; '
@@ -46,7 +50,7 @@ def memory(megabytes):
 
 
 def code(stage):
-    """Return the fingerprint of a stage's code, for use as a param: Snakemake does not see edits in imported modules."""
+    """Return the fingerprint of a stage's code, a param of its rule, because Snakemake does not see edits in imported modules."""
     return code_fingerprint(f"nadpipe.stages.{stage}")
 
 
@@ -58,11 +62,11 @@ def model_options():
 
 
 def model_files():
-    """Return those of the model's config and checkpoint that are files."""
-    named = [config["model"]["architecture"], config["model"]["pretrained"] or ""]
+    """Return the model's config and checkpoint as inputs, if they are files."""
+    names = [config["model"]["architecture"], config["model"]["pretrained"] or ""]
     return [
         given(name)
-        for name in named
+        for name in names
         if is_url(name)
         or Path(name).is_relative_to(DEMO_FOLDER)
         or Path(name).is_file()
@@ -71,12 +75,12 @@ def model_files():
 
 def source_root(dataset):
     """Return the folder of a data set's images, as the config names it."""
-    known = config["datasets"][dataset]
-    return LAYOUTS[known["layout"]].image_folder(known["path"])
+    source = config["datasets"][dataset]
+    return LAYOUTS[source["layout"]].image_folder(source["path"])
 
 
 def source_path(dataset):
-    """Return the path under which jobs find the table or folder of a data set. A table at a URL is in its folder's copy."""
+    """Return the path at which jobs find the table or folder of a data set. A table at a URL is in its folder's copy."""
     path = config["datasets"][dataset]["path"]
     if not is_url(path):
         return found_at(path)
@@ -84,9 +88,9 @@ def source_path(dataset):
 
 
 def copied_images(dataset):
-    """Return the files of a data set if jobs use a staged copy. Otherwise rules find the images through the manifest."""
-    copied = is_copied(config["datasets"][dataset]["path"])
-    return source_files(dataset) if copied else []
+    """Return the files of a data set as inputs if jobs use a staged copy. Otherwise jobs find the images by the manifest."""
+    path = config["datasets"][dataset]["path"]
+    return source_files(dataset) if is_copied(path) else []
 
 
 def copy_options(dataset):
@@ -110,16 +114,16 @@ def shard_numbers(dataset):
 
 
 def of_segmentation(pattern):
-    """Return a path per segmented data set."""
+    """Return one path per segmented data set."""
     return [
         pattern.format(dataset=dataset)
         for dataset in config["segmentation"]["datasets"]
     ]
 
 
-def flag(name, wanted):
-    """Return a boolean option."""
-    return f"--{name}" if wanted else f"--no-{name}"
+def flag(name, enabled):
+    """Return a boolean option, such as --name or --no-name."""
+    return f"--{name}" if enabled else f"--no-{name}"
 
 
 def assignments_of(unit):

@@ -19,6 +19,7 @@ rule index_images:
         runtime=60,
     params:
         source=lambda wildcards: source_options(wildcards.dataset),
+        layout=lambda wildcards: layout_code(wildcards.dataset),
         code=code("index_images"),
     shell:
         """
@@ -45,6 +46,7 @@ rule index_classes:
         runtime=10,
     params:
         classes=lambda wildcards: class_options(wildcards.dataset),
+        layout=lambda wildcards: layout_code(wildcards.dataset),
         code=code("index_classes"),
     shell:
         """

@@ -1,5 +1,5 @@
-# Only this rule can be shared between workflows (--cache), because it reads nothing but its inputs. Other rules read images,
-# and only the manifest of the images is an input. Texts have their own cache (text.cache). A shared rule has no benchmark.
+# Only the result of this rule can be shared between workflows (--cache), because the rule reads only its inputs. Other rules
+# read images, of which only the manifest is an input. Texts have their own cache (text.cache). A shared rule has no benchmark.
 rule export_readout:
     input:
         files=model_files(),

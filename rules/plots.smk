@@ -25,7 +25,7 @@ rule plot_table:
     params:
         caption=lambda wildcards: caption(wildcards.name),
         code=code("plot_table"),
-        # the stage imports the figure by name, so that a new figure redraws no other
+        # the stage imports figures by name, so a new figure does not redraw the others
         figure=lambda wildcards: code_fingerprint(
             f"nadpipe.pages.figures.{wildcards.name}"
         ),

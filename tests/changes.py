@@ -176,7 +176,7 @@ def merged(*plans: dict[str, int]) -> dict[str, int]:
 
 
 def edited(*stages: str) -> dict[str, int]:
-    """Return what reruns after an edit of code that these stages run."""
+    """Return the rules that rerun after an edit of code that these stages run."""
     return merged(*(STAGES[stage] for stage in stages))
 
 
@@ -244,21 +244,21 @@ TABLES = {"index_images", "export_readout", *(analysis.stage for analysis in ANA
 
 
 def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
-    """Add to a plan of the tables above the rules that depend on many others: plots, summary, report and explorer.
+    """Return a plan with the rules that depend on many others added: plots, summary, report and explorer.
 
-    The summary holds checksums of all tables and every setting but those of `dense`.
+    The summary contains checksums of all tables, and all settings except those of `dense`.
     """
-    whole = dict(plan)
+    extended = dict(plan)
     plots = sum(analysis.stage in plan for analysis in PLOTTED.values())
     if plots:
-        whole["plot_table"] = max(plots, plan.get("plot_table", 0))
+        extended["plot_table"] = max(plots, plan.get("plot_table", 0))
     if "tabulate_units" in plan or key.startswith("explorer."):
-        whole["build_explorer"] = 1
-    if TABLES & plan.keys() or (bool(whole) and not key.startswith("dense.")):
-        whole |= {"describe_results": 1, "make_report": 1}
+        extended["build_explorer"] = 1
+    if TABLES & plan.keys() or (bool(extended) and not key.startswith("dense.")):
+        extended |= {"describe_results": 1, "make_report": 1}
     if "draw_overlays" in plan:
-        whole["make_report"] = 1
-    return whole
+        extended["make_report"] = 1
+    return extended
 
 
 HEAD = """# What a change reruns

@@ -46,7 +46,7 @@ class Checkout:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Return the checkout that a folder holds."""
+        """Open the checkout in a folder."""
         checkout = cls.__new__(cls)
         checkout.folder = folder
         checkout.config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -62,7 +62,7 @@ class Checkout:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     def _command(self, arguments: tuple[str, ...], warm: bool) -> tuple[list[str], dict[str, str]]:
-        """Return Snakemake's command as the README has it, and its environment; jobs run this copy's code."""
+        """Return Snakemake's command as in the README, and its environment. Jobs run this copy's code."""
         programs = [str(warm_server().bin)] if warm else []
         path = os.pathsep.join([*programs, str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")} | {"PATH": path}
@@ -77,7 +77,7 @@ class Checkout:
     def run(
         self, *arguments: str, check: bool = True, timeout: float | None = None, warm: bool = True, **variables: str
     ) -> subprocess.CompletedProcess:
-        """Run to the end, with more variables in the environment; jobs are forks of the warm server unless told otherwise."""
+        """Run to the end with additional environment variables. Jobs are forks of the warm server if `warm`."""
         command, environment = self._command(arguments, warm)
         environment |= variables
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -29,11 +29,11 @@ class Victim:
         self.targets = targets
 
     def run_and_kill(self, kind: str, skip: int = 0) -> str | None:
-        """Start a run and kill it while a job writes; return what was killed, None if the run ended first.
+        """Start a run and kill it while a job writes. Return a description of the kill, or None if the run ended first.
 
-        skip: jobs that may write undisturbed before.
+        skip: number of jobs that may start to write before.
         """
-        known = self._partial_files()  # left by earlier kills
+        earlier = self._partial_files()  # left by earlier kills
         writers = 0
         deadline = time.monotonic() + PATIENCE
         with self.checkout.start(*self.targets, "--rerun-incomplete") as process:
@@ -42,8 +42,8 @@ class Victim:
                     assert process.returncode == 0
                     return None
                 assert time.monotonic() < deadline, f"only {writers} jobs wrote within {PATIENCE:.0f} s"
-                new = self._partial_files() - known
-                known |= new
+                new = self._partial_files() - earlier
+                earlier |= new
                 writers += len(new)
                 if new and writers > skip and (killed := self._kill(kind, process.pid, min(new))):
                     process.wait(120)
@@ -55,7 +55,7 @@ class Victim:
         return set((self.checkout.folder / "results").rglob(".*.partial"))
 
     def _kill(self, kind: str, pid: int, partial: Path) -> str | None:
-        """Kill the job that writes `partial`, Snakemake, or both with all other jobs; return None if the job has ended."""
+        """Kill the job that writes `partial`, Snakemake, or both with all other jobs. Return None if the job has ended."""
         try:
             worker, snakemake = psutil.Process(int(partial.name.split(".")[-2])), psutil.Process(pid)
             victims = {"worker": [worker], "snakemake": [snakemake], "both": [snakemake, *snakemake.children(recursive=True)]}
@@ -75,7 +75,7 @@ class Victim:
             self.checkout.run(*self.targets, "--rerun-incomplete")
 
     def leftovers(self) -> list[Path]:
-        """Return files that a finished run does not leave."""
+        """Return temporary files, of which a finished run leaves none."""
         return [path for path in (self.checkout.folder / "results").rglob(".*") if path.suffix in (".partial", ".lock")]
 
 
@@ -99,7 +99,7 @@ def _equal(one: Path, other: Path) -> bool:
 
 
 def main() -> None:
-    """Kill runs of the small demo again and again."""
+    """Kill runs of the small demo repeatedly."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

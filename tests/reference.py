@@ -1,4 +1,4 @@
-"""The paper's formulas, computed densely by plain loops. They share nothing with the package but the pool's weights."""
+"""The paper's formulas, computed densely by plain loops. They share only the pool's weights with the package."""
 
 import numpy as np
 

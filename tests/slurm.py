@@ -15,13 +15,13 @@ from pathlib import Path
 from checkout import Checkout
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
-CONFIG = Path("/etc/slurm/slurm.conf")  # the executor strips SLURM_* variables, so that no other place is found
+CONFIG = Path("/etc/slurm/slurm.conf")  # the executor strips SLURM_* variables, so no other path works
 WITHOUT_ACCOUNTING = ("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "9")
 _MARK = "# made by nadpipe's tests"
 
 
 def missing() -> str | None:
-    """Return the reason why Slurm cannot be started here, None if it can."""
+    """Return the reason why Slurm cannot be started here, or None if it can."""
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
         return f"{', '.join(absent)} not installed (Debian packages slurm-wlm and munge)"
@@ -91,7 +91,7 @@ class Slurm:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
     def _wait(self, seconds: float = 60) -> None:
-        """Wait until the node takes jobs."""
+        """Wait until the node accepts jobs."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             state = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, timeout=30).stdout.strip()
@@ -105,7 +105,7 @@ class Slurm:
         """Return the properties of every job: what it requested and how it ended."""
         shown = subprocess.run(["scontrol", "show", "job", "-o"], capture_output=True, text=True, timeout=60, check=True).stdout
         lines = [line for line in shown.splitlines() if line.startswith("JobId=")]
-        return [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in lines]
+        return [dict(field.split("=", 1) for field in line.split() if "=" in field) for line in lines]
 
     def kill(self, comment: str, began: Callable[[], bool], seconds: float) -> str:
         """Kill all processes of the first running job with this comment as soon as its Snakemake has begun; return its id."""
@@ -131,11 +131,11 @@ class Slurm:
 
 def run_the_demo(folder: Path, running: "Slurm", target: str) -> str:
     """Run a small demo in bounded time; kill the first job that encodes images, and return its id."""
-    made = Checkout(folder)
-    made.config["datasets"]["discovery"]["shards"] = 1  # every Slurm job takes about ten seconds
-    made.write_config(made.config)
+    checkout = Checkout(folder)
+    checkout.config["datasets"]["discovery"]["shards"] = 1  # every Slurm job takes about ten seconds
+    checkout.write_config(checkout.config)
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(made.run, target, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=900, warm=False)
+        ended = pool.submit(checkout.run, target, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=900, warm=False)
         killed = running.kill(
             "rule_extract_features", lambda: any((folder / "logs" / "extract_features").rglob("*.log")), seconds=300
         )

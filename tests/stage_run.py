@@ -62,7 +62,7 @@ class Run:
         return contributions
 
     def means(self, contributions):
-        """Return the path of the heads' means beside a shard of contributions."""
+        """Return the path of the heads' means that belong to a shard of contributions."""
         return contributions.with_name(f"means-{contributions.name}")
 
     def embed(self, name, texts):
@@ -104,7 +104,7 @@ class Run:
         return self.folder / "s.zarr"
 
     def segment(self, contributions, shard=0, **options):
-        """Segment one shard; the first shard also measures registers and averages heads over all shards."""
+        """Segment one shard. The call for the first shard also measures registers and averages heads over all shards."""
         head_means, registers = self.folder / "heads.zarr", self.folder / "registers.parquet"
         if shard == 0:
             features = tuple(path.with_name(path.name.replace("-", "-features-")) for path in contributions)

@@ -20,21 +20,21 @@ def coefficient(pool):
     return coefficients(trace(activations(pool, 7), pool), pool.readout)
 
 
-def test_all_pairs_kept_are_the_embedding_and_none_its_mean(readout, coefficient):
+def test_keeping_all_pairs_gives_the_embedding_and_keeping_none_its_mean(readout, coefficient):
     mean = coefficient.mean(0)
     everything = torch.ones(mean.shape, dtype=torch.bool)
-    whole = sum_pairs(coefficient, readout)
-    torch.testing.assert_close(ablation.keep_pairs(coefficient, mean, everything, readout), whole)
+    embedding = sum_pairs(coefficient, readout)
+    torch.testing.assert_close(ablation.keep_pairs(coefficient, mean, everything, readout), embedding)
     none = ablation.keep_pairs(coefficient, mean, ~everything, readout)
-    torch.testing.assert_close(none, whole.mean(0).expand_as(none), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(none, embedding.mean(0).expand_as(none), rtol=1e-4, atol=1e-5)
 
 
 def test_disjoint_sets_of_pairs_are_additive(readout, coefficient):
     mean = coefficient.mean(0)
     first = torch.rand(mean.shape, generator=torch.Generator().manual_seed(0)) > 0.5
     base = ablation.keep_pairs(coefficient, mean, torch.zeros_like(first), readout)
-    parts = [ablation.keep_pairs(coefficient, mean, kept, readout) - base for kept in (first, ~first)]
-    torch.testing.assert_close(base + sum(parts), sum_pairs(coefficient, readout), rtol=1e-4, atol=1e-5)
+    deviations = [ablation.keep_pairs(coefficient, mean, kept, readout) - base for kept in (first, ~first)]
+    torch.testing.assert_close(base + sum(deviations), sum_pairs(coefficient, readout), rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_pairs_are_the_largest():
@@ -56,19 +56,19 @@ def rebuild(coefficient, readout, directions):
     return sum_pairs(mean[None], readout) + ablation.decode(coordinate, directions)
 
 
-def test_neurons_on_a_whole_basis_are_rebuilt_and_on_less_are_projected(readout, coefficient):
+def test_neurons_are_rebuilt_on_a_complete_basis_and_projected_on_a_smaller_one(readout, coefficient):
     write = torch.stack([write_vectors(readout, head) for head in range(readout.heads)], dim=1)
     basis = torch.linalg.qr(write.transpose(1, 2))[0].transpose(1, 2).contiguous()
-    whole = sum_pairs(coefficient, readout)
+    embedding = sum_pairs(coefficient, readout)
     rebuilt = rebuild(coefficient, readout, basis)
-    torch.testing.assert_close(rebuilt[-1], whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(rebuilt[-1], embedding, rtol=1e-3, atol=1e-4)
     centred = coefficient - coefficient.mean(0)
     dense = torch.einsum("vhn,nho->vno", centred, write)  # centred contribution of each neuron
     projected = torch.einsum("vno,no,np->vp", dense, basis[:, 0], basis[:, 0])
-    torch.testing.assert_close(rebuilt[0] - whole.mean(0), projected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(rebuilt[0] - embedding.mean(0), projected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_direction_in_the_span_of_its_texts_is_kept_and_fewer_texts_are_least_squares():
+def test_recoding_keeps_directions_in_the_span_of_texts_and_is_least_squares_otherwise():
     generator = torch.Generator().manual_seed(0)
     atom = normalise(torch.randn(5, 4, 9, generator=generator))
     atom[1, 2:] = 0  # a code that ended early

@@ -55,7 +55,7 @@ def values(result):
     if dataclasses.is_dataclass(result):
         result = vars(result)
     if isinstance(result, dict):
-        return {f"{key}.{name}": value for key, part in result.items() for name, value in values(part).items()}
+        return {f"{key}.{name}": value for key, item in result.items() for name, value in values(item).items()}
     return {"": torch.as_tensor(result)}
 
 
@@ -74,19 +74,19 @@ def test_every_accumulator_is_tested():
 
 
 @pytest.mark.parametrize("kind", ACCUMULATORS, ids=lambda kind: kind.__name__)
-def test_blocks_and_merged_parts_give_the_result_of_all_views_at_once(kind):
+def test_blocks_and_merged_shards_give_the_result_of_all_views_at_once(kind):
     rows = torch.arange(VIEWS)
     expected = values(accumulate(kind, [rows]).result())
     results = [accumulate(kind, rows.split(size)).result() for size in (1, 3, 10)]
     for sizes in ([10, 1, 12], [2, 21], [3] * 7 + [2]):
-        parts = [accumulate(kind, part.split(5)) for part in rows.split(sizes)]  # as from shards, each in its own blocks
+        shards = [accumulate(kind, shard.split(5)) for shard in rows.split(sizes)]  # as from shards, each in its own blocks
         merged = ACCUMULATORS[kind][0]()
-        for part in parts:
-            merged.merge(part)
+        for shard in shards:
+            merged.merge(shard)
         results.append(merged.result())
-        for part in parts[1:]:
-            parts[0].merge(part)
-        results.append(parts[0].result())
+        for shard in shards[1:]:
+            shards[0].merge(shard)
+        results.append(shards[0].result())
     for result in map(values, results):
         assert result.keys() == expected.keys()
         for name, value in result.items():
@@ -99,8 +99,8 @@ def test_a_missing_view_changes_the_result(kind):
     rows = torch.arange(VIEWS)
     largest = {TopByNorm: torch.einsum("vr,kr->vk", FACTOR[:, 0], ROOT[0]).norm(dim=1), TopPairs: (DIRECTION @ TEXT[0]).amax(1)}
     without = rows[rows != largest.get(kind, COEFFICIENT[:, 0, 0]).argmax()]
-    whole, part = (values(accumulate(kind, [block]).result()) for block in (rows, without))
-    assert any(not torch.equal(whole[name], part[name]) for name in whole)
+    complete, incomplete = (values(accumulate(kind, [block]).result()) for block in (rows, without))
+    assert any(not torch.equal(complete[name], incomplete[name]) for name in complete)
 
 
 # -------------------------------------------------------------------------------------------------------- mean, extremes
@@ -125,8 +125,8 @@ def test_deviations_within_rounding_are_zero():
 
 def extremes(coefficient, keep, block):
     accumulator = Extremes(keep)
-    for part in coefficient.split(block):
-        accumulator.add(part)
+    for values_of_block in coefficient.split(block):
+        accumulator.add(values_of_block)
     return accumulator
 
 
@@ -138,8 +138,8 @@ def test_one_pass_in_blocks_equals_two_passes(views, keep, block):
     coefficient[:, 0, 0] = 0.1  # constant, and not a binary fraction
     one_pass = extremes(coefficient, keep, block)
     merged = Extremes(keep)
-    for part in coefficient.split(7):  # as from shards, each in blocks of its own
-        merged.merge(extremes(part, keep, block))
+    for shard in coefficient.split(7):  # as from shards, each in blocks of its own
+        merged.merge(extremes(shard, keep, block))
     torch.testing.assert_close(merged.extreme, one_pass.extreme, rtol=0, atol=0)
     one_pass, merged = one_pass.result(), merged.result()
     assert (merged.views, merged.keep) == (one_pass.views, one_pass.keep) == (views, keep)
@@ -193,10 +193,10 @@ def test_top_factors_are_those_of_a_sort_by_norm():
         torch.testing.assert_close(top.factor[:, unit], FACTOR[order, unit], rtol=0, atol=0)
         torch.testing.assert_close(top.norm[:, unit], norm[order, unit])
     torch.testing.assert_close(top.energy.float(), norm.square().mean(0))
-    some = top.of(slice(2, 4))
-    assert torch.equal(some.factor, top.factor[:, 2:4])
-    assert torch.equal(some.norm, top.norm[:, 2:4])
-    assert torch.equal(some.energy, top.energy[2:4])
+    selected = top.of(slice(2, 4))
+    assert torch.equal(selected.factor, top.factor[:, 2:4])
+    assert torch.equal(selected.norm, top.norm[:, 2:4])
+    assert torch.equal(selected.energy, top.energy[2:4])
 
 
 @pytest.mark.parametrize("k", [1, 5, 12])
@@ -216,8 +216,8 @@ def test_top_pairs_equal_a_sort_of_all_pairs(k):
 
 def test_equal_cosines_select_the_lower_pair():
     top, other = TopPairs(3), TopPairs(3)
-    for head, part in enumerate((top, other)):
-        part.add(head, torch.ones(2, 2), torch.ones(1, 2))
+    for head, accumulator in enumerate((top, other)):
+        accumulator.add(head, torch.ones(2, 2), torch.ones(1, 2))
     top.merge(other)
     pairs = zip(top.result().head[0].tolist(), top.result().neuron[0].tolist(), strict=True)
     assert list(pairs) == [(0, 0), (0, 1), (1, 0)]
@@ -234,9 +234,9 @@ def test_moments_in_blocks_equal_the_tests_on_all_values():
     accumulator = GroupMoments()
     for block in torch.randperm(50, generator=torch.Generator().manual_seed(0)).split(9):
         for name in ("a", "b"):
-            part = value[block][torch.tensor(group[block] == name)]
-            if len(part):
-                accumulator.add(name, part)
+            members = value[block][torch.tensor(group[block] == name)]
+            if len(members):
+                accumulator.add(name, members)
     moments = accumulator.result()
     difference, effect, p = compare_moments(moments["b"], moments["a"])
     first, second = value[:20].numpy(), value[20:].numpy()
@@ -250,8 +250,8 @@ def test_moments_in_blocks_equal_the_tests_on_all_values():
 def test_pooled_moments_are_those_of_all_images_together():
     value = torch.tensor(np.random.default_rng(4).normal(size=(30, 1, 2)))
     accumulator = GroupMoments()
-    for name, part in zip("abc", value.split([8, 10, 12]), strict=True):
-        accumulator.add(name, part)
+    for name, members in zip("abc", value.split([8, 10, 12]), strict=True):
+        accumulator.add(name, members)
     moments = accumulator.result()
     difference, _, p = compare_moments(moments["c"], pool_groups(moments, ["a", "b"]))
     np.testing.assert_allclose(difference, (value[18:].mean(0) - value[:18].mean(0)).numpy(), atol=1e-12)
@@ -262,6 +262,6 @@ def test_pooled_moments_are_those_of_all_images_together():
 def test_examples_are_the_images_with_the_largest_coefficients():
     value = random(23, 2, 3)
     examples = Examples(4)
-    for part in torch.arange(23).split(5):
-        examples.add(value[part], part + 100)
+    for rows in torch.arange(23).split(5):
+        examples.add(value[rows], rows + 100)
     assert (examples.result() - 100 == value.topk(4, dim=0).indices).all()

@@ -7,7 +7,7 @@ from nadpipe.circuit.attention import trace
 from nadpipe.circuit.readout import coefficients
 
 
-def test_the_images_at_both_ends_are_those_of_a_sort():
+def test_end_images_equal_those_of_a_sort():
     value = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
     order = value.argsort(dim=0).T
     ends = activity.end_images(value, 3)
@@ -16,7 +16,7 @@ def test_the_images_at_both_ends_are_those_of_a_sort():
     assert activity.end_images(value[:2], 3).shape == (5, 4)  # fewer images than requested
 
 
-def test_histograms_are_numpys():
+def test_histograms_equal_those_of_numpy():
     value = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
     value[:, 3] = 2.5
     counts = activity.histogram(value, value.amin(0), value.amax(0), 8)

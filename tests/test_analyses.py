@@ -26,7 +26,7 @@ from nadpipe.store.tables import read_parquet
 
 
 def test_analyses_start_at_the_mean_and_end_at_the_model(run):
-    """With all pairs, all directions and all of a code, embeddings are the model's own; with none, their mean."""
+    """With all pairs, directions or texts, embeddings are the model's own; without any, they are the mean."""
     labels = ["cat", "dog", None, "dog", "cat"] * 2
     run.write_images(noise(10), group=labels)
     index_images("table", run.folder / "t.csv", run.folder / "images.parquet", label_column="group")
@@ -35,10 +35,10 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
         run.tabulate(unit, contributions)
     embed_texts(output=run.folder / "labels.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
     assert open_zarr(run.folder / "labels.zarr", TEXT).texts() == ["cat", "dog"]
-    seen = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr")
+    labelled = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr")
     units = [run.folder / f"{unit}.zarr" for unit in ("pair", "neuron", "head")]
 
-    measure_sparsity(*seen, *units[:2], run.pool, run.folder / "sparsity.csv", shares=(0.1, 1.0), draws=2)
+    measure_sparsity(*labelled, *units[:2], run.pool, run.folder / "sparsity.csv", shares=(0.1, 1.0), draws=2)
     sparsity = pd.read_csv(run.folder / "sparsity.csv").set_index(["unit", "kept", "draw", "share"])
     assert sparsity.xs(1.0, level="share")["relative_error"].max() < 1e-5
     assert set(sparsity["images"]) == {8}
@@ -49,7 +49,7 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
     for unit in ("pair", "neuron"):
         energy = sparsity["energy"][unit]
         assert energy["top", 0, 0.1] > energy["random", 1, 0.1] > energy["bottom", 0, 0.1]
-    measure_reconstruction(*seen, *units, run.pool, run.folder / "reconstruction.csv")
+    measure_reconstruction(*labelled, *units, run.pool, run.folder / "reconstruction.csv")
     table = pd.read_csv(run.folder / "reconstruction.csv").set_index(["unit", "components"])
     assert table.index.tolist() == [(u, c) for u, n in (("pair", 1), ("neuron", 2), ("head", 2)) for c in range(n + 1)]
     assert table.loc[("pair", 1), "relative_error"] < 1e-5
@@ -58,7 +58,7 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
         assert table.loc[unit]["explained"].is_monotonic_increasing
     texts = [run.folder / f"{unit}-texts.parquet" for unit in ("pair", "neuron", "head")]
     words = run.folder / "words.zarr"
-    measure_sparse_text(*seen, *units, *texts, words, run.pool, run.folder / "sparse_text.csv", atoms=(1, 2, 99))
+    measure_sparse_text(*labelled, *units, *texts, words, run.pool, run.folder / "sparse_text.csv", atoms=(1, 2, 99))
     coded = pd.read_csv(run.folder / "sparse_text.csv").set_index(["unit", "atoms"])
     assert coded.index.tolist() == [(unit, count) for unit in ("pair", "neuron", "head") for count in (0, 1, 2)]
     assert coded.loc["pair"]["explained"].is_monotonic_increasing
@@ -73,7 +73,7 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
         index_images("table", run.folder / "t.csv", run.folder / "images.parquet")
         embed_texts(output=run.folder / "x.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
     with pytest.raises(NadpipeError, match="no image has a label"):
-        measure_sparsity(*seen, *units[:2], run.pool, run.folder / "sparsity.csv")
+        measure_sparsity(*labelled, *units[:2], run.pool, run.folder / "sparsity.csv")
 
 
 def test_top_images_of_pairs_and_neurons(run):
@@ -89,19 +89,19 @@ def test_top_images_of_pairs_and_neurons(run):
     assert pairs["spread"].between(-1e-5, 1.5 + 1e-5).all()
     row = pairs.astype({"head": int}).iloc[0]
     stores = [open_zarr(path, CONTRIBUTIONS) for path in contributions]
-    own = np.concatenate([store["coefficient"][:, row["head"], row["neuron"]] for store in stores])
+    coefficient = np.concatenate([store["coefficient"][:, row["head"], row["neuron"]] for store in stores])
     sign = open_zarr(run.folder / "pair.zarr", DIRECTIONS["pair"])["sign"][row["head"], row["neuron"]]
-    assert row["images"].tolist() == np.argsort(-own * sign, kind="stable")[:3].tolist()
+    assert row["images"].tolist() == np.argsort(-coefficient * sign, kind="stable")[:3].tolist()
     neuron = table[(table["unit"] == "neuron") & (table["neuron"] == row["neuron"])].iloc[0]
     assert row["parent_spread"] == neuron["spread"]
     assert row["overlap"] == pytest.approx(len(set(row["images"]) & set(neuron["images"])) / 3)
     draw_retrieval(run.folder / "images.parquet", run.folder / "p.parquet", run.folder / "sheets", neurons=2)
     assert len(list((run.folder / "sheets").glob("neuron-*.png"))) == 2
-    with pytest.raises(NadpipeError, match=r"analyses.top: 7 top images of 12"):
+    with pytest.raises(NadpipeError, match=r"analyses.top: 7 is more than half of the 12"):
         measure_polysemanticity(contributions, *inputs, run.pool, run.folder / "q.parquet", top=7)
 
 
-def test_names_and_ablations_are_held_against_labels(run):
+def test_names_and_ablations_are_compared_with_labels(run):
     run.write_images(noise(12), a=[0, 1] * 6, b=[1, 1, 0] * 4, other=range(12))
     contributions = run.decompose()
     run.tabulate("pair", contributions)

@@ -51,7 +51,7 @@ TEXTS = ["a fish", "naïve ≠", "日本"]
 
 
 def fill(kind, path, model=MODEL, sizes=SIZES):
-    """A store of a kind with random values, and these values."""
+    """Write a store of a kind with random values, and return these values."""
     rng = np.random.default_rng(0)
     values = {}
     with create_zarr(path, kind, model, sizes, texts=TEXTS, attributes={"shard": 0, "shards": 1, "images": "x"}) as store:
@@ -88,7 +88,7 @@ def test_every_family_of_kinds_is_listed_and_names_are_unique():
     assert len({kind.name for kind in KINDS}) == len(KINDS)
 
 
-def test_optional_arrays_may_be_missing_and_no_others(tmp_path):
+def test_only_optional_arrays_may_be_missing(tmp_path):
     sizes = {axis: size for axis, size in SIZES.items() if axis != "neuron"}
     with create_zarr(tmp_path / "r.zarr", READOUT, MODEL, sizes, omit=READOUT.optional) as store:
         for name, array in READOUT.arrays.items():
@@ -141,7 +141,7 @@ def test_one_image_and_one_pair_are_both_read_from_small_parts_of_a_shard():
     assert shards == (96, 48, 3072)
 
 
-def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
+def test_missing_rows_are_an_error_and_leave_no_file(tmp_path):
     with (
         pytest.raises(ValueError, match="coefficient has 3 of 5 rows"),
         create_zarr(tmp_path / "c.zarr", CONTRIBUTIONS, MODEL, SIZES) as store,
@@ -157,7 +157,7 @@ def test_rows_that_were_forgotten_are_an_error_and_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_regions_are_put_in_any_order_each_a_whole_file(tmp_path, monkeypatch):
+def test_regions_can_be_put_in_any_order_and_each_is_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "_FILE_BYTES", 30)
     monkeypatch.setattr(arrays, "_CHUNK_BYTES", 12)
     values = np.random.default_rng(0).normal(size=(5, 2, 6, 3)).astype("f4")
@@ -184,7 +184,7 @@ def test_regions_are_put_in_any_order_each_a_whole_file(tmp_path, monkeypatch):
         (slice(4, 6), 2, "contribution has 2 of 30 shards"),
     ],
 )
-def test_regions_that_cut_double_or_miss_files_are_an_error_and_leave_nothing(tmp_path, monkeypatch, neurons, given, message):
+def test_regions_that_cut_repeat_or_miss_files_are_an_error_and_leave_no_file(tmp_path, monkeypatch, neurons, given, message):
     monkeypatch.setattr(arrays, "_FILE_BYTES", 30)
     monkeypatch.setattr(arrays, "_CHUNK_BYTES", 12)
     with (
@@ -192,12 +192,12 @@ def test_regions_that_cut_double_or_miss_files_are_an_error_and_leave_nothing(tm
         create_zarr(tmp_path / "d.zarr", DENSE, MODEL, SIZES) as store,
     ):
         store.write("image_id", np.arange(5))
-        for part, length in ((slice(0, 2), 2), (neurons, given)):
-            store.put("contribution", (slice(0, 1), slice(0, 1), part, slice(None)), np.ones((1, 1, length, 3)))
+        for rows, length in ((slice(0, 2), 2), (neurons, given)):
+            store.put("contribution", (slice(0, 1), slice(0, 1), rows, slice(None)), np.ones((1, 1, length, 3)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
     (tmp_path / ".t.zarr.999.partial").mkdir()
     (tmp_path / ".other.zarr.999.partial").mkdir()
     fill(TEXT, tmp_path / "t.zarr")
@@ -223,7 +223,7 @@ def start_writer(path, name):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_job_that_outlived_its_run_is_waited_for(tmp_path):
+def test_a_writer_waits_for_a_job_that_outlived_its_run(tmp_path):
     path = tmp_path / "store"
     orphan = start_writer(path, "orphan")
     assert orphan.stdout.readline() == "begun\n"
@@ -237,7 +237,7 @@ def test_a_job_that_outlived_its_run_is_waited_for(tmp_path):
     assert [name.name for name in tmp_path.iterdir()] == ["store"]
 
 
-def test_the_lock_of_a_killed_writer_is_let_go(tmp_path):
+def test_the_lock_of_a_killed_writer_is_released(tmp_path):
     killed = start_writer(tmp_path / "store", "killed")
     assert killed.stdout.readline() == "begun\n"
     killed.kill()
@@ -247,7 +247,7 @@ def test_the_lock_of_a_killed_writer_is_let_go(tmp_path):
     assert [name.name for name in tmp_path.iterdir()] == ["store"]
 
 
-def test_an_interrupted_writer_leaves_the_old_artifact_and_no_half_one(tmp_path):
+def test_an_interrupted_writer_keeps_the_old_artifact(tmp_path):
     path = tmp_path / "text.zarr"
     before = fill(TEXT, path)
     with pytest.raises(KeyboardInterrupt), create_zarr(path, TEXT, MODEL, SIZES, texts=TEXTS):
@@ -285,8 +285,8 @@ def test_a_store_that_lacks_a_file_is_refused_and_not_read_as_zeros(tmp_path, ki
     (path / ".snakemake_timestamp").touch()  # as in every folder that Snakemake has made
     shared = tmp_path / "shared.zarr"
     shared.mkdir()
-    for part in path.iterdir():
-        (shared / part.name).symlink_to(part)  # as Snakemake's cache does
+    for member in path.iterdir():
+        (shared / member.name).symlink_to(member)  # as Snakemake's cache does
     open_zarr(shared, kind, MODEL)
     chunks = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] not in "z.")
     chunks[-1].unlink()
@@ -322,7 +322,7 @@ def test_a_store_with_other_axes_or_numbers_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", "{"])
-def test_what_is_no_store_is_refused_in_one_line(tmp_path, content):
+def test_a_path_that_is_no_store_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "none.zarr"
     if content is not None:
         path.mkdir()
@@ -334,7 +334,7 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path, content):
 
 
 def rows(kind):
-    """A table of a kind, every column filled."""
+    """Return a table of a kind with values in every column."""
 
     def values(numbers):
         if pa.types.is_list(numbers):
@@ -355,9 +355,9 @@ def test_every_table_survives_the_round_trip_and_opens_in_duckdb(tmp_path, kind)
     write_parquet(path, kind, table, MODEL)
     back = read_parquet(path, kind, MODEL)
     pd.testing.assert_frame_equal(back, table, check_dtype=False)
-    found = duckdb.sql(f"select * from '{path}'").df()
-    assert list(found.columns) == list(kind.columns)
-    assert len(found) == 2
+    loaded = duckdb.sql(f"select * from '{path}'").df()
+    assert list(loaded.columns) == list(kind.columns)
+    assert len(loaded) == 2
     schema = pq.read_schema(path)
     assert all(schema.field(name).metadata[b"comment"] for name in schema.names)
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"

@@ -33,7 +33,7 @@ def test_every_pair_equals_the_dense_tensor(pool):
         np.testing.assert_allclose(factored, dense[:, head], rtol=1e-4, atol=1e-5)
 
 
-def test_pairs_sum_to_what_open_clip_computes(module_and_pool):
+def test_pairs_sum_to_the_embedding_of_open_clip(module_and_pool):
     module, pool = module_and_pool
     z = activations(pool, 5)
     coefficient = coefficients(attention.trace(z, pool), pool.readout)

@@ -1,4 +1,4 @@
-"""Unusual and damaged images and tables: which are read, which are refused, and with which message."""
+"""Unusual images and tables are read correctly; damaged ones are refused with a clear message."""
 
 import io
 import struct
@@ -62,7 +62,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_an_invalid_image_is_one_line_and_leaves_no_output(tmp_path, capsys, name):
+def test_an_invalid_image_is_reported_in_one_line_and_leaves_no_output(tmp_path, capsys, name):
     content, message = BAD[name]
     (tmp_path / name).write_bytes(content)
     (tmp_path / "t.csv").write_text(f"path\n{name}\n")
@@ -103,7 +103,7 @@ def test_a_palette_with_transparency_keeps_its_colours(tmp_path):
     np.testing.assert_array_equal(np.asarray(read_image(str(tmp_path / "p.png"))), np.asarray(PALETTE.convert("RGB")))
 
 
-def test_a_photograph_with_a_preview_behind_it_is_one_image(tmp_path):
+def test_a_photograph_with_a_preview_is_one_image(tmp_path):
     WHOLE.save(tmp_path / "p.jpg", "MPO", save_all=True, append_images=[WHOLE.resize((8, 6))])
     examined = examine_image(str(tmp_path / "p.jpg"))
     assert (examined.width, examined.height) == (16, 12)

@@ -52,7 +52,7 @@ def test_weights_are_linear_between_lines(size):
 @pytest.mark.parametrize("size", [(1, 1), (61, 40), (151, 97)])
 @pytest.mark.parametrize("block", [1, 2000, 10**6])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_skipped_texts_are_the_best_nowhere(size, block, smooth, monkeypatch):
+def test_skipped_texts_are_the_best_at_no_pixel(size, block, smooth, monkeypatch):
     """Label noise and a map of few regions; candidates alone must give the same labels as all texts."""
     monkeypatch.setattr(canvases, "_BLOCK", block)
     noise = torch.randn(4, 30, 36, generator=torch.Generator().manual_seed(3))
@@ -68,7 +68,7 @@ def test_skipped_texts_are_the_best_nowhere(size, block, smooth, monkeypatch):
     assert ((labels == logits.argmax(0)) | (first - second < 1e-5)).all()
 
 
-def test_few_texts_may_be_the_best_where_one_is_ahead():
+def test_a_leading_text_leaves_few_candidates():
     logits = torch.zeros(3, 3, 5)
     logits[0, :2], logits[1, 2], logits[2] = 1.0, 3.0, -1.0
     logits[1, 1, 3] = 2.0  # may be the best in the blocks above; below, it is a candidate anyway
@@ -76,11 +76,11 @@ def test_few_texts_may_be_the_best_where_one_is_ahead():
     assert contenders(logits[:, :2, :2]).tolist() == [[True, False, False]]
 
 
-def pixels(logits, how):
+def pixels(logits, rules):
     """Return labels of an image whose pixels are its tokens."""
     size = tuple(logits.shape[1:])
     canvas = Canvas(*(make_axis(torch.eye(side, dtype=torch.float64)) for side in size))
-    return label(logits, canvas, how)
+    return label(logits, canvas, rules)
 
 
 def test_a_class_uses_its_best_text():
@@ -97,17 +97,17 @@ def test_improbable_pixels_are_background():
     logits = torch.tensor([[[5.0, 0.1, 0.0]], [[0.0, 0.0, 5.0]]])
     for temperature in (1.0, 3.0):
         share = torch.softmax(logits[:, 0, 1] * temperature, 0).max().item()
-        hows = [
+        cases = [
             Labelling(torch.tensor([1, 2]), 3, temperature, background=0, threshold=threshold) for threshold in around(share)
         ]
-        assert [pixels(logits, how).tolist() for how in hows] == [[[1, 1, 2]], [[1, 0, 2]]]  # the background has no text
+        assert [pixels(logits, rules).tolist() for rules in cases] == [[[1, 1, 2]], [[1, 0, 2]]]  # the background has no text
 
 
-def test_the_probability_is_the_best_texts_among_all_texts():
+def test_the_probability_of_the_best_text_is_over_all_texts():
     logits = torch.tensor([[[1.0]], [[0.8]], [[0.5]]])
     share = torch.softmax(logits.flatten(), 0).max().item()
-    hows = [Labelling(torch.tensor([1, 1, 2]), 3, 1.0, background=0, threshold=threshold) for threshold in around(share)]
-    assert [pixels(logits, how).item() for how in hows] == [1, 0]
+    cases = [Labelling(torch.tensor([1, 1, 2]), 3, 1.0, background=0, threshold=threshold) for threshold in around(share)]
+    assert [pixels(logits, rules).item() for rules in cases] == [1, 0]
 
 
 def test_small_classes_are_replaced_by_the_next_best():
@@ -118,6 +118,6 @@ def test_small_classes_are_replaced_by_the_next_best():
     assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, background=2, area=0.2))[0, 9] == 2  # never too small
     assert pixels(logits, Labelling(torch.arange(3), 3, 1.0, area=0.9)).unique().tolist() == [0]  # the largest one stays
     share = torch.softmax(torch.tensor([0.5, 1.0, 2.0]), 0)[1].item()  # among all texts, as published, also removed ones
-    hows = [Labelling(torch.arange(4), 4, 1.0, background=3, threshold=threshold, area=0.2) for threshold in around(share)]
+    cases = [Labelling(torch.arange(4), 4, 1.0, background=3, threshold=threshold, area=0.2) for threshold in around(share)]
     with_background = torch.cat([logits, torch.full((1, 1, 10), -99.0)])
-    assert [pixels(with_background, how)[0, 9].item() for how in hows] == [1, 3]
+    assert [pixels(with_background, rules)[0, 9].item() for rules in cases] == [1, 3]

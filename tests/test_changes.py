@@ -1,5 +1,6 @@
-"""A change of a setting or a module reruns exactly what it touches, planned on a finished run of the small demo."""
+"""A change of a setting or a module reruns exactly the rules that it affects, planned on a finished run of the small demo."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from plans import plan_edits, plan_settings
 from nadpipe.config import Dataset
 
 ROOT = Path(__file__).parents[1]
-AGREES = "segmentation.k", "stages/fit_directions.py"  # one change of each table is also planned by a process of its own
+AGREES = "segmentation.k", "stages/fit_directions.py"  # one change of each table is also planned in a separate process
 
 
 def keys(section, prefix=""):
@@ -27,10 +28,32 @@ def nested(key):
     return settings
 
 
+class Edit(ast.NodeTransformer):
+    """Edits every definition of a module, so that all code that uses any of them has changed."""
+
+    def visit_FunctionDef(self, node):
+        """Add a statement to a function."""
+        node.body.append(ast.parse("_edited = True").body[0])
+        return node
+
+    visit_ClassDef = visit_FunctionDef
+
+    def visit_Assign(self, node):
+        """Wrap a constant in an expression of the same value."""
+        value = ast.Tuple([node.value, ast.Constant("edited")], ast.Load())
+        node.value = ast.Subscript(value, ast.Constant(0), ast.Load())
+        return node
+
+    def visit_AnnAssign(self, node):
+        """Wrap a constant that has a type."""
+        return node if node.value is None else self.visit_Assign(node)
+
+
 def edited(folder, module):
-    """Return a module of the package with one more statement, by its path."""
+    """Return a module of the package with every definition edited, by its path."""
     path = f"nadpipe/{module}"
-    return {path: (folder / path).read_text() + "\n_EDITED = True\n"}
+    tree = Edit().visit(ast.parse((folder / path).read_text()))
+    return {path: ast.unparse(ast.fix_missing_locations(tree))}
 
 
 def test_every_key_of_the_config_is_in_the_table_of_changes(checkout):
@@ -46,7 +69,7 @@ def changed_plans(checkout):
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_a_changed_setting_reruns_exactly_what_reads_it(checkout, changed_plans, key):
+def test_a_changed_setting_reruns_exactly_its_readers(checkout, changed_plans, key):
     value, expected = CHANGES[key]
     *sections, last = key.split(".")
     section = checkout.config
@@ -80,14 +103,14 @@ def test_an_edited_module_reruns_exactly_the_stages_that_import_it(edited_plans,
     assert edited_plans[module] == completed(EDITS[module])
 
 
-def test_plans_in_one_process_are_those_of_a_process_each(checkout, changed_plans, edited_plans, tmp_path):
+def test_plans_in_one_process_equal_plans_in_separate_processes(checkout, changed_plans, edited_plans, tmp_path):
     key, module = AGREES
     settings = tmp_path / "change.yaml"
     settings.write_text(yaml.safe_dump(nested(key)))
     assert checkout.plan("--configfile", str(settings)) == changed_plans[key] != {}
     path = checkout.folder / "nadpipe" / module
     source = path.read_text()
-    path.write_text(source + "\n_EDITED = True\n")
+    path.write_text(*edited(checkout.folder, module).values())
     assert checkout.plan() == edited_plans[module] != {}
     path.write_text(source)
     assert checkout.plan() == {}

@@ -95,7 +95,7 @@ def test_without_the_first_class_its_pixels_are_ignored():
     assert set(rest.ignored_values) == {0, 255}
 
 
-def test_other_names_keep_values_and_colours():
+def test_renaming_keeps_values_and_colours():
     renamed = rename(THREE, make_classes(["tomcat", "hound", "heaven, sky"]), "datasets.x.classes")
     assert renamed.titles == THREE.titles
     assert renamed.names[2] == ("heaven", "sky")
@@ -118,11 +118,11 @@ def test_class_files_hold_titles_values_and_colours(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("title\ncat\n", "classes.csv: no column names .*title"),
+        ("title\ncat\n", "classes.csv: no column `names` .*title"),
         ("names,values\ncat,0\ndog,x\n", "classes.csv: row 3: values must hold whole numbers"),
         ("names,values\ncat,0\ndog,0\n", "classes.csv: more than one class has the mask value 0"),
         ("names,red,green\ncat,0,0\ndog,1,1\n", "classes.csv: row 2: red, green, blue must hold whole numbers"),
-        ("names,red,green,blue\ncat,0,0,0\ndog,,,\n", "classes.csv: columns red, green and blue: "),
+        ("names,red,green,blue\ncat,0,0,0\ndog,,,\n", "classes.csv: some classes have no colour"),
         ("", "classes.csv: not a readable class file"),
         ("names\ncat\n", "classes.csv: 2 to 256 classes, not 1"),
     ],
@@ -180,7 +180,7 @@ def test_masks_of_16_bits_may_hold_large_values(mask):
     assert read_mask(*path, (2, 3), classes).tolist() == [[0, 1, 0], [IGNORED, 0, 0]]
 
 
-def test_indexed_masks_are_read_by_index_whatever_their_palette(mask):
+def test_indexed_masks_are_read_by_index_with_any_palette(mask):
     picture = Image.fromarray(np.array([[0, 2, 1], [255, 1, 0]], np.uint8), "L").convert("P")
     picture.putpalette([9, 9, 9] * 256)
     assert read_mask(*mask(picture), (2, 3), THREE).tolist() == [[0, 2, 1], [IGNORED, 1, 0]]

@@ -20,12 +20,12 @@ from nadpipe.store.pool import read_pool
 from nadpipe.store.stamp import Stamp
 
 
-def test_half_precision_takes_half_the_space_and_states_its_error(run):
+def test_half_precision_takes_half_the_space_and_stores_its_error(run):
     run.write_images(noise(6))
-    [whole], [half] = run.decompose(), run.decompose(name="half", dtype="float16")
+    [full], [half] = run.decompose(), run.decompose(name="half", dtype="float16")
     for kind, array, stores in [
         (FEATURES, "activation", ("d-features-0.zarr", "half-features-0.zarr")),
-        (CONTRIBUTIONS, "coefficient", (whole, half)),
+        (CONTRIBUTIONS, "coefficient", (full, half)),
     ]:
         full, low = (open_zarr(run.folder / name, kind) for name in stores)
         assert low[array].dtype == np.float16
@@ -47,11 +47,11 @@ def test_half_precision_that_overflows_is_refused(run):
     run.decompose()
     with create_zarr(
         run.folder / "o.zarr", SELECTION, Stamp(), {"text": 1, "rank": 2, "embed": 3}, {"query": "float16"}
-    ) as made:
+    ) as store:
         with pytest.raises(NadpipeError, match=r"o\.zarr: query .*7e\+04.*float16.*float32"):
-            made.as_stored("query", torch.full((1, 3), 7e4))
+            store.as_stored("query", torch.full((1, 3), 7e4))
         for name in ("head", "neuron", "cosine", "query"):
-            made.write(name, np.zeros((1, 3 if name == "query" else 2)))
+            store.write(name, np.zeros((1, 3 if name == "query" else 2)))
 
 
 def test_features_of_too_low_a_precision_fail_with_the_error(run):
@@ -65,19 +65,19 @@ def test_features_of_too_low_a_precision_fail_with_the_error(run):
 
 def test_any_number_of_threads_gives_the_same_within_rounding(run):
     run.write_images(noise(6))
-    before, made = torch.get_num_threads(), {}
+    before, results = torch.get_num_threads(), {}
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             [contributions] = run.decompose(name=f"t{threads}")
             store = open_zarr(contributions, CONTRIBUTIONS)
-            made[threads] = store["coefficient"][:], store["embedding"][:], run.tabulate("pair", (contributions,))
+            results[threads] = store["coefficient"][:], store["embedding"][:], run.tabulate("pair", (contributions,))
     finally:
         torch.set_num_threads(before)
-    for one, two in zip(made[1][:2], made[2][:2], strict=True):
+    for one, two in zip(results[1][:2], results[2][:2], strict=True):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 * np.abs(one).max())
     numbers = ["write_norm", "coefficient_mean", "coefficient_std", "std_norm", "top_norm"]
-    np.testing.assert_allclose(made[1][2][numbers], made[2][2][numbers], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(results[1][2][numbers], results[2][2][numbers], rtol=1e-4, atol=1e-6)
 
 
 def test_artifacts_of_another_model_are_refused_by_the_next_stage(run, tiny_clip):

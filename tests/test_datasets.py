@@ -161,7 +161,7 @@ def test_a_label_table_adds_columns(cars):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("image,colour\n00001,red\n", "does not list 00002, and 0 more"),
+        ("image,colour\n00001,red\n", "1 images are missing, first 00002"),
         ("image,colour\n00001,red\n00001,red\n", "lists 00001 twice"),
         ("image,doors\n00001,4\n00002,2\n", "column doors holds numbers other than 0 and 1"),
         ("", "not a readable CSV"),

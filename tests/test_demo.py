@@ -135,7 +135,7 @@ def packaged():
     return clip.eval(), vocabulary, training.held_out(training.COURSE.lessons[-1], 200, 0, vocabulary, workers=1)
 
 
-def test_the_packaged_model_knows_its_world(packaged):
+def test_the_packaged_model_recognises_its_world(packaged):
     clip, vocabulary, scenes = packaged
     mean = training.mean_by_group(training.average_precision(clip, scenes, vocabulary))
     assert min(mean["kind"], mean["colour"], mean["background"]) > 0.85

@@ -77,18 +77,18 @@ def small(tmp_path_factory):
 
 def test_the_open_tensor_is_the_dense_tensor(tmp_path, pool):
     z = activations(pool, VIEWS)
-    whole, _, total = dense_contributions(z, pool)
+    full, _, total = dense_contributions(z, pool)
     view = open_dense(*write_stores(tmp_path, pool, coefficients(z, pool)))
-    assert view.shape == whole.shape
-    assert (view.ndim, view.dtype, view.size, len(view)) == (4, np.float32, whole.size, VIEWS)
+    assert view.shape == full.shape
+    assert (view.ndim, view.dtype, view.size, len(view)) == (4, np.float32, full.size, VIEWS)
     assert view.axes == ("view", "head", "neuron", "embed")
-    assert repr(view) == "DenseContributions(view: {}, head: {}, neuron: {}, embed: {})".format(*whole.shape)
+    assert repr(view) == "DenseContributions(view: {}, head: {}, neuron: {}, embed: {})".format(*full.shape)
     values = np.asarray(view)
     assert values.dtype == np.float32
-    np.testing.assert_allclose(values, whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values, full, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(values.sum((1, 2), dtype="f8"), total, rtol=1e-4, atol=1e-5)
     for head in range(pool.heads):
-        np.testing.assert_allclose(view[2:5, head, -1], whole[2:5, head, -1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(view[2:5, head, -1], full[2:5, head, -1], rtol=1e-4, atol=1e-5)
 
 
 BASIC = [
@@ -133,19 +133,19 @@ OUTER = [
 
 @pytest.mark.parametrize("index", [*BASIC, *OUTER], ids=str)
 def test_every_index_gives_what_numpy_gives(small, index):
-    view, whole, *_ = small
-    part, expected = view[index], by_axis(whole, index)
-    assert type(part) is type(expected)
-    assert part.dtype == np.float32
-    assert part.shape == expected.shape
-    np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-7)
+    view, full, *_ = small
+    computed, expected = view[index], by_axis(full, index)
+    assert type(computed) is type(expected)
+    assert computed.dtype == np.float32
+    assert computed.shape == expected.shape
+    np.testing.assert_allclose(computed, expected, rtol=1e-5, atol=1e-7)
     if any(index is basic for basic in BASIC):
-        assert part.shape == whole[index].shape
+        assert computed.shape == full[index].shape
 
 
 def test_tuples_and_ranges_are_lists(small):
-    view, whole, *_ = small
-    np.testing.assert_allclose(view[(5, 0), range(1, 3)], whole[[5, 0]][:, 1:3], rtol=1e-5, atol=1e-7)
+    view, full, *_ = small
+    np.testing.assert_allclose(view[(5, 0), range(1, 3)], full[[5, 0]][:, 1:3], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_invalid_index_is_an_index_error(small, index, message):
 
 
 def test_only_the_requested_part_is_read_and_computed(tmp_path, small, monkeypatch):
-    _, whole, paths, store = small
+    _, full, paths, store = small
     copies = [shutil.copytree(path, tmp_path / path.name) for path in paths]
     for copy in copies[::2]:
         for file in (copy / "coefficient" / "c").rglob("*"):
@@ -187,13 +187,13 @@ def test_only_the_requested_part_is_read_and_computed(tmp_path, small, monkeypat
         return computed[-1]
 
     monkeypatch.setattr(dense, "write_vector_entries", spy)
-    np.testing.assert_allclose(damaged[3, [2], 5:8, ::2], whole[3, [2], 5:8, ::2], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(damaged[3, [2], 5:8, ::2], full[3, [2], 5:8, ::2], rtol=1e-5, atol=1e-7)
     assert [write.shape for write in computed] == [(1, 3, 8)]
     with pytest.raises(ValueError, match="checksum"):
         damaged[2]
 
 
-def test_coefficients_stored_as_float16_are_computed_with_as_float32(tmp_path):
+def test_float16_coefficients_are_computed_with_in_float32(tmp_path):
     _, pool = make_pool(2, 8, 12, 2)
     coefficient = coefficients(activations(pool, VIEWS), pool)
     view = open_dense(*write_stores(tmp_path, pool, coefficient, "float16"))
@@ -202,7 +202,7 @@ def test_coefficients_stored_as_float16_are_computed_with_as_float32(tmp_path):
     np.testing.assert_allclose(view[...], rounded + pair_constants(pool.readout)[:, None], rtol=1e-5, atol=1e-6)
 
 
-def test_shards_must_be_whole(small):
+def test_missing_shards_are_refused_and_shards_are_sorted(small):
     _, _, paths, store = small
     with pytest.raises(NadpipeError, match=r"shards \[0, 2\], expected 0 to 2"):
         open_dense([paths[2], paths[0]], store)
@@ -210,13 +210,13 @@ def test_shards_must_be_whole(small):
 
 
 def test_dask_and_xarray_compute_on_the_view(small, tmp_path):
-    view, whole, *_ = small
+    view, full, *_ = small
     lazy = dask.array.from_array(view, chunks=(2, 1, 32, -1))
-    assert (lazy.shape, lazy.dtype, lazy.numblocks) == (whole.shape, whole.dtype, (4, 4, 2, 1))
-    np.testing.assert_allclose(lazy[1:6, :, [3, 40]].compute(), whole[1:6, :, [3, 40]], rtol=1e-5, atol=1e-7)
+    assert (lazy.shape, lazy.dtype, lazy.numblocks) == (full.shape, full.dtype, (4, 4, 2, 1))
+    np.testing.assert_allclose(lazy[1:6, :, [3, 40]].compute(), full[1:6, :, [3, 40]], rtol=1e-5, atol=1e-7)
     array = xr.DataArray(lazy, dims=view.axes)
-    np.testing.assert_allclose(array.isel(view=-1, neuron=slice(0, 9)), whole[-1, :, :9], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(array.sum(("head", "neuron")), whole.sum((1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(array.isel(view=-1, neuron=slice(0, 9)), full[-1, :, :9], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(array.sum(("head", "neuron")), full.sum((1, 2)), rtol=1e-4, atol=1e-5)
     _, pool = make_pool(4, 64, 16, 3)
     other = open_dense(*write_stores(tmp_path, pool, coefficients(activations(pool, VIEWS, seed=8), pool)))
     assert dask.array.from_array(other).name != lazy.name  # dask computes arrays of one name once
@@ -305,17 +305,17 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(run, mon
 
 def test_a_disk_must_hold_all_remaining_shards(run, monkeypatch):
     first, second = run.decompose(shards=2)
-    own = 2 * 4 * 128 * 12 * 4
+    shard_size = 2 * 4 * 128 * 12 * 4
     outputs = [run.folder / "dense" / f"{shard}.zarr" for shard in range(2)]
-    monkeypatch.setattr(shutil, "disk_usage", disk(2 * own - 1))
+    monkeypatch.setattr(shutil, "disk_usage", disk(2 * shard_size - 1))
     with pytest.raises(NadpipeError, match=r"all remaining shards 0\.0000983 GB"):
         export_dense(first, run.pool, outputs[0])
-    monkeypatch.setattr(shutil, "disk_usage", disk(2 * own))
+    monkeypatch.setattr(shutil, "disk_usage", disk(2 * shard_size))
     export_dense(first, run.pool, outputs[0])
     started = outputs[0].parent / ".other.zarr.1.partial"  # by a job running in parallel
     started.mkdir()
-    (started / "chunk").write_bytes(bytes(2 * own))
-    monkeypatch.setattr(shutil, "disk_usage", disk(own // 2 + 1))
+    (started / "chunk").write_bytes(bytes(2 * shard_size))
+    monkeypatch.setattr(shutil, "disk_usage", disk(shard_size // 2 + 1))
     export_dense(second, run.pool, outputs[1])
     assert open_zarr(outputs[1], DENSE).attributes["shard"] == 1
 

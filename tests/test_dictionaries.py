@@ -66,8 +66,8 @@ def test_each_template_of_a_set_contains_the_placeholder_once(name, count):
     assert len(templates) == len(set(templates)) == count
     assert all(template.count("{}") == 1 and template != "{}" for template in templates)
     assert set(templates) <= {template("{}") for template in OPENAI_IMAGENET_TEMPLATES}
-    own = open_clip.OPENAI_IMAGENET_TEMPLATES if count == 80 else open_clip.SIMPLE_IMAGENET_TEMPLATES
-    assert [template.replace("{}", "a {fish}") for template in templates] == [template("a {fish}") for template in own]
+    functions = open_clip.OPENAI_IMAGENET_TEMPLATES if count == 80 else open_clip.SIMPLE_IMAGENET_TEMPLATES
+    assert [template.replace("{}", "a {fish}") for template in templates] == [template("a {fish}") for template in functions]
 
 
 def test_every_named_template_set_is_read():

@@ -24,11 +24,11 @@ def fit_unit(unit, coefficient, readout, top_images, components, block=4):
     """Return the fit, the mean factor and the top factors of one kind of unit."""
     kind = SUBSPACE_UNITS[unit]
     mean, top = Mean(), TopByNorm(top_images)
-    for part in coefficient.split(block):
-        mean.add(part)
+    for values in coefficient.split(block):
+        mean.add(values)
     basis, root = directions.orthonormal_basis(kind.writes(readout, slice(None)))
-    for part in coefficient.split(block):
-        top.add(kind.factors(subtract_mean(part, mean.result()), readout), root)
+    for values in coefficient.split(block):
+        top.add(kind.factors(subtract_mean(values, mean.result()), readout), root)
     mean_factor = kind.factors(mean.result().float()[None], readout)[0]
     return directions.fit_subspaces(top.result(), basis, root, components), mean_factor, top.result()
 
@@ -38,8 +38,8 @@ def test_a_pairs_direction_is_the_svd_of_its_dense_contributions(pool, views, ke
     z = activations(pool, views)
     dense, _, _ = dense_contributions(z, pool)
     extremes = Extremes(keep)
-    for part in pool_coefficients(pool, views).split(5):
-        extremes.add(part)
+    for values in pool_coefficients(pool, views).split(5):
+        extremes.add(values)
     deviation = extremes.result().farthest
     for head in range(pool.heads):
         write = write_vectors(pool.readout, head)
@@ -64,7 +64,7 @@ def test_signs_follow_the_majority_of_the_kept_images():
     torch.testing.assert_close(fit.top_norm, torch.tensor([7.0, 4.0, 4.0, 0.0]) * 5 / 3)
 
 
-def test_directions_read_from_a_store_are_signed_unit_write_vectors(tmp_path, pool):
+def test_directions_read_from_a_store_are_signed_normalised_write_vectors(tmp_path, pool):
     """The store holds signs and norms; directions are derived from the readout."""
     model = Stamp(model="a" * 64, architecture="RN50", code="123")
     write_pool(tmp_path / "readout.zarr", pool, model, {})

@@ -1,4 +1,4 @@
-"""Every command and every piece of code in README.md and docs/ runs; what they list is what there is."""
+"""Every command and every code block in README.md and docs/ runs, and their lists are complete."""
 
 import json
 import re
@@ -46,19 +46,21 @@ def test_ci_runs_the_two_set_up_commands_of_the_readme():
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory, tiny_clip):
-    """Return a checkout with what README's section on own data expects, and a model that needs no download."""
-    made = Checkout(tmp_path_factory.mktemp("own"))
-    (made.folder / "photos" / "cat").mkdir(parents=True)
+    """Return a checkout with the files that the README's section on own data expects, and a model that needs no download."""
+    checkout = Checkout(tmp_path_factory.mktemp("own"))
+    (checkout.folder / "photos" / "cat").mkdir(parents=True)
     for number in range(5):
-        Image.effect_noise((80 + number, 70), 60).save(made.folder / "photos" / "cat" / f"{number}.png")
-    (made.folder / "words.txt").write_text("cat\ndog\n\nhouse on a hill\ntree\n", encoding="utf-8")
-    save_file({name: value.contiguous() for name, value in tiny_clip.state_dict().items()}, made.folder / "tiny.safetensors")
-    (made.folder / "tiny.json").write_text(json.dumps(TINY))
+        Image.effect_noise((80 + number, 70), 60).save(checkout.folder / "photos" / "cat" / f"{number}.png")
+    (checkout.folder / "words.txt").write_text("cat\ndog\n\nhouse on a hill\ntree\n", encoding="utf-8")
+    save_file(
+        {name: value.contiguous() for name, value in tiny_clip.state_dict().items()}, checkout.folder / "tiny.safetensors"
+    )
+    (checkout.folder / "tiny.json").write_text(json.dumps(TINY))
     mine = yaml.safe_load(EXAMPLES["README.md"])
     assert mine["model"] == {"architecture": "RN50x16-quickgelu", "pretrained": "openai"}
     mine["model"] = {"architecture": "tiny.json", "pretrained": "tiny.safetensors"}
-    (made.folder / "my.yaml").write_text(yaml.safe_dump(mine))
-    return made
+    (checkout.folder / "my.yaml").write_text(yaml.safe_dump(mine))
+    return checkout
 
 
 @pytest.mark.parametrize(("page", "block"), shown("bash"), ids=lambda value: value.splitlines()[0])
@@ -110,8 +112,8 @@ def test_class_files_in_the_docs_can_be_read(tmp_path):
 
 
 def test_the_page_of_artifacts_is_made_from_the_schemas():
-    made = subprocess.run([sys.executable, "docs/make_artifacts_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
-    assert made.decode() == (ROOT / "docs" / "artifacts.md").read_text()
+    page = subprocess.run([sys.executable, "docs/make_artifacts_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert page.decode() == (ROOT / "docs" / "artifacts.md").read_text()
 
 
 def test_the_page_of_the_configuration_is_made_from_the_config():
@@ -120,8 +122,8 @@ def test_the_page_of_the_configuration_is_made_from_the_config():
 
 
 def test_the_page_of_changes_is_what_the_tests_plan():
-    made = subprocess.run([sys.executable, "tests/changes.py"], cwd=ROOT, capture_output=True, check=True).stdout
-    assert made.decode() == (ROOT / "docs" / "changes.md").read_text()
+    page = subprocess.run([sys.executable, "tests/changes.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert page.decode() == (ROOT / "docs" / "changes.md").read_text()
 
 
 def test_every_column_of_pairs_is_explained_in_the_readme():

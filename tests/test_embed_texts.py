@@ -17,7 +17,7 @@ from nadpipe.store.stamp import Stamp
 from nadpipe.store.tables import read_parquet, write_parquet
 
 
-def test_texts_that_cannot_be_embedded_say_why(run):
+def test_texts_that_cannot_be_embedded_are_reported(run):
     empty, broken = run.folder / "empty.txt", run.folder / "broken.txt"
     empty.write_text("\n \n")
     broken.write_bytes(b"\xff\xfe\x00")
@@ -42,44 +42,44 @@ def test_texts_that_cannot_be_embedded_say_why(run):
 
 @pytest.fixture
 def embed(run, monkeypatch):
-    """Embed texts with a cache; returns the embeddings, and the texts that the model was run on."""
-    asked = []
+    """Return a function that embeds texts with a cache, and returns the embeddings and the texts that the model embedded."""
+    embedded = []
     module = sys.modules["nadpipe.stages.embed_texts"]
     counted = module.embed_prompts
 
     def count(model, texts, *rest):
-        asked.extend(texts)
+        embedded.extend(texts)
         return counted(model, texts, *rest)
 
     monkeypatch.setattr(module, "embed_prompts", count)
 
     def embed(texts=(), cache=run.folder / "cache", **options):
-        asked.clear()
+        embedded.clear()
         path = run.folder / "cached.zarr"
         embed_texts(output=path, texts=tuple(texts), cache=cache, device="cpu", **run.model, **options)
         store = open_zarr(path, TEXT)
         assert dict(zip(store.texts(), store["embedding"][:], strict=True)).keys() == set(texts or store.texts())
-        return store["embedding"][:], list(asked)
+        return store["embedding"][:], list(embedded)
 
     return embed
 
 
 def test_cached_texts_are_not_embedded_again(run, embed, capsys):
     templates = ("a photo of {}", "{}")
-    plain, asked = embed("abc", cache=None, templates=templates)
-    assert asked == ["a", "b", "c"]
-    first, asked = embed("abc", templates=templates)
-    assert asked == ["a", "b", "c"]
+    plain, embedded = embed("abc", cache=None, templates=templates)
+    assert embedded == ["a", "b", "c"]
+    first, embedded = embed("abc", templates=templates)
+    assert embedded == ["a", "b", "c"]
     np.testing.assert_array_equal(first, plain)
     files = {path: path.read_bytes() for path in (run.folder / "cache").rglob("*.*")}
     assert [path.suffix for path in files] == [".parquet"]
     capsys.readouterr()
-    again, asked = embed("cab", templates=templates)
-    assert asked == []
+    again, embedded = embed("cab", templates=templates)
+    assert embedded == []
     assert "embedding texts, 3 of 3 from the cache" in capsys.readouterr().err
     np.testing.assert_array_equal(again, plain[[2, 0, 1]])
-    more, asked = embed("axcb", templates=templates)
-    assert asked == ["x"]
+    more, embedded = embed("axcb", templates=templates)
+    assert embedded == ["x"]
     assert "embedding texts, 3 of 4 from the cache" in capsys.readouterr().err
     np.testing.assert_array_equal(more[[0, 2, 3]], plain[[0, 2, 1]])
     np.testing.assert_allclose(more, embed("axcb", cache=None, templates=templates)[0], atol=1e-6)
@@ -91,9 +91,9 @@ def test_cached_texts_are_not_embedded_again(run, embed, capsys):
 
 def test_a_named_dictionary_is_cached_text_by_text(run, embed):
     assert len(embed(dictionary="wordfreq:20")[1]) == 20
-    found, asked = embed(dictionary="wordfreq:25")
-    assert len(asked) == 5
-    np.testing.assert_allclose(found, embed(dictionary="wordfreq:25", cache=None)[0], atol=1e-6)
+    embedding, embedded = embed(dictionary="wordfreq:25")
+    assert len(embedded) == 5
+    np.testing.assert_allclose(embedding, embed(dictionary="wordfreq:25", cache=None)[0], atol=1e-6)
     embed("a", templates=("imagenet-simple",), cache=None)
     simple = open_zarr(run.folder / "cached.zarr", TEXT).attributes["templates"]
     assert len(simple) == 7
@@ -106,18 +106,18 @@ def test_another_model_template_set_or_code_shares_nothing(run, embed, monkeypat
     assert embed("ab", templates=("a photo of {}", "{}"))[1] == ["a", "b"]
     assert embed("ab", templates=("{}", "a photo of {}"))[1] == ["a", "b"]
     (run.folder / "m.json").write_text(json.dumps(TINY | {"quick_gelu": True}))
-    quick, asked = embed("ab")
-    assert asked == ["a", "b"]
+    quick, embedded = embed("ab")
+    assert embedded == ["a", "b"]
     np.testing.assert_array_equal(quick, embed("ab")[0])
     (run.folder / "m.json").write_text(json.dumps(TINY))
-    exact, asked = embed("ab")
-    assert asked == []
+    exact, embedded = embed("ab")
+    assert embedded == []
     assert np.abs(exact - quick).max() > 1e-4
     monkeypatch.setattr(sys.modules["nadpipe.stages.embed_texts"], "code_fingerprint", lambda module: "edited")
     assert embed("ab")[1] == ["a", "b"]
 
 
-def test_jobs_that_embed_the_same_texts_write_files_of_their_own(run):
+def test_jobs_that_embed_the_same_texts_write_different_files(run):
     files = []
     for name in ("one", "two"):
         cache = run.folder / f"cache of {name}"  # as if neither had seen the other's file yet
@@ -127,7 +127,7 @@ def test_jobs_that_embed_the_same_texts_write_files_of_their_own(run):
     assert len({file.parent for file in files}) == 1
 
 
-def test_a_damaged_or_foreign_file_in_the_cache_is_named(run, embed):
+def test_a_damaged_or_foreign_file_in_the_cache_is_reported(run, embed):
     embed("ab")
     (file,) = (run.folder / "cache").rglob("*.parquet")
     good = file.read_bytes()

@@ -14,17 +14,17 @@ from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES
 from nadpipe.towers import clip_resnet
 
 
-def test_bfloat16_features_state_their_error_and_still_sum_up(run, capsys):
+def test_bfloat16_features_store_their_error_and_their_pairs_sum_to_the_embedding(run, capsys):
     run.write_images(noise(5))
     [contributions] = run.decompose(precision="bfloat16")
     features = open_zarr(run.folder / "d-features-0.zarr", FEATURES)
     assert 1e-5 < features.attributes["encode_image_error"] < 0.1
-    told = r"bfloat16: embeddings of the first 5 views are within \d\.\de-\d\d of encode_image in float32"
-    assert re.search(told, capsys.readouterr().err)
+    reported = r"bfloat16: embeddings of the first 5 views are within \d\.\de-\d\d of encode_image in float32"
+    assert re.search(reported, capsys.readouterr().err)
     assert open_zarr(contributions, CONTRIBUTIONS)["residual"][:].max() < 1e-5
 
 
-def test_a_fast_tower_that_is_another_function_is_noticed(run, monkeypatch):
+def test_a_tower_that_computes_another_function_is_reported(run, monkeypatch):
     run.write_images(noise(3))
     run.decompose()
     assert open_zarr(run.folder / "d-features-0.zarr", FEATURES).attributes["encode_image_error"] < 1e-5
@@ -42,9 +42,9 @@ def test_a_fast_tower_that_is_another_function_is_noticed(run, monkeypatch):
     assert not (run.folder / "x-features-0.zarr").exists()
 
 
-def test_a_worker_that_dies_is_told_in_one_line(run, monkeypatch):
+def test_a_worker_that_dies_is_reported_in_one_line(run, monkeypatch):
     run.write_images(noise(3))
-    monkeypatch.setattr(extract_features_module._Crops, "__getitem__", lambda crops, at: os._exit(1))
+    monkeypatch.setattr(extract_features_module._Crops, "__getitem__", lambda crops, index: os._exit(1))
     with pytest.raises(NadpipeError, match=r"^features\.workers: .*process .*died \(.*\); use"):
         run.decompose(workers=1)
     assert not (run.folder / "d-features-0.zarr").exists()

@@ -40,14 +40,14 @@ def prints(stage, package):
     return code_fingerprint(f"nadpipe.stages.{stage}", package)
 
 
-def test_numerics_count_where_they_are_used(edit):
+def test_an_edit_of_numerics_changes_only_the_fingerprints_of_their_users(edit):
     edited = edit(("circuit/directions.py", "_ZERO = 1e-6", "_ZERO = 1e-7"))
     assert prints("fit_directions", edited) != prints("fit_directions", PACKAGE)
     for stage in ("select_pairs", "assign_texts", "compute_contributions"):  # use other functions of the same module, or none
         assert prints(stage, edited) == prints(stage, PACKAGE)
 
 
-def test_code_counts_through_the_store_which_itself_does_not(edit):
+def test_numerics_that_the_store_uses_change_fingerprints_and_the_store_does_not(edit):
     numerics = edit(("circuit/directions.py", "normalise(write_vectors(readout, head)) *", "write_vectors(readout, head) *"))
     assert prints("assign_texts", numerics) != prints("assign_texts", PACKAGE)  # by PairDirections of store/pairs.py
     store = edit(("store/pairs.py", "return self.store.tensor", "return 1 * self.store.tensor"))
@@ -67,12 +67,12 @@ WORDS = [
 ]
 
 
-def test_what_only_people_read_changes_no_fingerprint(edit):
+def test_texts_for_people_change_no_fingerprint(edit):
     edited = edit(*WORDS)
     assert {stage: prints(stage, edited) for stage in STAGES} == {stage: prints(stage, PACKAGE) for stage in STAGES}
 
 
-def test_of_schemas_types_count_and_comments_do_not(monkeypatch):
+def test_types_of_schemas_change_fingerprints_and_comments_do_not(monkeypatch):
     import dataclasses
 
     from nadpipe.store.kinds import segmentation
@@ -90,7 +90,7 @@ def test_of_schemas_types_count_and_comments_do_not(monkeypatch):
     code_fingerprint.cache_clear()
 
 
-def test_stages_have_fingerprints_of_their_own():
+def test_stages_have_different_fingerprints():
     assert len({prints(stage, PACKAGE) for stage in STAGES}) == len(STAGES)
 
 
@@ -115,14 +115,14 @@ def top_level_definitions():
 
 
 class Recorder:
-    """Records, stage by stage, the definitions of the package whose code runs."""
+    """Recorder of the definitions of the package whose code runs, per stage."""
 
     def __init__(self):
         self.tops = top_level_definitions()
         self.executed = {}
 
     def record(self, stage):
-        """Return the stage as a function that records what it runs."""
+        """Return the stage as a function that records the definitions it runs."""
 
         def run(*arguments, **options):
             codes = set()
@@ -145,8 +145,8 @@ class Recorder:
         }
 
 
-def test_code_that_runs_is_code_that_counts(run, monkeypatch):
-    """Stages run on the tiny model; whatever they call must be in their fingerprints."""
+def test_fingerprints_cover_all_code_that_runs(run, monkeypatch):
+    """Stages run on the tiny model. Their fingerprints must include every definition that they call."""
     recorder = Recorder()
     for stage in set(STAGES) & set(vars(stage_run)):
         monkeypatch.setattr(stage_run, stage, recorder.record(getattr(stage_run, stage)))

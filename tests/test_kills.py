@@ -28,7 +28,7 @@ def small_disk(victim):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(victim, small_disk):
+def test_a_full_disk_is_reported_in_one_line_and_leaves_no_partial_file(victim, small_disk):
     done = victim.checkout.run(*TARGETS, check=False)
     assert done.returncode != 0
     logs = [path.read_text() for path in (victim.checkout.folder / "logs").rglob("*.log")]
@@ -49,12 +49,12 @@ def test_a_read_only_folder_is_reported(victim, small_disk):
 
 
 @pytest.mark.parametrize("kill", range(4))
-def test_a_killed_run_is_unlocked_and_goes_on(victim, kill):
+def test_a_killed_run_is_unlocked_and_continues(victim, kill):
     assert victim.run_and_kill(KINDS[kill % len(KINDS)], skip=kill) is not None
     victim.recover()
 
 
-def test_its_tables_are_those_of_an_undisturbed_run(victim, finished):
+def test_a_killed_run_ends_with_the_tables_of_an_undisturbed_run(victim, finished):
     victim.recover(finish=True)
     results = victim.checkout.folder / "results"
     assert different_tables(results, finished.folder / "results") == []

@@ -212,7 +212,7 @@ def test_a_folder_one_level_too_high_is_reported(tmp_path):
         list_images("voc21", tmp_path / "no such folder")
 
 
-def test_an_unknown_split_is_reported_with_the_known_ones(tmp_path):
+def test_an_unknown_split_is_reported_with_the_list_of_splits(tmp_path):
     make("voc21", tmp_path)
     for read in (list_images, find_classes):
         with pytest.raises(NadpipeError, match=r"voc21: no split test; .*val, train, trainval"):
@@ -248,7 +248,7 @@ def test_a_record_is_complete(name):
             layout.find_classes(Source(Path()))
 
 
-def test_an_unknown_layout_is_reported_with_the_known_ones():
+def test_an_unknown_layout_is_reported_with_the_list_of_layouts():
     with pytest.raises(NadpipeError, match=r"no layout voc; .*table, tree, stanford_cars, folder"):
         find_layout("voc")
 

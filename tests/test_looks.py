@@ -22,7 +22,7 @@ def look(checkout, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
 
     def look(*arguments):
-        code = main([str(part) for part in arguments])
+        code = main([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
@@ -92,8 +92,8 @@ def test_the_explorers_files_agree_with_the_stores(checkout, head, neuron):
     [
         (["show", "pair", "99", "1"], ["head 99", "0 to 11"]),
         (["show", "neuron", "768"], ["neuron 768", "0 to 767"]),
-        (["show", "pair", "1"], ["show pair", "head and neuron, not 1"]),
-        (["show", "neuron", "1", "2"], ["show neuron", "one number, not 2"]),
+        (["show", "pair", "1"], ["show pair: 1", "give head and neuron"]),
+        (["show", "neuron", "1", "2"], ["show neuron: 2", "give one number"]),
         (["show", "neuron", "1", "--results", "nowhere"], ["about.json", "FileNotFoundError", "results/explorer"]),
         (["search", "xyzzy"], ["no text", "'xyzzy'"]),
         (["explain", "gone.jpg", "--texts", "a"], ["gone.jpg: no such image"]),

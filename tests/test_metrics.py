@@ -42,13 +42,13 @@ def mmsegmentations_numbers(pairs, classes):
     for truth, predicted in pairs:
         truth, predicted = truth[truth != IGNORED], predicted[truth != IGNORED]
         bins = np.arange(classes + 1) - 0.5
-        both, guess, true = (np.histogram(part, bins)[0] for part in (predicted[predicted == truth], predicted, truth))
+        both, guess, true = (np.histogram(values, bins)[0] for values in (predicted[predicted == truth], predicted, truth))
         areas += [both, guess + true - both, guess, true]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nanmean(areas[0] / areas[1]), np.nanmean(areas[0] / areas[3]), areas[0].sum() / areas[3].sum()
 
 
-def test_the_numbers_are_mmsegmentations():
+def test_metrics_equal_those_of_mmsegmentation():
     rng = np.random.default_rng(2)
     pairs = [(rng.integers(-1, 7, (5, 8)), rng.integers(0, 9, (5, 8))) for _ in range(4)]
     scores = metrics(sum(confusion(truth, predicted, 10) for truth, predicted in pairs))
@@ -67,11 +67,11 @@ def test_the_truth_scores_one():
 def test_confusions_of_parts_add_up():
     rng = np.random.default_rng(1)
     truth, predicted = rng.integers(-1, 4, (6, 8)), rng.integers(0, 4, (6, 8))
-    parts = sum(confusion(truth[rows], predicted[rows], 4) for rows in (slice(0, 2), slice(2, 6)))
-    assert (parts == confusion(truth, predicted, 4)).all()
+    summed = sum(confusion(truth[rows], predicted[rows], 4) for rows in (slice(0, 2), slice(2, 6)))
+    assert (summed == confusion(truth, predicted, 4)).all()
 
 
-def test_cells_are_the_nonzero_ones_of_the_confusion():
+def test_cells_are_the_nonzero_entries_of_the_confusion():
     rng = np.random.default_rng(1)
     truth, predicted = rng.integers(-1, 3, (6, 8)), rng.integers(0, 3, (6, 8))
     cells = confusion_cells(truth, predicted, 3)

@@ -39,7 +39,7 @@ def test_nearest_texts_come_best_first():
     assert nearest(direction, text, 9)[0].shape == (2, 4)
 
 
-def test_correlations_are_numpys_and_zero_without_variation():
+def test_correlations_equal_those_of_numpy_and_are_zero_without_variation():
     coefficient, truth = noise(30, 4), (noise(30, 3, seed=1) > 0).float()
     coefficient[:, 1] = 5
     correlation = correlations(coefficient, truth)

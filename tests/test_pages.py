@@ -83,7 +83,7 @@ def assert_accessible_and_within_its_width(page):
 
 
 @pytest.mark.parametrize("page", SIZES, indirect=True, ids=str)
-def test_the_report_needs_nothing_but_itself(page, results):
+def test_the_report_is_self_contained(page, results):
     page.goto((results / "report.html").as_uri())
     page.wait_for_selector("body[data-drawn]")
     assert [url for url in page.urls if not url.startswith(("file:", "data:"))] == []

@@ -105,9 +105,9 @@ class Transformer:
         late = [(block, head) for block in LATE for head in range(HEADS)]
         late = [late[index] for index in ORDER]
         return Readout(
-            value=single([self.value[at] * gain[at[0]] @ centring for at in late]),
-            value_bias=single([self.value[at] @ shift[at[0]] + self.value_bias[at] for at in late]),
-            output=single([last @ self.output[at] for at in late]),
+            value=single([self.value[position] * gain[position[0]] @ centring for position in late]),
+            value_bias=single([self.value[position] @ shift[position[0]] + self.value_bias[position] for position in late]),
+            output=single([last @ self.output[position] for position in late]),
             output_bias=single(last @ self.output_bias[list(LATE)].sum(0)),
             layer=torch.tensor([block for block, _ in late]),
             write=single(self.second[BLOCK].T),
@@ -187,8 +187,8 @@ def test_pairs_constants_and_rest_are_the_embedding_of_the_running_model(transfo
     pairs = sum(coefficient[:, head] @ write_vectors(readout, head) for head in range(readout.heads))
     constant = pair_constants(readout).sum(0) * NEURONS
     assert residual(pairs + gain * constant + trace.rest, embedding).max() < 1e-5
-    for part in (pairs, gain * constant, trace.rest):  # none is too small to matter
-        assert (part.norm(dim=1) > 0.1 * embedding.norm(dim=1)).all()
+    for term in (pairs, gain * constant, trace.rest):  # none is too small to matter
+        assert (term.norm(dim=1) > 0.1 * embedding.norm(dim=1)).all()
 
 
 def replace_readout(**change):
@@ -223,7 +223,7 @@ def test_a_wrong_part_does_not_give_the_embedding(transformer, part):
     assert residual(decompose(*WRONG[part](trace, readout)), embedding).max() > 1e-2
 
 
-def test_unit_vectors_as_writes_change_nothing():
+def test_the_identity_as_write_vectors_changes_nothing():
     _, pool = make_pool(4, 64, 16, 3)
     trace = attention.trace(activations(pool, 3), pool)
     explicit = dataclasses.replace(pool.readout, write=torch.eye(64))
@@ -282,5 +282,5 @@ def test_a_stored_readout_is_the_one_that_was_written(tmp_path):
             stored, original = getattr(loaded, name), getattr(readout, name)
             assert (stored is original is None) or torch.equal(stored, original)
         assert torch.equal(loaded.joint_output, readout.joint_output)
-        with pytest.raises(NadpipeError, match="attention can be computed"):
+        with pytest.raises(NadpipeError, match="attention weights"):
             read_pool(tmp_path / "readout.zarr")

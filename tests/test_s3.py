@@ -16,11 +16,11 @@ CONTRIBUTIONS = "results/artifacts/discovery/contributions/0.zarr"
 def server(finished):
     """Serve images with masks, a model and words, as users store them."""
     running = s3.Server()
-    made = finished.folder / "results" / "demo"
+    demo = finished.folder / "results" / "demo"
     for name in ("model.json", "model.safetensors", "dictionary.txt"):
-        running.put(made / name, f"own/{name}")
-    for path in [made / "segmentation.csv", *(made / "segmentation").rglob("*.*")]:
-        running.put(path, f"own/images/{path.relative_to(made)}")
+        running.put(demo / name, f"own/{name}")
+    for path in [demo / "segmentation.csv", *(demo / "segmentation").rglob("*.*")]:
+        running.put(path, f"own/images/{path.relative_to(demo)}")
     yield running
     running.stop()
 
@@ -28,24 +28,24 @@ def server(finished):
 @pytest.fixture(scope="module")
 def stored(server, tmp_path_factory):
     """Return a function that runs a checkout with its results on the server."""
-    made = Checkout(tmp_path_factory.mktemp("stored"))
-    made.config["datasets"]["segmentation"]["path"] = f"s3://{s3.BUCKET}/own/images/segmentation.csv"
-    made.config["model"] = {
+    checkout = Checkout(tmp_path_factory.mktemp("stored"))
+    checkout.config["datasets"]["segmentation"]["path"] = f"s3://{s3.BUCKET}/own/images/segmentation.csv"
+    checkout.config["model"] = {
         "architecture": f"s3://{s3.BUCKET}/own/model.json",
         "pretrained": f"s3://{s3.BUCKET}/own/model.safetensors",
     }
-    made.config["text"]["dictionary"] = f"s3://{s3.BUCKET}/own/dictionary.txt"
-    made.write_config(made.config)
+    checkout.config["text"]["dictionary"] = f"s3://{s3.BUCKET}/own/dictionary.txt"
+    checkout.write_config(checkout.config)
     where = ("--default-storage-provider", "s3", "--default-storage-prefix", f"s3://{s3.BUCKET}/run")
     access = ("--storage-s3-endpoint-url", server.url, "--storage-s3-retries", "1")
 
     def run(*arguments, check=True):
-        return made.run(*arguments, *where, *access, check=check, timeout=900, **s3.KEYS)
+        return checkout.run(*arguments, *where, *access, check=check, timeout=900, **s3.KEYS)
 
     return run
 
 
-def test_a_folder_of_which_a_part_was_stored_is_made_again(server, stored):
+def test_an_incompletely_stored_folder_is_made_again(server, stored):
     server.lose_at("PUT", "features/0.zarr/", 3)
     failed = stored(FEATURES, check=False)
     server.mend()
@@ -60,7 +60,7 @@ def test_a_folder_of_which_a_part_was_stored_is_made_again(server, stored):
     assert len(server.keys(f"run/{FEATURES}.uploaded")) == 1
 
 
-def test_a_folder_of_which_a_part_was_fetched_is_fetched_again(server, stored):
+def test_an_incompletely_fetched_folder_is_fetched_again(server, stored):
     target = "results/artifacts/discovery/moments/0.zarr"
     server.lose_at("GET", f"{CONTRIBUTIONS}/", 3)
     failed = stored(target, check=False)
@@ -72,7 +72,7 @@ def test_a_folder_of_which_a_part_was_fetched_is_fetched_again(server, stored):
     assert len(server.keys(f"run/{target}/")) > 5
 
 
-def test_the_segmentation_table_on_s3_is_that_of_a_laptop(server, stored, finished, tmp_path):
+def test_the_segmentation_table_on_s3_equals_that_of_a_local_run(server, stored, finished, tmp_path):
     stored(TARGET)
     server.bucket.download_file(f"run/{TARGET}", str(tmp_path / "stored.csv"))
     assert (tmp_path / "stored.csv").read_bytes() == (finished.folder / TARGET).read_bytes()
@@ -96,11 +96,11 @@ def test_no_command_reads_or_writes_results_that_are_not_on_s3(stored):
 
 
 def test_results_are_not_stored_among_the_images_of_a_data_set(tmp_path):
-    made = Checkout(tmp_path)
-    made.config["datasets"]["discovery"] = {"layout": "tree", "path": "s3://bucket/photos"}
-    made.write_config(made.config)
+    checkout = Checkout(tmp_path)
+    checkout.config["datasets"]["discovery"] = {"layout": "tree", "path": "s3://bucket/photos"}
+    checkout.write_config(checkout.config)
     where = ("--default-storage-provider", "s3", "--default-storage-prefix", "s3://bucket/photos/run")
-    done = made.run("-n", "all", *where, check=False)
+    done = checkout.run("-n", "all", *where, check=False)
     assert done.returncode != 0
-    assert "s3://bucket/photos/run/ is in s3://bucket/photos, which datasets.discovery.path fetches whole" in done.stderr
+    assert "s3://bucket/photos/run/ is in s3://bucket/photos, which is fetched as a whole" in done.stderr
     assert "Traceback" not in done.stderr

@@ -23,10 +23,12 @@ from nadpipe.store.tables import read_parquet
 
 def test_images_of_odd_sizes_are_segmented_at_their_own_size(run):
     shapes = [(64, 64), (131, 67), (70, 333), (20, 31)]
-    pixels = [np.random.default_rng(at).integers(0, 256, (*shape, 3), dtype=np.uint8) for at, shape in enumerate(shapes)]
-    for at, shape in enumerate(shapes):
-        Image.fromarray(np.full(shape, at % 3, np.uint8)).save(run.folder / f"m{at}.png")
-    run.write_images(pixels, mask=[f"m{at}.png" for at in range(4)])
+    pixels = [
+        np.random.default_rng(number).integers(0, 256, (*shape, 3), dtype=np.uint8) for number, shape in enumerate(shapes)
+    ]
+    for number, shape in enumerate(shapes):
+        Image.fromarray(np.full(shape, number % 3, np.uint8)).save(run.folder / f"m{number}.png")
+    run.write_images(pixels, mask=[f"m{number}.png" for number in range(4)])
     contributions = run.decompose(views="sliding")
     classes = run.classes()
     run.select(contributions)
@@ -41,8 +43,8 @@ def test_images_of_odd_sizes_are_segmented_at_their_own_size(run):
     two = differences[(differences["method"] == "nad") & (differences["k"] == 9) & (differences["other_method"] == "maskclip")]
     miou = scores.set_index(["method", "k"])["miou"].to_dict()
     assert two["difference"].item() == pytest.approx(miou["nad", 9] - scores.set_index("method")["miou"]["maskclip"], abs=1e-6)
-    for at, shape in enumerate(shapes):
-        assert Image.open(labels / "nad-k9" / f"{at:06d}.png").size == shape[::-1]
+    for number, shape in enumerate(shapes):
+        assert Image.open(labels / "nad-k9" / f"{number:06d}.png").size == shape[::-1]
     images = run.folder / "images.parquet"
     (labels / ".snakemake_timestamp").touch()
     draw_overlays(images, classes, (labels,), run.folder / "o", count=2)
@@ -60,15 +62,15 @@ def test_images_of_odd_sizes_are_segmented_at_their_own_size(run):
 def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
     Image.fromarray(np.zeros((70, 90), np.uint8)).save(run.folder / "m.png")
     run.write_images(noise(3), mask=["m.png"] * 3)
-    own = run.decompose(views="sliding", name="own")
+    contributions = run.decompose(views="sliding", name="own")
     larger = run.decompose(views="sliding", scale=2.4, crop=1.5)
     store = open_zarr(run.folder / "d-features-0.zarr", FEATURES)
     assert store["activation"].shape[1] == 9  # crops of 96 pixels on a grid of 3 × 3
     assert set(store["resized_height"][:]) == {154}
     assert float(open_zarr(larger[0], CONTRIBUTIONS)["residual"][:].max()) < 1e-5
     run.classes()
-    run.select(own)
-    confusion, _ = run.segment(own, sink=3)
+    run.select(contributions)
+    confusion, _ = run.segment(contributions, sink=3)
     assert set(read_parquet(confusion, CONFUSION)["sink"]) == {8}  # south-east of 2 × 2, and of 3 × 3
     with pytest.raises(NadpipeError, match=r"segmentation.crop: crops of 64 pixels .* short side of 32"):
         run.decompose(views="sliding", name="x", scale=0.5)
@@ -76,7 +78,7 @@ def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
         run.decompose(views="sliding", name="x", block=1)
 
 
-def test_the_background_is_what_no_name_fits(run):
+def test_pixels_without_a_probable_name_are_background(run):
     Image.fromarray(np.zeros((70, 90), np.uint8)).save(run.folder / "m.png")
     run.write_images(noise(3), mask=["m.png"] * 3)
     contributions = run.decompose(views="sliding")
@@ -98,35 +100,35 @@ def test_the_background_is_what_no_name_fits(run):
 
 
 def test_any_number_of_shards_segments_and_scores_alike(run):
-    """Images one by one are the same bytes in any shard; sums over images are within rounding."""
+    """Features of single images are byte-identical in any shard; sums over images agree within rounding."""
     pixels = noise(8)
-    masks = [f"m{at}.png" for at in range(8)]
-    for at, name in enumerate(masks):
-        values = np.random.default_rng(at).integers(0, 3, (70, 90), dtype=np.uint8)
+    masks = [f"m{number}.png" for number in range(8)]
+    for number, name in enumerate(masks):
+        values = np.random.default_rng(number).integers(0, 3, (70, 90), dtype=np.uint8)
         Image.fromarray(values).save(run.folder / name)
     run.write_images(pixels, mask=masks)
     run.classes()
-    found = {}
+    results = {}
     for shards in (1, 3, 7):
         contributions = run.decompose(shards, views="sliding", batch_size=1)
         features = [open_zarr(run.folder / f"d-features-{shard}.zarr", FEATURES) for shard in range(shards)]
-        whole = {name: np.concatenate([store[name][:] for store in features]) for name in features[0].group.array_keys()}
+        joined = {name: np.concatenate([store[name][:] for store in features]) for name in features[0].group.array_keys()}
         coefficients = np.concatenate([open_zarr(path, CONTRIBUTIONS)["coefficient"][:] for path in contributions])
         run.select(contributions)
-        made = [run.segment(contributions, shard) for shard in range(shards)]
-        labels = {path.relative_to(folder): path.read_bytes() for _, folder in made for path in folder.rglob("*.png")}
-        found[shards] = whole, coefficients, labels, run.score(*(confusion for confusion, _ in made))
+        segmented = [run.segment(contributions, shard) for shard in range(shards)]
+        labels = {path.relative_to(folder): path.read_bytes() for _, folder in segmented for path in folder.rglob("*.png")}
+        results[shards] = joined, coefficients, labels, run.score(*(confusion for confusion, _ in segmented))
     for shards in (3, 7):
         for name in ("activation", "embedding", "image_id", "crop_top", "crop_left"):
-            np.testing.assert_array_equal(found[shards][0][name], found[1][0][name])
-        np.testing.assert_allclose(found[shards][1], found[1][1], rtol=1e-4, atol=1e-5)
-        assert found[shards][2].keys() == found[1][2].keys()
-        same = [found[shards][2][name] == content for name, content in found[1][2].items()]
+            np.testing.assert_array_equal(results[shards][0][name], results[1][0][name])
+        np.testing.assert_allclose(results[shards][1], results[1][1], rtol=1e-4, atol=1e-5)
+        assert results[shards][2].keys() == results[1][2].keys()
+        same = [results[shards][2][name] == content for name, content in results[1][2].items()]
         assert np.mean(same) > 0.95
-        pd.testing.assert_frame_equal(found[shards][3], found[1][3], rtol=1e-3)
+        pd.testing.assert_frame_equal(results[shards][3], results[1][3], rtol=1e-3)
 
 
-def test_selections_that_cannot_be_made_say_why(run):
+def test_invalid_selections_are_reported(run):
     run.write_images(noise(3))
     contributions = run.decompose()
     with pytest.raises(NadpipeError, match=r"k: 513 .*512 pairs \(4 heads × 128 neurons\)"):
@@ -136,7 +138,7 @@ def test_selections_that_cannot_be_made_say_why(run):
     run.select(contributions, texts=("a",), reference=run.embed("words", ("a", "b", "c d")))
 
 
-def test_segmentations_that_cannot_be_made_say_why(run, monkeypatch):
+def test_invalid_segmentations_are_reported(run, monkeypatch):
     Image.fromarray(np.full((70, 90), 7, np.uint8)).save(run.folder / "m.png")
     run.write_images(noise(2), mask=["m.png", None])
     contributions = run.decompose(views="sliding")

@@ -29,9 +29,9 @@ def test_scores_are_norm_and_projection_of_the_selected_pairs_contributions(pool
     norm, projection = shift.concept_scores(coefficient, embedding, selection, text, readout)
     for concept in range(2):
         summed = dense[:, selection.head[concept], selection.neuron[concept]].sum(1)
-        whole = np.linalg.norm(total, axis=1)
-        np.testing.assert_allclose(norm[:, concept], np.linalg.norm(summed, axis=1) / whole, rtol=1e-3, atol=1e-5)
-        expected = summed @ text[concept].double().numpy() / whole
+        length = np.linalg.norm(total, axis=1)
+        np.testing.assert_allclose(norm[:, concept], np.linalg.norm(summed, axis=1) / length, rtol=1e-3, atol=1e-5)
+        expected = summed @ text[concept].double().numpy() / length
         np.testing.assert_allclose(projection[:, concept], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_one_image_in_a_group_has_no_interval():
     assert np.isnan(shift.bootstrap_interval(np.array([1.0]), 100, 0.95, 0)).all()
 
 
-def test_the_interval_covers_the_mean_as_often_as_it_says():
+def test_the_interval_covers_the_mean_at_its_confidence_level():
     rng = np.random.default_rng(2)
     covered = []
     for seed in range(200):
@@ -102,7 +102,7 @@ def test_pairs_without_variation_have_no_effect():
     assert np.isnan([effect, p]).all()
 
 
-def test_q_values_are_those_of_the_tests_alone():
+def test_q_values_cover_only_tests_with_a_p():
     q = shift.benjamini_hochberg(np.array([0.01, np.nan, 0.04, 0.03]))
     assert q[[0, 2, 3]].tolist() == pytest.approx([0.03, 0.04, 0.04])
     assert np.isnan(q[1])
@@ -181,7 +181,7 @@ def test_small_groups_are_marked(scores):
     assert (shift.compare_groups(few, labels, {"2020": [], "2021": ["2020"]}, 100, 0.9, 0)["small"]).all()
 
 
-def test_auroc_is_sklearns_and_its_interval_covers_it():
+def test_auroc_equals_that_of_scikit_learn_and_its_interval_covers_it():
     rng = np.random.default_rng(0)
     label = (np.arange(200) % 3 == 0).astype(int)
     value = np.round(rng.normal(size=200) + label, 1)  # with ties

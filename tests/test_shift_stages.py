@@ -32,10 +32,10 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
     assert table.set_index("concept")["label_rate"].notna().to_dict() == {"value": True, "score": False, "a": False}
     ranked = run.folder / "ranked.parquet"
     rank_shifts(run.folder / "images.parquet", contributions, run.folder / "pairs.parquet", ranked)
-    found = read_parquet(ranked, DISCOVERED)
-    assert found["effect"].abs().dropna().is_monotonic_decreasing
-    assert found[["n", "n_reference", "small"]].drop_duplicates().to_numpy().tolist() == [[3, 3, True]]
-    first = found.iloc[0]
+    discovered = read_parquet(ranked, DISCOVERED)
+    assert discovered["effect"].abs().dropna().is_monotonic_decreasing
+    assert discovered[["n", "n_reference", "small"]].drop_duplicates().to_numpy().tolist() == [[3, 3, True]]
+    first = discovered.iloc[0]
     of_pair = np.concatenate(
         [open_zarr(path, CONTRIBUTIONS)["coefficient"][:, first["head"], first["neuron"]] for path in contributions]
     )
@@ -48,7 +48,7 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
     [(["a"] * 6, 0, 0), (["a"] * 5 + ["b"], 2, 1), (list("abcdef"), 6, 5), ([None] * 6, 0, 0)],
     ids=["one group", "one image in a group", "groups of one image", "no group"],
 )
-def test_shifts_of_few_groups_and_few_images_are_told_as_such(run, groups, rows, compared):
+def test_shifts_with_few_groups_or_few_images_are_refused_or_marked(run, groups, rows, compared):
     run.write_images(noise(6), group=groups)
     contributions = run.decompose()
     run.tabulate("pair", contributions)
@@ -70,11 +70,11 @@ def test_shifts_of_few_groups_and_few_images_are_told_as_such(run, groups, rows,
     assert table["reference"].notna().sum() == 2 * 2 * compared
     assert table["small"].all()
     stages[1]()
-    found = read_parquet(run.folder / "ranked.parquet", DISCOVERED)
-    assert found["group"].nunique() == compared
+    discovered = read_parquet(run.folder / "ranked.parquet", DISCOVERED)
+    assert discovered["group"].nunique() == compared
 
 
-def test_a_batch_is_compared_with_stored_scores_as_a_group_of_the_same_images_is(run):
+def test_a_batch_is_scored_like_a_group_of_the_same_images(run):
     run.write_images(noise(8), group=[1] * 4 + [2] * 4, a=[0, 1] * 4)
     contributions = run.decompose(name="all")
     run.tabulate("pair", contributions)
@@ -85,9 +85,9 @@ def test_a_batch_is_compared_with_stored_scores_as_a_group_of_the_same_images_is
     batch = run.decompose(name="batch")
     paths = (run.folder / "images.parquet", batch, run.folder / "s.zarr", run.folder / "scores.parquet", run.pool)
     score_batch(*paths, run.folder / "batch.csv", "april", resamples=100)
-    whole, new = pd.read_csv(run.folder / "shift.csv").query("group == 2"), pd.read_csv(run.folder / "batch.csv")
+    monitored, new = pd.read_csv(run.folder / "shift.csv").query("group == 2"), pd.read_csv(run.folder / "batch.csv")
     same = ["concept", "score", "n", "mean", "mean_low", "mean_high", "effect", "p", "label_rate"]
-    pd.testing.assert_frame_equal(new[same], whole[same].reset_index(drop=True), rtol=1e-4)
+    pd.testing.assert_frame_equal(new[same], monitored[same].reset_index(drop=True), rtol=1e-4)
     assert new["reference"].tolist() == [1] * 4
     assert new["group"].unique().tolist() == ["april (batch)"]
     score_batch(*paths, run.folder / "rolling.csv", "april", reference="rolling:2", resamples=100)

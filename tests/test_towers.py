@@ -183,7 +183,7 @@ def test_a_tower_without_its_reference_is_the_same_and_frees_the_weights(tmp_pat
         tower.reference_embedding(pixels)
 
 
-def test_activations_of_an_earlier_block_are_those_that_the_rest_continues_from(config, tmp_path):
+def test_later_blocks_continue_from_the_activations_of_an_earlier_block(config, tmp_path):
     torch.manual_seed(0)
     deep = json.loads(Path(config).read_text())
     deep["vision_cfg"]["layers"] = [1, 1, 1, 3]
@@ -257,7 +257,7 @@ PROMPTS = [
 
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
-def test_texts_cut_behind_their_end_embed_as_open_clip_has_them(tmp_path, monkeypatch, tower, batch_size):
+def test_texts_cut_after_their_end_token_embed_as_in_open_clip(tmp_path, monkeypatch, tower, batch_size):
     config, text_cfg, cut = TOWERS[tower]
     if "eos_id" in text_cfg and "eos_id" not in open_clip.CLIPTextCfg.__dataclass_fields__:
         pytest.skip(f"open_clip {open_clip.__version__} does not pool at the tokeniser's own end token")
@@ -273,16 +273,16 @@ def test_texts_cut_behind_their_end_embed_as_open_clip_has_them(tmp_path, monkey
     model = load_model(str(tmp_path / "m.json"), str(tmp_path / "w.safetensors"), "cpu")
     lengths = []
     transformer = (model.clip.text if custom else model.clip).transformer
-    whole = transformer.forward
-    monkeypatch.setattr(transformer, "forward", lambda x, **options: lengths.append(x.shape[1]) or whole(x, **options))
+    forward = transformer.forward
+    monkeypatch.setattr(transformer, "forward", lambda x, **options: lengths.append(x.shape[1]) or forward(x, **options))
     with torch.inference_mode():
-        found = text_tower(model).embed_texts(PROMPTS, batch_size)
+        embedding = text_tower(model).embed_texts(PROMPTS, batch_size)
         expected = clip.encode_text(open_clip.SimpleTokenizer(context_length=16)(PROMPTS))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-5)
     full = 17 if tower == "class token" else 16
     ends = [2, 3, 3, 4, 6, 12, 16]  # of the prompts, shortest first
     step = batch_size or len(ends)
-    assert lengths == ([max(ends[at : at + step]) for at in range(0, 7, step)] if cut else [full] * -(-7 // step))
+    assert lengths == ([max(ends[start : start + step]) for start in range(0, 7, step)] if cut else [full] * -(-7 // step))
 
 
 def test_a_text_that_just_fits_the_context_is_embedded(tiny):
@@ -296,11 +296,11 @@ def test_prompts_embed_alike_in_steps_of_any_size(tiny):
     templates = ("{}", "a photo of {} there", "{} of many and many more")
     texts = ["fish", "a very long name of a fish", "", "b"]
     tower = text_tower(tiny)
-    whole = embed_prompts(tower, texts, templates)
+    at_once = embed_prompts(tower, texts, templates)
     for batch_size in (1, 5, 100):
-        torch.testing.assert_close(embed_prompts(tower, texts, templates, batch_size), whole, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(embed_prompts(tower, texts, templates, batch_size), at_once, rtol=1e-4, atol=1e-6)
     one_by_one = torch.cat([embed_prompts(tower, [text], templates) for text in texts])
-    torch.testing.assert_close(one_by_one, whole, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one_by_one, at_once, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 97), (131, 64), (333, 200), (20, 300), (1, 1)])
@@ -309,10 +309,10 @@ def test_the_centre_crop_is_the_models_own_preprocessing(tiny, size):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     preprocessing = tiny.preprocessing
-    own = image_transform_v2(open_clip.transform.PreprocessCfg(size=64), is_train=False)(picture)
+    expected = image_transform_v2(open_clip.transform.PreprocessCfg(size=64), is_train=False)(picture)
     box = views.centre_box(height, width, preprocessing.image_size)
     mine = preprocessing.normalise(torch.from_numpy(views.crop_pixels(picture, box, preprocessing.interpolation)))
-    np.testing.assert_allclose(mine[0], own.numpy(), atol=1e-5)
+    np.testing.assert_allclose(mine[0], expected.numpy(), atol=1e-5)
     assert mine.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -327,12 +327,12 @@ def test_the_published_resnets_are_accepted_by_name_and_ask_for_weights(name):
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "convnext_base", "coca_ViT-B-32"])
-def test_other_towers_are_refused_before_weights_are_looked_for(name):
+def test_other_towers_are_refused_before_weights_are_loaded(name):
     with pytest.raises(NadpipeError, match=r"image tower is .*; nadpipe needs a CLIP-ResNet"):
         load_model(name, "no_such_tag", "cpu")
 
 
-def test_an_unknown_architecture_lists_the_known_ones():
+def test_an_unknown_architecture_is_reported_with_the_supported_ones():
     with pytest.raises(NadpipeError, match=r"no model RN51; .* RN50, RN50-quickgelu, RN50x4"):
         load_model("RN51", "openai", "cpu")
 
@@ -342,7 +342,7 @@ class Evil:
         return (print, ("executed",))
 
 
-def test_nothing_but_tensors_is_unpickled(tmp_path, tiny_clip, config, capsys):
+def test_only_tensors_are_unpickled(tmp_path, tiny_clip, config, capsys):
     torch.save({"state_dict": tiny_clip.state_dict(), "extra": Evil()}, tmp_path / "evil.pt")
     archive_as_openai(tiny_clip, tmp_path / "good.pt")
     with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "evil_archive.pt", "w") as evil:
@@ -356,7 +356,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, tiny_clip, config, capsys):
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x00" * 100])
-def test_broken_checkpoints_are_one_line(tmp_path, config, name, content):
+def test_broken_checkpoints_are_reported_in_one_line(tmp_path, config, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(NadpipeError) as error:
         load_model(config, str(tmp_path / name), "cpu")
@@ -365,10 +365,10 @@ def test_broken_checkpoints_are_one_line(tmp_path, config, name, content):
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_truncated_checkpoints_are_one_line(tmp_path, tiny_clip, config, name):
+def test_truncated_checkpoints_are_reported_in_one_line(tmp_path, tiny_clip, config, name):
     save(tiny_clip, "safetensors" if name.endswith("s") else "state_dict", tmp_path / name)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(NadpipeError, match="not readable"):
         load_model(config, str(tmp_path / name), "cpu")
 
@@ -382,7 +382,7 @@ def test_truncated_checkpoints_are_one_line(tmp_path, tiny_clip, config, name):
         (lambda state: state.update(logit_scale=torch.tensor(torch.nan)), "1 weights hold NaN or infinity"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(tmp_path, tiny_clip, config, change, message):
+def test_weights_that_do_not_fit_are_reported(tmp_path, tiny_clip, config, change, message):
     state = dict(tiny_clip.state_dict())
     change(state)
     torch.save(state, tmp_path / "w.pt")
@@ -399,7 +399,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, tiny_clip, config, change, 
         (json.dumps(TINY | {"colour": 1}), "open_clip cannot build this model config"),
     ],
 )
-def test_a_broken_model_config_is_one_line(tmp_path, content, message):
+def test_a_broken_model_config_is_reported_in_one_line(tmp_path, content, message):
     (tmp_path / "m.json").write_text(content)
     torch.save({}, tmp_path / "x.pt")
     with pytest.raises(NadpipeError, match=message):
@@ -418,16 +418,18 @@ def test_a_published_config_with_its_preprocessing_is_read(tmp_path, tiny_clip):
         load_model(str(tmp_path / "open_clip_config.json"), str(tmp_path / "w.safetensors"), "cpu")
 
 
-def test_the_hub_is_asked_and_its_absence_is_one_line(monkeypatch, tmp_path, tiny_clip, config):
-    """No network here: what the hub's client returns is stood in for by local files of the same form."""
+def test_a_failed_download_from_the_hub_is_reported_in_one_line(monkeypatch, tmp_path, tiny_clip, config):
+    """The hub's client is replaced by functions that return local files, because tests have no network."""
     save(tiny_clip, "safetensors", tmp_path / "open_clip_model.safetensors")
-    asked = []
-    monkeypatch.setattr(sources, "hf_hub_download", lambda name, file: asked.append((name, file)) or config)
+    requests = []
+    monkeypatch.setattr(sources, "hf_hub_download", lambda name, file: requests.append((name, file)) or config)
     monkeypatch.setattr(
-        sources, "download_pretrained_from_hf", lambda name: asked.append(name) or str(tmp_path / "open_clip_model.safetensors")
+        sources,
+        "download_pretrained_from_hf",
+        lambda name: requests.append(name) or str(tmp_path / "open_clip_model.safetensors"),
     )
     model = load_model("hf-hub:org/tiny", None, "cpu")
-    assert asked == [("org/tiny", "open_clip_config.json"), "org/tiny"]
+    assert requests == [("org/tiny", "open_clip_config.json"), "org/tiny"]
     assert model.stamp.architecture == "hf-hub:org/tiny"
 
     def offline(*_):
@@ -449,7 +451,7 @@ def test_a_pretrained_tag_is_downloaded_and_brings_its_activation(monkeypatch, t
     assert model.preprocessing.image_size == 224
 
 
-def test_a_device_that_is_not_there_is_one_line(config, tmp_path, tiny_clip):
+def test_a_missing_device_is_reported_in_one_line(config, tmp_path, tiny_clip):
     save(tiny_clip, "safetensors", tmp_path / "w.safetensors")
     with pytest.raises(NadpipeError, match="device: nonsense is not usable here"):
         load_model(config, str(tmp_path / "w.safetensors"), "nonsense")

@@ -19,7 +19,7 @@ from nadpipe.store.tables import read_parquet
 
 @pytest.mark.parametrize("unit", ["pair", "neuron", "head"])
 @pytest.mark.parametrize("pixels", [noise(1), noise(1, 64, 64) * 3, [np.zeros((65, 201, 3), np.uint8)] * 2])
-def test_one_image_and_equal_images_are_tabulated_as_what_does_not_vary(run, unit, pixels):
+def test_one_image_or_equal_images_give_units_that_do_not_vary(run, unit, pixels):
     run.write_images(pixels)
     table = run.tabulate(unit, run.decompose())
     assert len(table) == {"pair": 512, "neuron": 128, "head": 4}[unit]
@@ -44,7 +44,7 @@ def test_any_number_of_shards_gives_the_same_directions(run):
         assert (np.linalg.norm(first, axis=1) > 0.9).mean() > 0.3
 
 
-def test_shards_must_be_whole_and_of_one_data_set(run):
+def test_missing_repeated_and_foreign_shards_are_refused(run):
     run.write_images(noise(4))
     first = run.decompose(shards=2)
     with pytest.raises(NadpipeError, match=r"shards \[0\], expected 0 to 1"):
@@ -57,14 +57,14 @@ def test_shards_must_be_whole_and_of_one_data_set(run):
 
 
 @pytest.mark.parametrize("unit", ["pair", "neuron"])
-def test_moments_must_be_those_of_the_contributions(run, unit):
+def test_moments_of_other_contributions_are_refused(run, unit):
     run.write_images(noise(4))
     contributions = run.decompose(shards=2)
     moments = run.accumulate(contributions)
     with pytest.raises(NadpipeError, match=r"shards \[0\], expected 0 to 1"):
         fit_directions(unit, moments[:1], run.pool, run.folder / "x.zarr", contributions)
     accumulate_pairs(contributions[1], moments[1], top_images=3)
-    with pytest.raises(NadpipeError, match=r"moments-d-1\.zarr: .*top_images 3"):
+    with pytest.raises(NadpipeError, match=r"moments-d-1\.zarr: top_images is 3"):
         fit_directions(unit, moments, run.pool, run.folder / "x.zarr", contributions)
     moments = run.accumulate(contributions)
     (run.folder / "more").mkdir()
@@ -78,18 +78,18 @@ def test_moments_must_be_those_of_the_contributions(run, unit):
     assert not (run.folder / "x.zarr").exists()
 
 
-def test_only_the_largest_units_get_a_sparse_code_when_asked(run):
+def test_a_sparse_share_limits_codes_to_the_largest_units(run):
     run.write_images(noise(6))
     contributions = run.decompose()
-    whole = run.tabulate("pair", contributions)
+    pairs = run.tabulate("pair", contributions)
     path = run.folder / "few.parquet"
     stores = (run.folder / "pair.zarr", run.folder / "words.zarr", run.pool)
     assign_texts("pair", *stores, path, atoms=2, sparse_share=0.1)
     few = read_parquet(path, ASSIGNMENTS["pair"])
     sparse = few[few["kind"] == "sparse"].set_index(["head", "neuron"]).index.unique()
-    largest = whole[whole["contribution_rank"] <= 52].set_index(["head", "neuron"]).index  # of 512, rounded up
+    largest = pairs[pairs["contribution_rank"] <= 52].set_index(["head", "neuron"]).index  # of 512, rounded up
     assert set(sparse) == set(largest)
-    assert (few["kind"] == "nearest").sum() == 3 * whole["nearest_text"].notna().sum()
+    assert (few["kind"] == "nearest").sum() == 3 * pairs["nearest_text"].notna().sum()
     everything = read_parquet(run.folder / "pair-texts.parquet", ASSIGNMENTS["pair"])
     kept = everything[(everything["kind"] == "nearest") | pd.MultiIndex.from_frame(everything[["head", "neuron"]]).isin(sparse)]
     pd.testing.assert_frame_equal(few, kept.reset_index(drop=True))

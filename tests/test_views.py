@@ -85,7 +85,7 @@ def test_unreadable_images_are_reported(tmp_path, content):
 
 def test_a_truncated_photograph_is_an_error(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "t.jpg")
-    whole = (tmp_path / "t.jpg").read_bytes()
-    (tmp_path / "t.jpg").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "t.jpg").read_bytes()
+    (tmp_path / "t.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(NadpipeError, match="not a readable image"):
         read_image(str(tmp_path / "t.jpg"))

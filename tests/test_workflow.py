@@ -108,7 +108,7 @@ def test_logs_have_plain_lines_with_a_rate(checkout):
     assert "\r" not in log
 
 
-def test_the_run_records_what_its_tables_were_made_with(checkout):
+def test_the_run_records_the_provenance_of_its_tables(checkout):
     provenance = json.loads((checkout.folder / "results" / "provenance.json").read_text())
     assert len(provenance["tables"]) == 17
     for path, record in provenance["tables"].items():
@@ -126,10 +126,10 @@ def test_the_run_records_what_its_tables_were_made_with(checkout):
 
 def test_the_exported_readout_may_be_shared_between_workflows(tmp_path_factory, tmp_path):
     for name in ("one", "two"):
-        made = Checkout(tmp_path_factory.mktemp(name))
-        shared = made.run("--cache", "export_readout", "--", READOUT_STORE, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path))
+        checkout = Checkout(tmp_path_factory.mktemp(name))
+        shared = checkout.run("--cache", "export_readout", "--", READOUT_STORE, SNAKEMAKE_OUTPUT_CACHE=str(tmp_path))
         assert ("to cache" in shared.stderr) == (name == "one")
-        assert open_zarr(made.folder / READOUT_STORE, READOUT)["value"].shape == (12, 64, 768)
+        assert open_zarr(checkout.folder / READOUT_STORE, READOUT)["value"].shape == (12, 64, 768)
 
 
 def test_snakemakes_own_report_lists_the_results_with_captions(checkout, tmp_path):
@@ -155,7 +155,7 @@ def test_a_wrong_config_stops_before_the_first_job(checkout):
     assert "Traceback" not in text
 
 
-def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_and_says_by_how_much(finished, tmp_path):
+def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_with_the_error(finished, tmp_path):
     checkout, store = finished.copy(tmp_path / "checkout"), "results/artifacts/monitoring/contributions/0.zarr"
     done = checkout.run(store, "--config", "contributions={tolerance: 1e-12}", check=False)
     assert done.returncode != 0

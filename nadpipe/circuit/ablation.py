@@ -1,4 +1,4 @@
-"""Embeddings rebuilt from some of the pairs, and measures of what they keep of the original ones.
+"""Embeddings rebuilt from some of the pairs, and measures of how well they replace the original ones.
 
 Coefficients and write vectors are enough: no image is encoded again. Ablated contributions are replaced by their mean over the
 discovery images (mean ablation), as in Bu & Gandelsman, arXiv 2509.19943.
@@ -18,7 +18,7 @@ from nadpipe.circuit.readout import Readout, sum_pairs
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """Measures of what rebuilt embeddings keep of the original ones."""
+    """Measures of how well rebuilt embeddings replace the original ones."""
 
     accuracy: float  # zero-shot, share of images; NaN without labels
     accuracy_low: float  # Wilson interval

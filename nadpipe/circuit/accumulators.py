@@ -73,8 +73,7 @@ class PairMoments:
 class Extremes:
     """Mean, second moment, and the `keep` largest and `keep` smallest coefficients of every pair.
 
-    The `keep` coefficients farthest from the mean are among these 2 · keep, whatever the mean turns out to be, so one pass is
-    enough.
+    For any mean, the `keep` coefficients farthest from it are among these 2 · keep, so one pass is enough.
     """
 
     def __init__(self, keep: int) -> None:

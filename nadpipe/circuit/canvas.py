@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-_STEP = 16  # largest distance between lines in pixels; with smaller steps, fewer texts are candidates but the search takes longer
+_STEP = 16  # largest distance between lines in pixels; smaller steps leave fewer candidate texts, but finding them takes longer
 _BLOCK = 2**20  # logits per block, so that a block stays in the CPU cache for any image size
 _BAND = 20  # smallest number of pixel rows that are labelled together
 _FIRST, _SECOND = slice(None, -1), slice(1, None)  # the first and the second line of all neighbours

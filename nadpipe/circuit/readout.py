@@ -7,7 +7,7 @@ the activations of the neurons that write into the stream (docs/method.md). For 
     w[h, n] = W_O^h W_V^h U[:, n]                                    write vector: a constant of the weights
     y       = sum_{h,n} s[h, n] w[h, n] + gain · constant + rest     the embedding before normalisation
 
-In CLIP-ResNet (Bu & Gandelsman, arXiv 2509.19943) the neurons are the stream itself, so U is the identity, scale and gain are 1,
+In CLIP-ResNet (Bu & Gandelsman, arXiv 2509.19943), neurons are the stream itself, so U is the identity, scale and gain are 1,
 and rest is 0. All functions keep the dtype and device of their inputs.
 """
 

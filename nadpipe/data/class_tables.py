@@ -24,7 +24,7 @@ def write_classes(path: Path, classes: Classes, dataset: str, stamp: Stamp) -> N
 
 
 def read_classes(path: Path) -> tuple[str, Classes]:
-    """Return a data set's name and its classes, as written by `nadpipe index-classes`."""
+    """Read a data set's name and its classes, as written by `nadpipe index-classes`."""
     table = read_parquet(path, CLASSES)
     for name in ("names", "values", "colour"):
         table[name] = [tuple(row.tolist()) for row in table[name]]

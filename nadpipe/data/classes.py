@@ -1,6 +1,6 @@
 """The classes of a data set: their names, mask values and colours.
 
-The config is checked with `parse_names`, so that this module must import quickly: pandas is imported where a file is read.
+The config check uses `parse_names`, so this module must import quickly: pandas is imported where a file is read.
 """
 
 import dataclasses
@@ -11,17 +11,20 @@ from pathlib import Path
 from nadpipe.errors import NadpipeError
 
 Colour = tuple[int, int, int]
-MAX_CLASSES = 256  # an indexed PNG holds no more
+MAX_CLASSES = 256  # limit of an indexed PNG
 _PUBLISHED = Path(__file__).parent / "published"
 _CHANNELS = ("red", "green", "blue")
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes of a data set, in order. Raises NadpipeError if two classes share a title, a name or a mask value."""
+    """The classes of a data set, in order.
+
+    Raises NadpipeError for fewer than 2 or more than 256 classes, or if two classes share a title, a name or a mask value.
+    """
 
     titles: tuple[str, ...]  # names in tables and legends
-    names: tuple[tuple[str, ...], ...]  # texts of each class; the best of them counts
+    names: tuple[tuple[str, ...], ...]  # texts of each class; the best one counts
     values: tuple[tuple[int, ...], ...]  # mask values of each class
     colours: tuple[Colour, ...]  # in pictures, and in RGB-coded masks
     ignored_values: tuple[int, ...] = ()  # mask values that are not evaluated
@@ -46,7 +49,7 @@ def first_repeated(values: list) -> object | None:
 
 
 def parse_names(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return title and names of a class written as `name, synonym, …`, or as `title: name, …` if the title is not a name.
+    """Return the title and the names of a class written as `name, synonym, …`, or as `title: name, …` if the title is no name.
 
     Raises NadpipeError if the text has no name.
     """
@@ -70,7 +73,7 @@ def make_classes(texts: Sequence[str], ignored: int = 255) -> Classes:
 
 
 def rename(classes: Classes, renamed: Classes, key: str) -> Classes:
-    """Return `classes` with the names of `renamed`. Raises NadpipeError that starts with `key` if their numbers differ."""
+    """Return `classes` with the names of `renamed`. Raises NadpipeError if their numbers differ. key: start of the message."""
     if len(renamed.names) != len(classes.names):
         raise NadpipeError(
             f"{key}: {len(renamed.names)} classes are given, the data set has {len(classes.names)}; name all of them"
@@ -88,7 +91,7 @@ def reduce_zero_label(classes: Classes) -> Classes:
 
 
 def without_first(classes: Classes) -> Classes:
-    """Return the classes without the first, whose pixels are ignored: VOC and Context without their background."""
+    """Return the classes without the first one, whose pixels become ignored: VOC and Context without their background."""
     return Classes(
         titles=classes.titles[1:],
         names=classes.names[1:],
@@ -120,12 +123,12 @@ def published_file(name: str) -> Path:
 
 
 def read_class_file(path: Path, values: str = "values") -> Classes:
-    """Return the classes of a file.
+    """Read the classes of a file.
 
     .csv: one row per class with `names` (separated by commas), and optionally `title` (default: the first name), `values`
     (mask values separated by spaces; default: the position) and `red`, `green`, `blue`. Rows without names list what is
     ignored. .txt: one class per line as in `parse_names`; the mask value is the position, 255 is ignored.
-    values: column with the mask values. Raises NadpipeError that names the file and the invalid row.
+    values: column with the mask values. Raises NadpipeError if the file is invalid; the message names the file and the row.
     """
     import pandas as pd
 
@@ -144,7 +147,7 @@ def read_class_file(path: Path, values: str = "values") -> Classes:
 
 def _from_rows(columns: list, rows: list[dict], values: str) -> Classes:
     if "names" not in columns:
-        raise NadpipeError(f"no column names among {', '.join(columns)}; add it")
+        raise NadpipeError(f"no column `names` (columns: {', '.join(columns)}); add it")
     numbered = list(enumerate(rows, start=2))  # as a text editor counts lines
     listed = [(line, row) for line, row in numbered if row["names"]]
     ignored = [(line, row) for line, row in numbered if not row["names"]]
@@ -154,7 +157,7 @@ def _from_rows(columns: list, rows: list[dict], values: str) -> Classes:
     ignored_values = [_numbers(line, row, [values]) for line, row in ignored if values in columns]
     ignored_colours = [_numbers(line, row, _CHANNELS) for line, row in ignored if "red" in columns]
     if any(len(colour) != len(_CHANNELS) for colour in colours):
-        raise NadpipeError("columns red, green and blue: give all classes a colour, or none")
+        raise NadpipeError("some classes have no colour in the columns red, green and blue; give all classes a colour, or none")
     return Classes(
         titles=tuple(row["title"] for _, row in listed) if "title" in columns else tuple(title for title, _ in parsed),
         names=tuple(names for _, names in parsed),
@@ -166,14 +169,14 @@ def _from_rows(columns: list, rows: list[dict], values: str) -> Classes:
 
 
 def _numbers(line: int, row: dict, columns: Sequence[str]) -> tuple[int, ...]:
-    """Return the whole numbers in the given columns of a row."""
+    """Return the whole numbers in the given columns of a row. Raises NadpipeError for any other text."""
     try:
         return tuple(int(number) for column in columns for number in row[column].split())
     except (ValueError, KeyError) as error:
-        raise NadpipeError(f"row {line}: {', '.join(columns)} must hold whole numbers ({error})") from None
+        raise NadpipeError(f"row {line}: {', '.join(columns)} must hold whole numbers ({error}); correct them") from None
 
 
 def _default_colours(count: int) -> tuple[Colour, ...]:
-    from nadpipe.store.label_maps import class_colours  # needs numpy, which the config check does without
+    from nadpipe.store.label_maps import class_colours  # needs numpy, which the config check must not import
 
     return tuple((red, green, blue) for red, green, blue in class_colours(count).tolist())

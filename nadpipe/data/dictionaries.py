@@ -1,6 +1,6 @@
 """Sets of texts and of prompt templates, by name or from a file.
 
-The config check needs names alone. open_clip takes seconds to import and wordfreq reads word lists from disk, so both are
+The config check needs only names. open_clip takes seconds to import and wordfreq reads word lists from disk, so both are
 imported where a set is read.
 """
 
@@ -16,7 +16,7 @@ _WORDFREQ = "wordfreq:"
 
 
 def is_named(dictionary: str) -> bool:
-    """Return whether a dictionary is a named one, `imagenet` or `wordfreq:<count>`, rather than the path of a text file.
+    """Return True for a named dictionary, `imagenet` or `wordfreq:<count>`, and False for the path of a text file.
 
     Raises NadpipeError if the count is invalid.
     """
@@ -48,7 +48,7 @@ def read_dictionary(dictionary: str) -> list[str]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Return the stripped, non-empty lines of a text file. Raises NadpipeError if it is unreadable or has none."""
+    """Read the stripped, non-empty lines of a text file. Raises NadpipeError if it is unreadable or has none."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -60,11 +60,11 @@ def read_lines(file: Path) -> list[str]:
 
 
 def check_templates(templates: list[str]) -> list[str]:
-    """Return the templates if each contains {} once, or if they are one name of TEMPLATE_SETS. Raises NadpipeError if not."""
+    """Return the templates if each contains {} once, or if they are one name of TEMPLATE_SETS. Otherwise raise NadpipeError."""
     if len(templates) == 1 and templates[0] in TEMPLATE_SETS:
         return templates
     if not templates:
-        raise NadpipeError("no templates; the simplest is {}")
+        raise NadpipeError("no templates; give at least one, such as {}")
     for template in templates:
         if template.count("{}") != 1:
             raise NadpipeError(
@@ -75,7 +75,7 @@ def check_templates(templates: list[str]) -> list[str]:
 
 
 def read_templates(templates: list[str]) -> list[str]:
-    """Return the templates, or those of a set that is named: open_clip's `imagenet` (80) or `imagenet-simple` (7).
+    """Return the templates, or those of a named set: open_clip's `imagenet` (80 templates) or `imagenet-simple` (7).
 
     Raises NadpipeError as `check_templates` does.
     """

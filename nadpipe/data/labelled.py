@@ -24,7 +24,7 @@ class Labelled:
     """Images with a class label, and the texts of all classes."""
 
     stores: list[ZarrStore]
-    rows: list[Int[np.ndarray, " view"]]  # of each store
+    rows: list[Int[np.ndarray, " view"]]  # rows of the images in each store
     embedding: Float[Tensor, "image embed"]
     label: Int[Tensor, " image"]  # row of `text`
     text: Float[Tensor, "class embed"]
@@ -48,7 +48,7 @@ class Labelled:
 
 
 def read_labelled(images: Path, contributions: Sequence[Path], labels: Path, model: Stamp, limit: int) -> Labelled:
-    """Return at most `limit` labelled images of a data set, evenly spaced. Raises NadpipeError if no image has a label."""
+    """Read at most `limit` labelled images of a data set, evenly spaced. Raises NadpipeError if no image has a label."""
     text_store = open_zarr(labels, TEXT, model)
     label_of_image = read_images(images).set_index("image_id")["label"]
     stores = open_shards(contributions, CONTRIBUTIONS, model)

@@ -1,6 +1,6 @@
-"""The layouts of data sets on disk: how each lists its images and masks, and where its classes come from.
+"""Registry of the layouts of data sets on disk, each with readers of its images, masks and classes.
 
-`LAYOUTS` has one record per layout. Config checks, docs and stages read the records, so that a new layout is added here alone.
+`LAYOUTS` has one record per layout. Config checks, docs and stages read the records, so a new layout needs a change only here.
 The Snakefile imports this module at every start: pandas and scipy are imported where images are listed.
 """
 
@@ -20,7 +20,7 @@ Rows = Any  # a pandas.DataFrame with path, mask_path, group, label, and columns
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set on disk: its path, and the keys of the config that layouts read."""
+    """A data set on disk: its path, and the config keys that layouts read."""
 
     path: Path
     split: str | None = None
@@ -41,26 +41,26 @@ class ListedImage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A way in which data sets are stored on disk. Subclasses list the images and find the classes."""
+    """A way to store data sets on disk. Subclasses list the images and find the classes."""
 
     name: str
     description: str  # of the path, and of the files in it; for docs and messages
-    keys: tuple[str, ...] = ()  # keys of `Source` that this layout reads, beside the path
-    splits: tuple[str, ...] = ()  # the default first; empty if the layout has none, or any
-    is_file: bool = False  # the path is a file beside the images, not their folder
-    has_classes: bool = False  # otherwise the user must name the classes
-    has_fixed_values: bool = False  # the user can rename the classes, but not change their mask values
+    keys: tuple[str, ...] = ()  # keys of `Source` that this layout reads, in addition to the path
+    splits: tuple[str, ...] = ()  # allowed splits, the default first; empty if the layout has none, or allows any name
+    is_file: bool = False  # True if the path is a file next to the images, not their folder
+    has_classes: bool = False  # False if the user must name the classes
+    has_fixed_values: bool = False  # True if the user can rename the classes, but not change their mask values
 
     def list_images(self, source: Source) -> Rows:
         """Return the rows of a manifest without sizes. Raises NadpipeError if files are missing."""
         raise NotImplementedError
 
     def find_classes(self, source: Source) -> Classes:
-        """Return the classes, with the mask values that the masks of the source hold. Raises NadpipeError if there are none."""
+        """Return the classes with their values in the source's masks. Raises NadpipeError if the layout has no classes."""
         raise NadpipeError(f"layout {self.name}: no classes of its own; list them or name a class file")
 
     def class_files(self, root: Path) -> list[Path]:
-        """Return the existing files that `find_classes` reads class names from."""
+        """Return the existing files from which `find_classes` reads class names."""
         return []
 
     def image_folder(self, path: str) -> str:
@@ -68,17 +68,17 @@ class Layout:
         return path.rpartition("/")[0] if self.is_file else path
 
     def expected(self) -> str:
-        """Return the end of a message about a missing path."""
+        """Return a description of the expected files, for messages about missing ones."""
         return f"expected the {self.name} layout: {self.description}"
 
     def chosen_split(self, split: str | None) -> str:
-        """Return the split, by default the first. Raises NadpipeError if the layout has no such split."""
+        """Return the split, by default the layout's first. Raises NadpipeError if the layout has no such split."""
         if split is not None and split not in self.splits:
             raise NadpipeError(f"{self.name}: no split {split}; choose {', '.join(self.splits)}")
         return self.splits[0] if split is None else split
 
     def existing(self, root: Path, name: str) -> Path:
-        """Return root / name. Raises NadpipeError if it is missing; the message names a folder one level below that has it."""
+        """Return root / name. Raises NadpipeError if it is missing; if a folder in the root has it, the message names it."""
         if (root / name).exists():
             return root / name
         inner = next((path for path in root.glob("*/") if (path / name).exists()), None) if root.is_dir() else None
@@ -104,8 +104,8 @@ class Tree(Layout):
         folders = {path: path.relative_to(source.path).parts[:-1] for path in _images_in(source.path)}
         return _as_rows(
             [
-                ListedImage(path, group=parts[0] if parts else None, label=parts[-1] if parts else None)
-                for path, parts in folders.items()
+                ListedImage(path, group=names[0] if names else None, label=names[-1] if names else None)
+                for path, names in folders.items()
             ]
         )
 
@@ -124,7 +124,7 @@ class Folder(Layout):
     """A folder with images, masks and a class file."""
 
     def list_images(self, source: Source) -> Rows:
-        """Return all images sorted by path, or those that splits/<split>.txt lists, in its order."""
+        """Return all images sorted by path, or the images of splits/<split>.txt in its order."""
         images, masks = (self.existing(source.path, name) for name in ("images", "masks"))
         paths = _images_in(images)
         if source.split is not None:
@@ -151,10 +151,10 @@ class Folder(Layout):
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """A way in which the masks of a published data set are written."""
+    """A way to write the masks of a published data set."""
 
     masks: str  # folder below the path; {split} stands for the split
-    suffix: str  # of a mask's name, in place of the image's
+    suffix: str  # of a mask's name, in place of the image's suffix
     values: str = "values"  # column of the class file with the mask values
 
 
@@ -168,9 +168,9 @@ class Published(Layout):
     images: str = ""  # folder below the path; {split} stands for the split
     image_suffix: str = ".jpg"
     encodings: tuple[Encoding, ...] = ()  # the first one whose masks exist counts
-    class_file: str = ""  # of the package
-    split_file: str | None = None  # list of image names; None: all images in the folder of the split
-    background: bool = True  # False: the first class of the file is ignored
+    class_file: str = ""  # name of a class file in the package
+    split_file: str | None = None  # list of image names; None for all images in the folder of the split
+    background: bool = True  # False to ignore the first class of the file
 
     def list_images(self, source: Source) -> Rows:
         """Return the images of a split with their masks, in the order of the split file or sorted by path.
@@ -204,7 +204,7 @@ class Published(Layout):
         return [published_file(self.class_file)]
 
     def _stems(self, source: Source) -> tuple[Path, list[str]]:
-        """Return the folder of the split's images, and their names below it without suffix."""
+        """Return the folder of the split's images, and the images' paths in it without suffix."""
         split = self.chosen_split(source.split)
         images = self.existing(source.path, self.images.format(split=split))
         if self.split_file is None:
@@ -217,7 +217,7 @@ class Published(Layout):
         return images, stems
 
     def _encoding(self, source: Source, stem: str) -> tuple[Path, Encoding]:
-        """Return the folder of the masks and how they are written. The first image decides for all."""
+        """Return the folder of the masks and their encoding, which the mask of the first image decides."""
         split = self.chosen_split(source.split)
         candidates = [(source.path / encoding.masks.format(split=split), encoding) for encoding in self.encodings]
         for folder, encoding in candidates:
@@ -296,8 +296,8 @@ _RECORDS = (
         ),
         class_file="coco_stuff164k",
     ),
-    # In the converted masks, everything but the 80 kinds of objects is background. In stuffthingmaps, that is all stuff and all
-    # unlabelled pixels.
+    # Everything except the 80 object classes is background in the converted masks. In stuffthingmaps, these are all stuff
+    # classes and all unlabelled pixels.
     Published(
         name="coco_object",
         description=_COCO,
@@ -327,7 +327,7 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _RECORDS}
 
 
 def find_layout(name: str) -> Layout:
-    """Return the layout of that name. Raises NadpipeError that lists all names if there is none."""
+    """Return the layout of that name. Raises NadpipeError if there is none; the message lists all names."""
     if name not in LAYOUTS:
         raise NadpipeError(f"--layout: no layout {name}; choose {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
@@ -342,7 +342,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _checked(images: list[ListedImage]) -> list[ListedImage]:
-    """Return the images if all of them and their masks exist. Raises NadpipeError that names the first missing file."""
+    """Return the images if all of them and their masks exist. Otherwise raise NadpipeError with the first missing file."""
     for image in images:
         if not image.path.is_file():
             raise NadpipeError(f"{image.path}: no such image; add it, or remove its name from the split file")

@@ -12,12 +12,12 @@ from nadpipe.progress import track
 
 
 def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1) -> pd.DataFrame:
-    """Return the manifest of the images in `rows` (path, mask_path, group, label, and columns of the source).
+    """Decode every image in `rows` (path, mask_path, group, label, and columns of the source) and return the manifest.
 
-    Columns: image_id, path, width, height, sha256, label, group, mask_path, problem, then those of the source. Every image is
-    decoded once. Images that are unreadable, have an unreadable mask or one of another size, or are listed before are
-    invalid. If bad is "skip", they come last, with image_id -1 and the problem. Raises NadpipeError if bad is "fail" and
-    images are invalid (one line per image), or if no valid image remains.
+    Columns: image_id, path, width, height, sha256, label, group, mask_path, problem, then those of the source. An image is
+    invalid if it is unreadable, if its mask is unreadable or has another size, or if an earlier row lists it. If bad is "skip",
+    invalid images come last, with image_id -1 and the problem. Raises NadpipeError if bad is "fail" and images are invalid (one
+    line per image), or if no valid image remains.
     """
     paths, masks = rows["path"].tolist(), rows["mask_path"].tolist()
     repeated = rows["path"].duplicated().tolist()
@@ -26,7 +26,7 @@ def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: 
     problems = [str(result) if isinstance(result, NadpipeError) else None for result in results]
     reported = [problem for problem in problems if problem is not None]
     if reported and (bad == "fail" or len(reported) == len(rows)):
-        advice = "repair them, or set bad_images: skip" if bad == "fail" else "repair them; none is left"
+        advice = "repair them, or set bad_images: skip" if bad == "fail" else "repair them, because none is left"
         summary = [f"{len(reported)} of {len(rows)} images cannot be used; {advice}"] if len(reported) > 1 else []
         raise NadpipeError("\n".join(summary + reported))
     infos = [result if isinstance(result, ImageInfo) else ImageInfo(0, 0, "") for result in results]
@@ -49,12 +49,12 @@ def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: 
 
 
 def content_fingerprint(manifest: pd.DataFrame) -> str:
-    """Return a hash of the images' paths and contents in order, which identifies the data set."""
+    """Return a hash of the images' paths and checksums in order, which identifies the data set."""
     return hashlib.sha256("\n".join(manifest["path"] + " " + manifest["sha256"]).encode()).hexdigest()[:16]
 
 
 def shard_rows(images: int, shard: int, shards: int) -> range:
-    """Return the rows of one of `shards` contiguous, nearly equal parts. Raises NadpipeError if a part would be empty."""
+    """Return the rows of one of `shards` contiguous, nearly equal shards. Raises NadpipeError if a shard would be empty."""
     if shards > images:
         raise NadpipeError(f"datasets: shards is {shards} for {images} images; use at most one shard per image")
     return range(images * shard // shards, images * (shard + 1) // shards)

@@ -1,4 +1,4 @@
-"""Masks on disk as arrays of classes."""
+"""Readers of masks, which return arrays of classes."""
 
 import numpy as np
 from jaxtyping import Int
@@ -9,16 +9,16 @@ from nadpipe.data.classes import Classes, Colour, first_repeated
 from nadpipe.data.views import orient_like
 from nadpipe.errors import NadpipeError
 
-_DIRECT = 2**16  # values below are looked up in an array
-_LISTED = 5  # invalid values in a message
+_DIRECT = 2**16  # values below this are looked up in an array
+_LISTED = 5  # largest number of invalid values in a message
 
 
 def read_mask(path: str, photograph: str, size: tuple[int, int], classes: Classes) -> Int[np.ndarray, "height width"]:
-    """Return the class of each pixel of the mask of an upright image of size (height, width), IGNORED if not evaluated.
+    """Read the class of each pixel from the mask of an upright image of size (height, width), IGNORED if not evaluated.
 
-    Masks with one channel (indexed, grey, 8 to 32 bits) are read by value, RGB-coded masks by colour. A mask drawn on
+    Masks with one channel (indexed, grey, 8 to 32 bits) are read by value, RGB-coded masks by colour. A mask that was drawn on
     the stored photograph, a quarter turn from upright, is turned by the photograph's orientation. Raises NadpipeError if the
-    file is not such a picture, has another size, or holds values or colours without a class.
+    file is not such a mask, has another size, or contains values or colours without a class.
     """
     try:
         with Image.open(path) as image:

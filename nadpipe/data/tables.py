@@ -1,4 +1,7 @@
-"""Rows of a manifest, without sizes, from tables and annotation files: path, mask_path, group, label, and further columns."""
+"""Readers of tables and annotation files, which return the rows of a manifest without sizes.
+
+Columns: path, mask_path, group, label, and all others of the source.
+"""
 
 import re
 from pathlib import Path
@@ -24,7 +27,7 @@ def read_table(
     group_column: str | None = None,
     label_column: str | None = None,
 ) -> pd.DataFrame:
-    """Return the rows of a CSV or Parquet table that lists one image per row.
+    """Read the rows of a CSV or Parquet table that lists one image per row.
 
     Relative paths are relative to the table's folder. Other columns are kept, renamed to `source_…` if the manifest has a
     column of that name. Raises NadpipeError if the table is unreadable, is empty, or lacks a requested column.
@@ -57,7 +60,7 @@ def read_table(
 
 
 def read_cars(root: Path, split: str, expected: str) -> pd.DataFrame:
-    """Return the rows of Stanford Cars: the label is the class, the group is the year at the end of the class name.
+    """Read the rows of Stanford Cars: the label is the class, the group is the year at the end of the class name.
 
     split: train or test. expected: description of the layout, for messages. Raises NadpipeError if a file is missing or
     invalid.
@@ -83,10 +86,10 @@ def read_cars(root: Path, split: str, expected: str) -> pd.DataFrame:
 
 
 def add_labels(rows: pd.DataFrame, label_table: Path) -> pd.DataFrame:
-    """Return the rows with columns from a CSV whose first column holds file names (folder and suffix are optional).
+    """Add columns from a CSV whose first column holds file names (folder and suffix are optional), and return the rows.
 
-    A column of 0 and 1 is kept; a column of words (a colour) becomes one 0/1 column per word. Raises NadpipeError if the table
-    is unreadable, or if an image is missing from it or listed twice.
+    A column of 0 and 1 is kept; a column of words, such as colours, becomes one 0/1 column per word. Raises NadpipeError if the
+    table is unreadable, contains other numbers, lists an image twice, or does not list an image.
     """
     try:
         source = pd.read_csv(label_table, converters={0: str})
@@ -110,12 +113,12 @@ def add_labels(rows: pd.DataFrame, label_table: Path) -> pd.DataFrame:
     image_stems = [Path(path).stem for path in rows["path"]]
     missing = [stem for stem in image_stems if stem not in labels.index]
     if missing:
-        raise NadpipeError(f"{label_table}: does not list {missing[0]}, and {len(missing) - 1} more images; add them")
+        raise NadpipeError(f"{label_table}: {len(missing)} images are missing, first {missing[0]}; add them")
     return pd.concat([rows, labels.loc[image_stems].set_index(rows.index)], axis=1)
 
 
 def _read_mat(path: Path, name: str, expected: str) -> np.ndarray:
-    """Return one variable of a MATLAB file."""
+    """Read one variable of a MATLAB file. Raises NadpipeError if that fails."""
     if not path.is_file():
         raise NadpipeError(f"{path}: missing; {expected}")
     try:
@@ -125,5 +128,5 @@ def _read_mat(path: Path, name: str, expected: str) -> np.ndarray:
 
 
 def _as_text(column: pd.Series) -> list[str | None]:
-    """Return the values as text. Whole numbers with gaps (years) stay whole numbers."""
+    """Return the values as text. Whole numbers, such as years, stay whole numbers even if some are missing."""
     return [None if pd.isna(value) else str(value) for value in column.convert_dtypes()]

@@ -1,4 +1,4 @@
-"""Image files, and the crops (views) in which a model sees an image."""
+"""Readers of image files, and the crops (views) of an image that a model sees."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ class ImageInfo:
 
 
 def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Return height and width after scaling the short side to `short_side`; the long side is rounded down as in torchvision."""
+    """Return height and width scaled to a short side of `short_side`. The long side is rounded down as in torchvision."""
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side
@@ -79,7 +79,7 @@ def crop_pixels(image: Image.Image, boxes: list[Box], interpolation: str) -> UIn
 
 
 def read_image(path: str) -> Image.Image:
-    """Return an image as RGB, upright by its EXIF orientation. Raises NadpipeError if the file is not a readable image."""
+    """Read an image as RGB, upright by its EXIF orientation. Raises NadpipeError if the file is not a readable image."""
     with _one_line_errors(path), Image.open(path) as image:
         return _to_rgb(ImageOps.exif_transpose(image))
 
@@ -87,8 +87,8 @@ def read_image(path: str) -> Image.Image:
 def examine_image(path: str) -> ImageInfo:
     """Decode an image completely and return its size and checksum.
 
-    Raises NadpipeError if `read_image` cannot read the file, if it has several frames, or if its long side is so long that the
-    image would not fit into memory once its short side has the model's size.
+    Raises NadpipeError if `read_image` cannot read the file, if it has several frames, or if it is over 64 times longer than
+    wide: scaled to the model's size, such an image would not fit into memory.
     """
     with _one_line_errors(path):
         content = Path(path).read_bytes()
@@ -104,7 +104,7 @@ def examine_image(path: str) -> ImageInfo:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Return height and width of the upright image, from the file's header. Raises NadpipeError as `read_image` does."""
+    """Read height and width of the upright image from the file's header. Raises NadpipeError as `read_image` does."""
     with _one_line_errors(path), Image.open(path) as image:
         return _upright_size(image)
 
@@ -118,13 +118,13 @@ def orient_like(mask: Image.Image, photograph: str) -> Image.Image:
 
 
 def printable(path: str) -> str:
-    """Return a path as it can stand in a message of one line."""
+    """Return a path, escaped if a message of one line cannot contain it."""
     return path if path.isprintable() else repr(path)
 
 
 @contextlib.contextmanager
 def _one_line_errors(path: str) -> Iterator[None]:
-    """Raise every error in reading an image as a NadpipeError of one line."""
+    """Turn every error in reading an image into a NadpipeError of one line."""
     try:
         yield
     except FileNotFoundError:

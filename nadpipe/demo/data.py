@@ -7,7 +7,8 @@ import numpy as np
 from nadpipe.demo.world import BACKGROUNDS, COLOURS, KINDS, TEXTURES, Odds, Scene, draw_scene, write_caption
 
 YEARS = range(2018, 2026)
-# Word -> weight in the first and in the last year. A fall in the same group balances each rise, so no other word drifts.
+# Word -> weight in the first and in the last year. Within a group, each increase is balanced by a decrease, so that no other
+# word drifts.
 DRIFTS = {"fish": (0.2, 1.8), "snail": (1.8, 0.2), "sand": (0.2, 1.8), "sky": (1.8, 0.2)}
 SETS = ("discovery", "segmentation", "monitoring")
 
@@ -16,7 +17,7 @@ def draw_set(name: str, images: int, seed: int) -> Iterator[tuple[Scene, dict[st
     """Yield the scenes of one set, each with its row of the table.
 
     A row has a caption, the background, the objects, the year (`monitoring` only), and 0 or 1 for every word. A scene depends
-    only on the set, the seed and its number.
+    only on the set, the year, the seed and its number.
 
     images: number of images of the set; for `monitoring`, of each year.
     """

@@ -42,7 +42,7 @@ _HELD_OUT = 10**9  # scenes with this number or a larger one are never used in t
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """Define one part of the training.
+    """Define one lesson of the training.
 
     size: side of the scenes in pixels. batch: scenes per step. rate: largest learning rate of the one cycle.
     """
@@ -135,7 +135,7 @@ def train(course: Course, workers: int) -> tuple[CLIP, Vocabulary]:
 
 
 def average_precision(model: CLIP, scenes: Scenes, vocabulary: Vocabulary) -> dict[str, float]:
-    """Return the average precision of each word of CONCEPTS by cosine of its mean prompt to the image embedding."""
+    """Compute the average precision of each word of CONCEPTS by the cosine of its mean prompt to the image embedding."""
     model.eval()
     with torch.inference_mode():
         image = torch.cat(
@@ -153,7 +153,7 @@ def average_precision(model: CLIP, scenes: Scenes, vocabulary: Vocabulary) -> di
 
 
 def mean_by_group(precision: dict[str, float]) -> dict[str, float]:
-    """Return the mean over the words of each group: kind, colour, texture, background."""
+    """Compute the mean over the words of each group: kind, colour, texture, background."""
     return {group: float(np.mean([precision[word] for word in words])) for group, words in GROUPS.items()}
 
 

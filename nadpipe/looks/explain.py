@@ -1,4 +1,4 @@
-"""Explain an image: which pairs cause its similarity to texts, and where they fire."""
+"""Explain an image's similarity to texts: the pairs that cause it, and where they fire."""
 
 import dataclasses
 import json
@@ -53,11 +53,11 @@ def explain(
         architecture: Model to use instead of the one in the results, as in the config.
         pretrained: Weights of that model.
         template: Prompt in which {} stands for the text.
-        most: Number of pairs to show that add most, and of pairs that subtract most.
+        most: Number of pairs to show of those that add most, and of those that subtract most.
         device: auto, cpu, cuda, cuda:1, ….
     """
     if template.count("{}") != 1:
-        raise NadpipeError(f"--template: must contain {{}} once, not {template!r}")
+        raise NadpipeError(f"--template: {template!r} must contain {{}} once; write {{}} where the text goes")
     if architecture is None:
         architecture, pretrained = _model_of(results)
     photograph = read_image(str(image))
@@ -81,8 +81,8 @@ def explain(
 class _Decomposition:
     """The embedding of one image, split into pairs and into tokens.
 
-    crop: the part of the image that the model sees. pairs, tokens: what each adds to the cosine with each text. cosine: from
-    the model's own image embedding.
+    crop: the part of the image that the model sees. pairs, tokens: the amount that each adds to the cosine with each text.
+    cosine: from the model's own image embedding.
     """
 
     crop: Image.Image
@@ -95,7 +95,7 @@ class _Decomposition:
 
 
 def _model_of(results: Path) -> tuple[str, str | None]:
-    """Return architecture and weights of the model that made the results."""
+    """Return architecture and weights of the model of the results. Raises NadpipeError if the results do not name it."""
     path = results / "provenance.json"
     try:
         model = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
@@ -114,10 +114,10 @@ def _decompose(model: Model, photograph: Image.Image, prompts: list[str]) -> _De
     [box] = centre_box(photograph.height, photograph.width, preprocessing.image_size)
     pixels = torch.from_numpy(crop_pixels(photograph, [box], preprocessing.interpolation))
     with torch.inference_mode():
-        normal = preprocessing.normalise(pixels.to(tower.device))
-        embedding = tower.reference_embedding(normal)
+        normalised = preprocessing.normalise(pixels.to(tower.device))
+        embedding = tower.reference_embedding(normalised)
         text = normalise(text_tower(model).embed_texts(prompts))
-        view = trace(tower.activations(normal), pool)
+        view = trace(tower.activations(normalised), pool)
         pairs = pair_scores(coefficients(view, pool.readout)[0], text, pool.readout)
         tokens = token_scores(view.activation[0], text, pool)
     corner = (box.crop_top, box.crop_left, box.crop_size, box.resized_height, box.resized_width)
@@ -139,7 +139,7 @@ def _pair_names(results: Path, model: Model) -> dict[tuple[int, int], str]:
 def _section(
     decomposition: _Decomposition, index: int, text: str, names: dict[tuple[int, int], str], most: int
 ) -> dict[str, Any]:
-    """Return what the page shows for one text: the pairs that add or subtract most, and the sum of all others."""
+    """Return the content of the page for one text: the pairs that add or subtract most, and the sum of all others."""
     scores = decomposition.pairs[index]
     order = scores.flatten().argsort(descending=True)
     listed = torch.cat([order[:most], order[-most:]]).unique_consecutive()

@@ -11,8 +11,8 @@ from nadpipe.errors import NadpipeError
 from nadpipe.pages.explorer import NAMING_RULES, Explorer
 from nadpipe.store.atomic import atomic_path
 
-_DRAWN = 6  # pairs in the picture
-_OTHER_TEXTS = 20
+_DRAWN = 6  # largest number of pairs in the picture
+_OTHER_TEXTS = 20  # largest number of other matches that are listed
 
 
 def search(
@@ -24,7 +24,7 @@ def search(
         text: The text, or a part of it.
         results: Folder of a run's results.
         most: Number of pairs per naming rule.
-        png: PNG with the images of the first pairs by correlation, or by direction if no pair has the text by correlation.
+        png: PNG to write: images of the first pairs by correlation, or by direction if no pair has the text by correlation.
     """
     explorer = Explorer(results / "explorer")
     query = text.strip().lower()

@@ -1,4 +1,4 @@
-"""Show a pair or a neuron: its size, its texts, and the images at its ends."""
+"""Show a pair or a neuron: its size, its texts, and its top and bottom images."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from nadpipe.pages.explorer import NAMING_RULES, Explorer
 from nadpipe.store.atomic import atomic_path
 
 _TEXTS = 5  # per naming rule
-_DRAWN = 6  # pairs in the picture of a neuron
+_DRAWN = 6  # largest number of pairs in the picture of a neuron
 _NUMBERS = {"pair": "head and neuron", "neuron": "one number"}
 
 
@@ -22,16 +22,17 @@ def show(
     results: Path = Path("results"),
     png: Path | None = None,
 ) -> None:
-    """Print what the explorer holds about a pair, or about a neuron and all its pairs.
+    """Print the explorer's data on a pair, or on a neuron and all its pairs.
 
     Args:
         kind: pair or neuron.
         index: Head and neuron of a pair, or one neuron.
         results: Folder of a run's results.
-        png: PNG with the images at the pair's ends, overlaid with where it fires. For a neuron, its largest pairs are drawn.
+        png: PNG to write: top and bottom images of the pair, or of a neuron's largest pairs, overlaid with maps of where the
+            pair fires.
     """
     if len(index) != (2 if kind == "pair" else 1):
-        raise NadpipeError(f"show {kind}: takes {_NUMBERS[kind]}, not {len(index)}")
+        raise NadpipeError(f"show {kind}: {len(index)} is the wrong number of values; give {_NUMBERS[kind]}")
     explorer = Explorer(results / "explorer")
     *head, neuron = index
     content = explorer.load(f"neurons/{explorer.check_index('neuron', neuron)}")

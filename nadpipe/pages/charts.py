@@ -17,7 +17,7 @@ def explained_chart(units: dict[str, pd.DataFrame]) -> Chart:
     """Return bars of the mean share of a unit's centred energy that each of its first directions explains.
 
     units: a table per kind of unit, with the column explained, or explained_1, explained_2, …. Missing values (units that do
-    not vary) do not count.
+    not vary) are left out.
     """
     rows = [
         {
@@ -47,7 +47,7 @@ def explained_chart(units: dict[str, pd.DataFrame]) -> Chart:
 def accuracy_chart(table: pd.DataFrame, x: str, group: str, title: str, log: bool) -> Chart:
     """Return lines of zero-shot accuracy with its interval against column x, one line per value of column group.
 
-    Rows that agree in x and group (random draws) are averaged.
+    Rows with the same x and group (random draws) are averaged.
     """
     values = table.groupby([group, x], observed=True)[["accuracy", "accuracy_low", "accuracy_high"]].mean().reset_index()
     selected, scale = alt.selection_point(fields=[group], bind="legend"), alt.Scale(type="log" if log else "linear")
@@ -132,5 +132,5 @@ def attention_chart(attention: Float[ndarray, "row column"], sink: int | None) -
 
 
 def _spec(chart: alt.TopLevelMixin, height: int, width: int | str = "container") -> Chart:
-    """Return a chart's specification. A width of "container" is that of the page."""
+    """Return a chart's specification. The width "container" stands for that of the page."""
     return chart.properties(width=width, height=height).to_dict()

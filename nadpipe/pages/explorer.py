@@ -1,4 +1,4 @@
-"""Reader of the explorer's files, for commands that show the same in a terminal."""
+"""Reader of the explorer's files, for commands that show the same data in a terminal."""
 
 import dataclasses
 import functools
@@ -42,14 +42,14 @@ class Explorer:
             raise _unreadable(path, error) from None
 
     def check_index(self, kind: str, index: int) -> int:
-        """Return the index of a head or neuron. Raises NadpipeError if the model has no such head or neuron."""
+        """Return the index of a head or neuron if the model has it. Otherwise raise NadpipeError."""
         count = self.sizes[f"{kind}s"]
         if not 0 <= index < count:
-            raise NadpipeError(f"{kind} {index}: the model has {kind}s 0 to {count - 1}")
+            raise NadpipeError(f"{kind} {index}: not in the model; the model has {kind}s 0 to {count - 1}")
         return index
 
     def firing(self, head: int, neuron: int) -> Int8[np.ndarray, "shown row column"]:
-        """Return maps of where a pair fires in the images at its ends, in steps of 1/127 of each map's largest value."""
+        """Read maps of where a pair fires in its top and bottom images, in steps of 1/127 of each map's largest value."""
         path = self.folder / "data" / "firing" / f"{neuron}.bin"
         grid = self.sizes["grid"]
         try:
@@ -58,7 +58,7 @@ class Explorer:
             raise _unreadable(path, error) from None
 
     def image(self, image_id: int) -> Image.Image:
-        """Return a thumbnail of the crop that the model saw of an image."""
+        """Read the thumbnail of an image's crop, as the model saw it."""
         path = self.folder / "data" / "images" / f"{image_id}.jpg"
         try:
             with Image.open(path) as image:
@@ -67,7 +67,7 @@ class Explorer:
             raise _unreadable(path, error) from None
 
     def pictures(self, pair: dict[str, Any], neuron: int) -> list[Image.Image]:
-        """Return the images at a pair's ends, overlaid with where it fires: top images first, then bottom images."""
+        """Return a pair's top images, then its bottom images, overlaid with maps of where the pair fires."""
         maps = self.firing(pair["head"], neuron)
         return [heat_overlay(self.image(image_id), steps / 127) for image_id, steps in zip(pair["images"], maps, strict=True)]
 
@@ -82,7 +82,7 @@ class Explorer:
         return contact_sheet(title, sections, {})
 
     def format_texts(self, texts: Sequence[Sequence[int | float]]) -> str:
-        """Return texts with their weights in words. texts: number and weight of each."""
+        """Return texts with their weights as one line. texts: number and weight of each."""
         return ", ".join(f"{self.texts[int(number)]} ({weight:.2f})" for number, weight in texts) or "–"
 
 

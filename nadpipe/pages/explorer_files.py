@@ -1,4 +1,4 @@
-"""Files of the explorer: static pages, and the data of all pairs in small JSON files that the pages load when needed."""
+"""Files of the explorer: static pages, and the data of all pairs in small JSON files, which the pages load when needed."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ UnitTexts = dict[int, dict[str, list]]
 
 @dataclasses.dataclass(frozen=True)
 class Extremes:
-    """The views at both ends of every pair's coefficients, signed along the pair's direction.
+    """The views with the most extreme coefficients of every pair, signed along the pair's direction.
 
     Attributes:
         views: Row numbers of the views: the largest coefficients, then the smallest, most extreme first.
@@ -51,7 +51,7 @@ class Extremes:
 
 @dataclasses.dataclass(frozen=True)
 class FiringMaps:
-    """Maps of where pairs fire in the views at their ends, in steps of 1/127 of each map's scale."""
+    """Maps of where pairs fire in their extreme views, in steps of 1/127 of each map's scale."""
 
     steps: Int8[Tensor, "head neuron shown spatial"]
     scale: Float[Tensor, "head neuron shown"]
@@ -89,7 +89,7 @@ class PairTexts:
         return by_head
 
     def chunks(self, pairs: pd.DataFrame) -> Iterator[tuple[int, UnitTexts]]:
-        """Yield the number of each file of texts, and its pairs by text and naming rule, largest weight first."""
+        """Yield the number of each file of texts, and the pairs of its texts by naming rule, largest weight first."""
         ranks = pairs.set_index(["head", "neuron"])["contribution_rank"]
         table = self.table.assign(size=self.table["weight"].abs()).sort_values("size", ascending=False, kind="stable")
         table = table.groupby(["text", "kind"], sort=False).head(_LISTED)
@@ -180,7 +180,7 @@ def write_images(
     features: Sequence[ZarrStore],
     side: int,
 ) -> None:
-    """Write the crop that the model saw of each shown image as a thumbnail, and the images' file names, labels and groups."""
+    """Write a thumbnail of each shown image's crop, as the model saw it, and the images' file names, labels and groups."""
     data = folder / "data"
     (data / "images").mkdir()
     columns = [join(features, name).tolist() for name in VIEW_TABLE]
@@ -242,7 +242,7 @@ def _write_neurons(
 
 
 def _ranking_rows(pairs: pd.DataFrame, texts: PairTexts) -> list[list]:
-    """Return one list per pair: head, neuron, rank, size, and the numbers of its active and its nearest text (-1: none)."""
+    """Return one list per pair: head, neuron, rank, size, and the numbers of its active and nearest texts (-1 for none)."""
     columns = [pairs[name].tolist() for name in ("head", "neuron", "contribution_rank")]
     columns.append([_round(value) for value in pairs["std_norm"]])
     columns += [[texts.number.get(text, -1) for text in pairs[name]] for name in ("active_text", "nearest_text")]
@@ -250,7 +250,7 @@ def _ranking_rows(pairs: pd.DataFrame, texts: PairTexts) -> list[list]:
 
 
 def _summary(row: pd.Series) -> dict[str, Any]:
-    """Return what the pages show of units of every kind."""
+    """Return the values that the pages show for every kind of unit."""
     explained = [_round(row[name]) for name in row.index if name.startswith("explained")]
     return {"rank": int(row["contribution_rank"]), "size": _round(row["std_norm"]), "explained": explained}
 
@@ -261,7 +261,7 @@ def _count(store: ZarrStore) -> int:
 
 
 def _round(value: float) -> float | None:
-    """Return four significant digits, which is enough to look at, or None for a value that is not finite."""
+    """Return the value with four significant digits, which is enough to show, or None for a value that is not finite."""
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 

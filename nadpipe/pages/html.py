@@ -1,4 +1,4 @@
-"""HTML pages that contain everything they show."""
+"""Self-contained HTML pages."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def render_template(file: str, filters: Mapping[str, Callable] | None = None, /, **content: Any) -> str:
-    """Return the page that a template of this package makes from the content. A name that the content lacks is an error."""
+    """Return the page that a template of this package makes from the content. Missing content raises jinja2.UndefinedError."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= dict(filters or {})
     template = resources.files("nadpipe.pages").joinpath("templates", file).read_text(encoding="utf-8")

@@ -9,17 +9,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nadpipe.store.label_maps import Colour
 
-_TEXT = 13  # pixels, as are the next two
-_LINE = 20
-_GAP = 4
-_COLUMNS = 5  # of a panel
+_TEXT = 13  # size of the font in pixels
+_LINE = 20  # height of a line in pixels
+_GAP = 4  # pixels
+_COLUMNS = 5  # largest number of pictures per row of a panel
 _POSITIVE, _NEGATIVE = (230, 110, 0), (0, 90, 220)  # orange, blue
 
 
 def overlay(
     image: Image.Image, classes: Integer[np.ndarray, "height width"], colours: Sequence[Colour], strength: float = 0.6
 ) -> Image.Image:
-    """Return the image in grey with each pixel tinted in its class's colour. Pixels without a class (below 0) do not change."""
+    """Return the image in grey, tinted in the colours of the classes. Pixels without a class (below 0) do not change."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     tint = np.asarray(colours, dtype=np.float32)[np.maximum(classes, 0)]
@@ -97,7 +97,7 @@ def _line(text: str, bold: bool = False) -> Image.Image:
 
 
 def _titled(title: str, picture: Image.Image) -> Image.Image:
-    """Return a picture under its title, as wide as the wider of the two."""
+    """Return a picture below its title."""
     width = max(picture.width, round(_font().getlength(title)) + _GAP)
     tile = Image.new("RGB", (width, picture.height + _LINE), "white")
     ImageDraw.Draw(tile).text((1, 2), title, fill="black", font=_font())

@@ -1,4 +1,4 @@
-"""Parts of figures that several analyses share, and writing figures. The same input gives the same bytes."""
+"""Figures and elements that several analyses use, and a function that saves figures. The same input gives the same bytes."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _FEW = 4  # up to this many methods are drawn as bars, more as dots
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whatever the suffix. The file contains no date and no library version."""
+    """Write a figure as PNG for any suffix of the path. The file contains no date and no library version."""
     figure.savefig(path, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
 
 
@@ -51,7 +51,7 @@ def per_class_bars(table: pd.DataFrame) -> Figure:
 def accuracy_curves(table: pd.DataFrame, x: str, group: str, label: str, log: bool = True) -> Figure:
     """Draw zero-shot accuracy with its interval, and the share of variance explained, against column x.
 
-    Each value of column group has one line. Rows that agree in x and group (random draws) are averaged.
+    Each value of column group has one line. Rows with the same x and group (random draws) are averaged.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -73,7 +73,7 @@ def accuracy_curves(table: pd.DataFrame, x: str, group: str, label: str, log: bo
 
 
 def remove_box(axes: Axes) -> None:
-    """Hide the top and right edges and draw a light grid along the values."""
+    """Hide the top and right edges and draw light vertical grid lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)

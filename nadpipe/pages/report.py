@@ -1,4 +1,4 @@
-"""Sections of the report: each reads tables of a finished run and returns what its part of the page shows."""
+"""Sections of the report: each function reads tables of a finished run and returns the content of its section."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ from nadpipe.store.tables import read_parquet
 
 Charts = dict[str, Chart]
 
-_LARGEST = 10  # pairs in the table of the largest
+_LARGEST = 10  # pairs in the table of the largest pairs
 _OVERLAYS = 3  # per data set
 _OVERLAY_SIDE = 1400  # pixels
-_DISCOVERED = 15  # pairs that moved most
-_PICTURED = 6  # of these, the ones with images
+_DISCOVERED = 15  # pairs in the table of the largest shifts
+_PICTURED = 6  # pairs of this table that are shown with images
 _THUMBNAIL_SIDE = 96  # pixels
 _SINK_NEURONS = 8
 
@@ -45,7 +45,7 @@ def render_report(
     """Return the report as one HTML page that needs no other file.
 
     results: folder of a finished run. largest_residual: largest relative error of the sums over pairs. segmented: data sets
-    with label maps. concepts: in the order to show. copy: as in `read_images`.
+    with label maps. concepts: scored concepts in the order to show. copy: as in `read_images`.
     """
     units, unit_charts = _units(results)
     sparsity, sparsity_charts = _sparsity(results)
@@ -115,7 +115,7 @@ def _sparsity(results: Path) -> tuple[list[dict[str, Any]], Charts]:
 
 
 def _segmentation(results: Path, segmented: Sequence[str]) -> tuple[list[dict[str, Any]], Charts]:
-    """Return each data set's scores by method and some overlays, and charts of the scores."""
+    """Return the scores of each data set by method with some overlays, and charts of the scores."""
     scores = _name_variants(read_csv(results / "segmentation.csv", SEGMENTATION))
     classes = _name_variants(read_parquet(results / "segmentation" / "per_class.parquet", PER_CLASS))
     sections, specifications = [], {}
@@ -130,14 +130,14 @@ def _segmentation(results: Path, segmented: Sequence[str]) -> tuple[list[dict[st
 
 
 def _name_variants(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with a column name: the method, with its k if the run has several."""
+    """Add the column `name`: the method, with its k if the run has several."""
     swept = table.groupby("method")["k"].transform("nunique") > 1
     suffix = table["k"].map(lambda k: "" if pd.isna(k) else f" k {k:.0f}")
     return table.assign(name=table["method"].astype(str) + suffix.where(swept, ""))
 
 
 def _shift(results: Path, concepts: Sequence[str], copy: tuple[str, str] | None) -> tuple[dict[str, Any], Charts]:
-    """Return each concept's row for the last group and the pairs that moved most, and a chart of concepts over groups."""
+    """Return each concept's row for the last group and the pairs that shifted most, and a chart of concepts over groups."""
     table = read_csv(results / "shift.csv", SHIFT, text=("group", "reference"))
     table["concept"] = pd.Categorical(table["concept"], categories=list(concepts) or table["concept"].unique())
     projections = table[table["score"] == "projection"].sort_values("concept", kind="stable")

@@ -29,7 +29,7 @@ def index_classes(
         output: Parquet table: one row per class, and one for ignored values.
         dataset: Name of the data set in the table.
         split: Split of the data set. By default the layout's own, such as the validation split.
-        class_file: Class file, .csv or .txt, with the classes of the data set, or with new names for a published layout's classes.
+        class_file: Class file, .csv or .txt: the classes of the data set, or new names for the classes of a published layout.
         classes: `name, synonym` or `title: name, synonym` per class, in the order of mask values, instead of a class file.
         reduce_zero: Ignore mask value 0; value 1 is the first class. Published layouts decide this themselves.
         ignore: Mask value to ignore, if the classes are given as arguments.

@@ -1,4 +1,4 @@
-"""Measure the attention sink and the neurons behind it, from cached features."""
+"""Measure the attention sink and the neurons behind it, from stored features."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,14 +51,15 @@ def measure_registers(
         zeroed = registers.zero_neurons(z, strongest, pool)
         drop.add(zeroed.attention_drop[None])
         change.add(zeroed.embedding_change[None])
-    tokens = pd.DataFrame({"kind": "token", "index": range(len(token_attention)), "attention": token_attention})
+    tokens = pd.DataFrame({"kind": "token", "index": range(len(token_attention)), "attention": token_attention.numpy()})
     tokens["relative_attention"] = tokens["attention"] / tokens["attention"].median()
     tokens["sink"] = tokens["index"] == (-1 if sink is None else sink)
     tokens["rank"] = tokens["attention"].rank(method="first", ascending=False)
     neurons = pd.DataFrame({"kind": "neuron", "index": range(pool.neurons), "token": strongest})
-    neurons["attention_drop"], neurons["embedding_change"] = drop.result().float(), change.result().float()
-    neurons["activation"] = activation[strongest]
-    neurons["elsewhere"] = (activation.sum(0) - activation[strongest]) / max(1, len(activation) - 1)
+    neurons["attention_drop"] = drop.result().float().numpy()
+    neurons["embedding_change"] = change.result().float().numpy()
+    neurons["activation"] = activation[strongest].numpy()
+    neurons["elsewhere"] = ((activation.sum(0) - activation[strongest]) / max(1, len(activation) - 1)).numpy()
     neurons["rank"] = neurons["attention_drop"].rank(method="first", ascending=False)
     table = pd.concat([tokens, neurons], ignore_index=True).assign(images=len(rows))
     write_parquet(output, REGISTERS, table, model.made_by(__name__))

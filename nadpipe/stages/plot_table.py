@@ -18,7 +18,7 @@ def plot_table(name: str, table: Path, output: Path) -> None:
         table: CSV or Parquet table.
         output: PNG.
     """
-    # The import by name keeps figures out of this stage's fingerprint; the rule adds the fingerprint of the figure that it draws.
+    # Imports by name keep figures out of this stage's fingerprint; the rule adds the fingerprint of the figure that it draws.
     names = [module.name for module in pkgutil.iter_modules(figures.__path__)]
     if name not in names:
         raise NadpipeError(f"--name: no figure of {name!r}; use one of {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Zarr stores: written once, whole, and checked when they are opened."""
+"""Zarr stores: written once, never changed, and checked on opening."""
 
 import contextlib
 import dataclasses
@@ -85,7 +85,10 @@ class ZarrWriter:
         return list(itertools.product(*ranges))
 
     def put(self, name: str, region: tuple[slice, ...], values: Any) -> None:
-        """Write a block of whole shards. Raises ValueError for slices that cut a shard, and for a shard written before."""
+        """Write a block of whole shards.
+
+        Raises ValueError for slices that cut a shard, a shard that was written before, or values of another shape.
+        """
         array = self._array(name)
         grid = []
         for rows, size, step in zip(region, array.shape, _shards(array), strict=True):
@@ -146,10 +149,12 @@ def create_zarr(
     attributes: Mapping[str, Any] | None = None,
     omit: Sequence[str] = (),
 ) -> Iterator[ZarrWriter]:
-    """Create a store of a kind. It appears under its final name if the block succeeds.
+    """Create a store of a kind. It appears under its final name only if the block succeeds.
 
     sizes: length of every axis of the kind. dtype: of arrays that are not stored as float32 or int64. texts: values of the
-    `text` axis, if the kind has one. omit: optional arrays that the store does not get.
+    `text` axis, if the kind has one. attributes: of the store, beyond the stamp. omit: optional arrays to leave out.
+
+    Raises ValueError if an array is incomplete at the end of the block.
     """
     with atomic_path(path) as partial:
         group = zarr.open_group(str(partial), mode="w", zarr_format=3)
@@ -231,11 +236,11 @@ class ZarrStore:
         return _member(self.group, name)
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
-        """Read an array, or a part of it, as numpy."""
+        """Read an array, or the part that `index` selects, as numpy."""
         return np.asarray(self[name][index])
 
     def tensor(self, name: str, index: Any = ...) -> Tensor:
-        """Read an array, or a part of it, as torch."""
+        """Read an array, or the part that `index` selects, as torch."""
         return torch.from_numpy(self.read(name, index))
 
     def __contains__(self, name: str) -> bool:
@@ -257,10 +262,10 @@ class ZarrStore:
 
 
 def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrStore:
-    """Open a store and check its kind, format, files, arrays, axes and dtypes, and that it was made with `model`, if given.
+    """Open a store and check its kind, format, number of files, arrays, axes and dtypes, and its model, if `model` is given.
 
-    A missing file would read as zeros, so files are counted. Raises NadpipeError that names the file, what it holds and what
-    was expected.
+    Files are counted, because Zarr reads missing ones as zeros. Raises NadpipeError if a check fails; the message names the
+    store, its content and the expected content.
     """
     try:
         group = zarr.open_group(str(path), mode="r", zarr_format=3)
@@ -289,19 +294,19 @@ def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrSt
 
 
 def _count_files(path: Path) -> int:
-    """Count the files of a store, without Snakemake's own. A store in a shared cache is a folder of links."""
+    """Count the files of a store, except Snakemake's. A store in a shared cache is a folder of links, so links are followed."""
     return sum(not name.startswith(".") for _, _, names in os.walk(path, followlinks=True) for name in names)
 
 
 def _member(group: zarr.Group, name: str) -> zarr.Array:
-    """Return an array of a group, typed."""
+    """Return an array of a group; the assertion tells the type checker that it is no subgroup."""
     member = group[name]
     assert isinstance(member, zarr.Array)
     return member
 
 
 def _shards(array: zarr.Array) -> tuple[int, ...]:
-    """Return the shape of an array's shards. Arrays of numbers always have them."""
+    """Return the shape of an array's shards. All arrays of numbers have shards."""
     assert array.shards is not None
     return array.shards
 

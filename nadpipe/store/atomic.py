@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees a whole artifact or none."""
+"""Atomic writes: a reader sees a complete artifact or none."""
 
 import contextlib
 import glob
@@ -16,10 +16,11 @@ os.umask(_UMASK)
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. It is renamed to `path` if the block succeeds and removed if it fails.
+    """Yield a temporary path next to `path`. It is renamed to `path` if the block succeeds and removed if it fails.
 
-    One process writes a path at a time. A job that outlived its killed Snakemake is waited for, so that it cannot replace its
-    successor's artifact or lose its own files while it writes. Leftovers of killed writers are removed first.
+    One process writes a path at a time. A job waits for an earlier job that outlived its killed Snakemake, because the earlier
+    job could otherwise replace the new artifact or lose its own files while it writes. Temporary files of killed writers are
+    removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def clear_partials(path: Path) -> None:
-    """Remove what killed writers of `path` left behind."""
+    """Remove the temporary files of killed writers of `path`."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         _remove(leftover)
 

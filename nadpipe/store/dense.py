@@ -21,7 +21,7 @@ from nadpipe.store.shards import open_shards
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DenseContributions:
-    """The tensor (view, head, neuron, embed) of a data set. Indexing computes only the part that is asked for.
+    """The tensor (view, head, neuron, embed) of a data set. Indexing computes only the requested part.
 
     An index has, per axis, an integer (which drops the axis), a slice, or a list or 1-d array of integers or booleans, and at
     most one Ellipsis. It selects like numpy, except that several lists select their outer product. dask.array.from_array
@@ -102,7 +102,7 @@ class DenseContributions:
 def open_dense(contributions: Sequence[Path], readout: Path) -> DenseContributions:
     """Open the dense tensor of a data set from all shards of its contributions, without computing it.
 
-    Raises NadpipeError if a shard is missing, given twice or of another model than the readout.
+    Raises NadpipeError if a shard is missing, given twice, or made with another model than the readout.
     """
     weights, model = read_readout(readout)
     return DenseContributions(open_shards(contributions, CONTRIBUTIONS, model), weights)

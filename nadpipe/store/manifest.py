@@ -10,22 +10,22 @@ from nadpipe.store.tables import read_parquet
 
 
 def read_images(path: Path, copy: tuple[str, str] | None = None) -> pd.DataFrame:
-    """Read the images of a manifest that are used, in order of image_id (0, 1, …).
+    """Read the rows of a manifest in order of image_id (0, 1, …), without skipped images.
 
-    copy: the folder that the paths name, and the folder of a copy. Paths are then those of the copy.
+    copy: the folder of the images as the manifest names it, and the folder of a copy. The returned paths are in the copy.
     """
     images = read_parquet(path, IMAGES, filters=[("image_id", ">=", 0)])
     return images if copy is None else move_paths(images, *copy)
 
 
-def move_paths(images: pd.DataFrame, here: str, there: str) -> pd.DataFrame:
-    """Replace the folder of images and masks. Raises NadpipeError for paths outside the folder."""
+def move_paths(images: pd.DataFrame, old: str, new: str) -> pd.DataFrame:
+    """Replace the folder `old` by `new` in the paths of images and masks. Raises NadpipeError for a path outside `old`."""
 
     def moved(path: str | None) -> str | None:
-        if path is not None and not path.startswith(f"{here}/"):
-            raise NadpipeError(f"{path}: is not in {here}; keep all images and masks of a copied data set in one folder")
-        return path and there + path.removeprefix(here)
+        if path is not None and not path.startswith(f"{old}/"):
+            raise NadpipeError(f"{path}: is not in {old}; keep all images and masks of a copied data set in one folder")
+        return path and new + path.removeprefix(old)
 
     columns = {name: [moved(path) for path in images[name]] for name in ("path", "mask_path")}
-    columns["problem"] = [problem and problem.replace(here, there) for problem in images["problem"]]
+    columns["problem"] = [problem and problem.replace(old, new) for problem in images["problem"]]
     return images.assign(**{name: pd.Series(values, images.index, dtype=object) for name, values in columns.items()})

@@ -12,8 +12,8 @@ def merged_moments(stores: Sequence[ZarrStore]) -> Extremes:
     merged = Extremes(stores[0].attributes["top_images"])
     for store in stores:
         if store.attributes["top_images"] != merged.keep:
-            kept = f"top_images {store.attributes['top_images']}, {stores[0].path} has {merged.keep}"
-            raise NadpipeError(f"{store.path}: has {kept}; accumulate all shards with the same number")
+            difference = f"top_images is {store.attributes['top_images']}, in {stores[0].path} {merged.keep}"
+            raise NadpipeError(f"{store.path}: {difference}; accumulate all shards with the same number")
         shard = Extremes(merged.keep)
         shard.mean = Mean(store.attributes["views"], store.tensor("sum"))
         shard.square = Mean(store.attributes["views"], store.tensor("square_sum"))

@@ -1,4 +1,4 @@
-"""Directions of pairs, derived on reading."""
+"""Directions of pairs, computed from stored signs and the readout."""
 
 import dataclasses
 from pathlib import Path

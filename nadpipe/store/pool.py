@@ -24,5 +24,5 @@ def read_pool(path: Path) -> tuple[AttentionPool, Stamp]:
     store = open_zarr(path, READOUT)
     missing = [name for name in _ATTENTION if name not in store]
     if missing:
-        raise NadpipeError(f"{path}: has no {missing[0]}; this stage needs a tower whose attention can be computed again")
+        raise NadpipeError(f"{path}: has no attention weights ({missing[0]} is missing); use a model with an attention pool")
     return AttentionPool(readout=load_readout(store), **{name: store.tensor(name) for name in _ATTENTION}), store.stamp

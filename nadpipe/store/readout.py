@@ -1,4 +1,4 @@
-"""The exported readout: all that stages need of a model once features are recorded."""
+"""The exported readout: the only weights of an image tower that stages need once features are stored."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ _ARRAYS = ("value", "value_bias", "output", "output_bias", "layer")
 def write_readout(
     path: Path, readout: Readout, stamp: Stamp, attributes: Mapping[str, Any], attention: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a readout. `attention`: weights that attention is computed from, for towers where that is possible."""
+    """Write a readout. `attention`: weights of the attention, for towers whose attention follows from the activations."""
     arrays = {name: getattr(readout, name) for name in _ARRAYS} | dict(attention or {})
     if readout.write is not None:
         arrays["write"] = readout.write
@@ -38,7 +38,7 @@ def read_readout(path: Path) -> tuple[Readout, Stamp]:
 
 def load_readout(store: ZarrStore) -> Readout:
     """Load the weights of an open store."""
-    output = store.tensor("output").transpose(0, 1).contiguous()  # W_O side by side, so that joint_output is a view
+    output = store.tensor("output").transpose(0, 1).contiguous()  # the layout of W_O, so that joint_output copies nothing
     return Readout(
         value=store.tensor("value"),
         value_bias=store.tensor("value_bias"),

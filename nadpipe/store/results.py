@@ -10,12 +10,12 @@ from nadpipe.store.tables import read_parquet
 
 
 def read_result(path: Path, kind: CsvKind | TableKind) -> pd.DataFrame:
-    """Read a final table, CSV or Parquet by its kind."""
+    """Read a final table, CSV or Parquet depending on its kind. Raises NadpipeError as `read_csv` and `read_parquet` do."""
     return read_csv(path, kind) if isinstance(kind, CsvKind) else read_parquet(path, kind)
 
 
 def read_csv(path: Path, kind: CsvKind, text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Read a CSV table. Only empty cells are missing values. The columns named in text are read as strings.
+    """Read a CSV table. Only empty cells are missing values. text: columns to read as strings.
 
     Raises NadpipeError if the file is not readable or lacks a column.
     """

@@ -1,7 +1,7 @@
 """Building blocks of schemas: arrays of Zarr stores, columns of tables. This module imports nothing heavy.
 
-A kind's `signature` holds what a stage's numbers can depend on: names, axes, types and format. Descriptions are not part of it,
-so rewording one reruns nothing (see `nadpipe.fingerprint`).
+A kind's `signature` contains everything that a stage's numbers can depend on: names, axes, types and format. It excludes
+descriptions, so rewording one reruns nothing (see `nadpipe.fingerprint`).
 """
 
 import dataclasses
@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 5  # of all kinds that do not name their own; 4 was the last with attnpool.zarr
+FORMAT = 5  # of every kind that does not set its own; the readout was attnpool.zarr up to format 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a Zarr store. `longest`: longest side of a chunk per axis."""
+    """One array of a Zarr store. `longest`: largest length of a chunk by axis, if limited."""
 
     axes: tuple[str, ...]
     type: str  # float, int or text
@@ -43,7 +43,7 @@ class StoreKind:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column of a Parquet table. `type`: a key of `nadpipe.store.tables.TYPES`."""
+    """One column of a Parquet table. `type`: key of `nadpipe.store.tables.TYPES`."""
 
     type: str
     comment: str

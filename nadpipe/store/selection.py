@@ -22,7 +22,7 @@ class SelectedPairs:
 
 
 def read_selection(path: Path, model: Stamp) -> SelectedPairs:
-    """Read the pairs selected for a set of texts."""
+    """Read the pairs selected for a set of texts. Raises NadpipeError if they belong to another model."""
     store = open_zarr(path, SELECTION, model)
     selection = Selection(store.tensor("cosine"), store.tensor("head"), store.tensor("neuron"))
     return SelectedPairs(store.texts(), store.tensor("query"), selection)

@@ -16,8 +16,8 @@ from nadpipe.store.stamp import Stamp
 def open_shards(paths: Sequence[Path], kind: StoreKind, model: Stamp | None = None) -> list[ZarrStore]:
     """Open all shards of a data set, in order.
 
-    model: that of the first shard unless given. Raises NadpipeError if a shard is missing, given twice, or of another model or
-    data set.
+    model: expected model; by default that of the first shard. Raises NadpipeError if a shard is missing, given twice, or of
+    another model or data set.
     """
     model = model or open_zarr(paths[0], kind).stamp
     stores = sorted((open_zarr(path, kind, model) for path in paths), key=lambda store: store.attributes["shard"])
@@ -51,7 +51,7 @@ def _block_size(store: ZarrStore, name: str) -> int:
 
 
 def join(stores: Sequence[ZarrStore], name: str) -> np.ndarray:
-    """Read an array of all views."""
+    """Read an array of all shards, joined along its first axis, the views."""
     return np.concatenate([store.read(name) for store in stores])
 
 

@@ -13,14 +13,14 @@ from nadpipe.store.schema import StoreKind, TableKind
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """Model that an artifact belongs to, and code that made it."""
+    """Identity of the model that an artifact belongs to, and fingerprint of the code that made it."""
 
     model: str = ""  # sha256 of weights, model config and preprocessing; empty if no model was involved
     architecture: str = ""
     code: str = ""
 
     def made_by(self, module: str) -> "Stamp":
-        """Return the stamp of what a stage makes for this model."""
+        """Return the stamp of an artifact that a stage's module makes for this model."""
         return dataclasses.replace(self, code=code_fingerprint(module))
 
     def attributes(self, kind: StoreKind | TableKind) -> dict[str, Any]:
@@ -29,7 +29,7 @@ class Stamp:
 
 
 def check_stamp(path: Path, attributes: Mapping[str, Any], kind: StoreKind | TableKind, model: Stamp | None) -> None:
-    """Raise NadpipeError if an artifact has another kind or format, or was made with another model than `model`."""
+    """Raise NadpipeError if an artifact has another kind or format, or, if `model` is given, another model."""
     stored, version = attributes.get("kind"), attributes.get("format")
     if stored != kind.name:
         holds = stored or "no nadpipe artifact"
@@ -39,6 +39,6 @@ def check_stamp(path: Path, attributes: Mapping[str, Any], kind: StoreKind | Tab
             f"{path}: has format {version}, this nadpipe reads format {kind.format}; delete it and make it again"
         )
     if model is not None and attributes.get("model") != model.model:
-        made = f"{attributes.get('architecture')} {str(attributes.get('model'))[:8]}"
-        run = f"{model.architecture} {model.model[:8]}"
-        raise NadpipeError(f"{path}: is for model {made}, this run is {run}; delete it and make it again")
+        stored_model = f"{attributes.get('architecture')} {str(attributes.get('model'))[:8]}"
+        expected_model = f"{model.architecture} {model.model[:8]}"
+        raise NadpipeError(f"{path}: is for model {stored_model}, this run is {expected_model}; delete it and make it again")

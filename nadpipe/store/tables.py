@@ -1,4 +1,4 @@
-"""Parquet and CSV tables: written once, whole, and checked when they are read."""
+"""Parquet and CSV tables: written once, never changed, and checked on reading."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from nadpipe.store.atomic import atomic_path
 from nadpipe.store.schema import Column, CsvKind, TableKind
 from nadpipe.store.stamp import Stamp, check_stamp
 
-_ROW_GROUP = 2**16
+_ROW_GROUP = 2**16  # rows
 TYPES: dict[str, pa.DataType] = {
     "text": pa.dictionary(pa.int32(), pa.string()),
     "string": pa.string(),
@@ -34,12 +34,12 @@ def create_parquet(
     path: Path,
     kind: TableKind,
     stamp: Stamp,
-    more: Mapping[str, Column] | None = None,
+    extra: Mapping[str, Column] | None = None,
     sources: bool = False,
 ) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """Yield a function that adds rows to a new table, which need not fit in memory. It appears if the block succeeds.
+    """Yield a function that adds rows to a new table. The table need not fit in memory. It appears only if the block succeeds.
 
-    more: columns beside the schema. sources: keep all other columns as the source table's own.
+    extra: columns in addition to the schema's. sources: also keep all other columns, which come from a source table.
     """
     metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
     with atomic_path(path) as partial, contextlib.ExitStack() as stack:
@@ -55,7 +55,7 @@ def create_parquet(
 
         def add(rows: pd.DataFrame) -> None:
             nonlocal writer
-            schema = _schema({**kind.columns, **(more or {})}, rows, sources).with_metadata(metadata)
+            schema = _schema({**kind.columns, **(extra or {})}, rows, sources).with_metadata(metadata)
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd", write_page_index=True))
             arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
@@ -73,11 +73,11 @@ def write_parquet(
     kind: TableKind,
     table: pd.DataFrame,
     stamp: Stamp,
-    more: Mapping[str, Column] | None = None,
+    extra: Mapping[str, Column] | None = None,
     sources: bool = False,
 ) -> None:
-    """Write a whole table of a kind (see `create_parquet`)."""
-    with create_parquet(path, kind, stamp, more, sources) as add:
+    """Write a complete table of a kind (see `create_parquet`)."""
+    with create_parquet(path, kind, stamp, extra, sources) as add:
         add(table)
 
 
@@ -131,7 +131,7 @@ def _read_schema(path: Path) -> pa.Schema:
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    """Read the stamp's attributes of a table; empty for a table without one."""
+    """Read the attributes of a table's stamp; empty for a table without a stamp."""
     stored = (_read_schema(path).metadata or {}).get(b"nadpipe")
     return json.loads(stored) if stored else {}
 
@@ -139,7 +139,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 def _schema(columns: Mapping[str, Column], table: pd.DataFrame, sources: bool) -> pa.Schema:
     fields = [pa.field(name, TYPES[column.type], metadata={"comment": column.comment}) for name, column in columns.items()]
     if sources:
-        extra = [name for name in table.columns if name not in columns]
-        inferred = pa.Schema.from_pandas(table[extra], preserve_index=False)
+        others = [name for name in table.columns if name not in columns]
+        inferred = pa.Schema.from_pandas(table[others], preserve_index=False)
         fields += [field.with_metadata({"comment": "column of the source table"}) for field in inferred]
     return pa.schema(fields)

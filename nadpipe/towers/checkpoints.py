@@ -1,6 +1,6 @@
 """Checkpoints: safetensors, state dicts of torch.save, and the TorchScript archives that OpenAI published.
 
-Only tensors are unpickled, so that loading a file runs no code of the file.
+Only tensors are unpickled, so loading a file runs none of its code.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nadpipe.errors import NadpipeError
 
-_OPENAI_BUFFERS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
+_OPENAI_BUFFERS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives, in addition to the weights
 _UNREADABLE = (
     SafetensorError,
     RuntimeError,
@@ -33,10 +33,10 @@ _UNREADABLE = (
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors of a checkpoint by name, and True if it is an archive from OpenAI.
+    """Read the tensors of a checkpoint by name. The second value is True for an archive from OpenAI.
 
     A state dict may be stored under the key `state_dict`, and its names may start with `module.`.
-    Raises NadpipeError if the file is in no supported format or needs any object that is not a tensor.
+    Raises NadpipeError if the format is not supported, or if the file contains an object that is not a tensor.
     """
     try:
         if path.suffix == ".safetensors":
@@ -82,7 +82,7 @@ def fill_model(model: torch.nn.Module, state: dict[str, Tensor], path: Path, arc
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
-    """Return a hash of all weights as float32, by name; it does not depend on the file format."""
+    """Return a hash of all weights as float32, in the order of their names. It does not depend on the file format."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {tuple(state[name].shape)}\n".encode())

@@ -23,7 +23,7 @@ _TOKEN = 32  # pixels of a spatial token's side: the product of all strides
 
 @dataclasses.dataclass(frozen=True)
 class ResNetTower(ImageTower):
-    """An image tower with batch norms folded into its convolutions; `reference` has the model's own."""
+    """An image tower with batch norms folded into its convolutions. `reference` keeps open_clip's own layers."""
 
     visual: ModifiedResNet
     reference: ModifiedResNet | None
@@ -34,20 +34,20 @@ class ResNetTower(ImageTower):
     device: torch.device
 
     def activations(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view spatial neuron"]:
-        """Return z, the output of the chosen block of the last stage, row by row, in float32 for every precision."""
+        """Compute z, the output of the chosen block of the last stage, row by row, in float32 for every precision."""
         return self._run(pixels, self.block)
 
     def embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
-        """Return the image embedding, not normalised; the attention pool runs in float32."""
+        """Compute the image embedding, not normalised. The attention pool runs in float32."""
         return self.pool_embedding(self._run(pixels, len(self.visual.layer4) - 1))
 
     def pool_embedding(self, z: Float[Tensor, "view spatial neuron"]) -> Float[Tensor, "view embed"]:
-        """Return the output of the model's own attention pool in float32: the image embedding, not normalised."""
+        """Compute the output of the model's own attention pool in float32: the image embedding, not normalised."""
         side = round(z.shape[1] ** 0.5)
         return self.visual.attnpool(z.float().transpose(1, 2).unflatten(2, (side, side)))
 
     def reference_embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
-        """Return the output of open_clip's own tower in float32, not normalised.
+        """Compute the output of open_clip's own tower in float32, not normalised.
 
         Raises RuntimeError on a tower made by `without_reference`.
         """
@@ -84,7 +84,7 @@ class ClipResNet(Family):
         return isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d)
 
     def token_size(self, visual: ModifiedResNet) -> int:
-        """Return the side of a spatial token in pixels, the same for all ResNets."""
+        """Return the side of a spatial token in pixels, which is the same for all ResNets."""
         return _TOKEN
 
     def pool(self, visual: ModifiedResNet) -> AttentionPool:
@@ -108,9 +108,9 @@ class ClipResNet(Family):
         image_size: int | None,
         block: int | None,
     ) -> ResNetTower:
-        """Return a tower with folded batch norms; only the attention pool's weights are shared with `visual`.
+        """Return a tower with folded batch norms. It shares only the attention pool's weights with `visual`.
 
-        block: of the last stage, from 0.
+        block: block of the last stage, from 0.
         Raises NadpipeError if the last stage has no such block or the size is not a whole number of tokens.
         """
         blocks = len(visual.layer4)

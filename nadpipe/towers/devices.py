@@ -8,7 +8,7 @@ from nadpipe.errors import NadpipeError
 
 
 def find_device(device: str) -> torch.device:
-    """Return the device with this name; `auto` selects a GPU if there is one.
+    """Return the device with this name. `auto` selects a GPU if there is one.
 
     Raises NadpipeError if this machine cannot use the device.
     """

@@ -1,6 +1,6 @@
-"""The contract of a family of image towers.
+"""The interface of a family of image towers.
 
-Each family has a file of its own, such as clip_resnet.py. Other modules use only the classes below.
+Each family has its own module, such as clip_resnet.py. Other modules use only the classes below.
 """
 
 import abc
@@ -19,8 +19,8 @@ Precision = Literal["float32", "bfloat16"]
 class ImageTower(abc.ABC):
     """An image tower that is ready to run: its size, block, precision and device are fixed.
 
-    preprocessing: of the images that this tower takes. pool: weights that read the activations out, for the same image size.
-    block: the block whose activations are taken, from 0.
+    preprocessing: of the images that this tower takes. pool: readout and attention weights for the same image size. block:
+    index of the block whose activations are returned, from 0.
     """
 
     preprocessing: Preprocessing
@@ -31,19 +31,19 @@ class ImageTower(abc.ABC):
 
     @abc.abstractmethod
     def activations(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view spatial neuron"]:
-        """Return the block's spatial activations z, row by row, in float32 for every precision."""
+        """Compute the block's spatial activations z, row by row, in float32 for every precision."""
 
     @abc.abstractmethod
     def embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
-        """Return the image embedding, not normalised, of all blocks in this tower's precision."""
+        """Compute the image embedding with all blocks in this tower's precision, not normalised."""
 
     @abc.abstractmethod
     def pool_embedding(self, z: Float[Tensor, "view spatial neuron"]) -> Float[Tensor, "view embed"]:
-        """Return the image embedding, not normalised, that the model's own readout makes of activations, in float32."""
+        """Compute the image embedding from activations with the model's own attention pool in float32, not normalised."""
 
     @abc.abstractmethod
     def reference_embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
-        """Return the image embedding, not normalised, from open_clip's own unchanged code in float32.
+        """Compute the image embedding with open_clip's unchanged code in float32, not normalised.
 
         Raises RuntimeError on a tower made by `without_reference`.
         """
@@ -64,7 +64,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def recognises(self, visual: torch.nn.Module) -> bool:
-        """Return True if this is the image tower that the family expects open_clip to build."""
+        """Return True if open_clip built the image tower that the family expects."""
 
     @abc.abstractmethod
     def token_size(self, visual: torch.nn.Module) -> int:
@@ -72,7 +72,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def pool(self, visual: torch.nn.Module) -> AttentionPool:
-        """Return the weights that read the activations out, for the model's own image size."""
+        """Return the readout and attention weights for the model's own image size."""
 
     @abc.abstractmethod
     def open_tower(
@@ -83,7 +83,7 @@ class Family(abc.ABC):
         image_size: int | None,
         block: int | None,
     ) -> ImageTower:
-        """Return a tower that is ready to run; `visual` stays unchanged and may share weights with it.
+        """Return a tower that is ready to run. It may share weights with `visual`, which stays unchanged.
 
         image_size: side of the square images in pixels; None for the model's own.
         block: block whose activations are taken, from 0; None for the last one.

@@ -44,7 +44,7 @@ class Model:
 
     @property
     def pool(self) -> AttentionPool:
-        """Return the weights that read the image tower's activations out, for the model's own image size."""
+        """Return the readout and attention weights of the image tower for the model's own image size."""
         return self.family.pool(self.clip.visual)
 
     @property
@@ -112,6 +112,6 @@ def _find_family(architecture: str, config: dict[str, Any]) -> Family:
 
 
 def _identity(weights_sha256: str, config: dict[str, Any], preprocessing: Preprocessing) -> str:
-    """Return a hash of all that an artifact's numbers depend on: weights, model config (heads, activation), preprocessing."""
+    """Return a hash of everything that an artifact's numbers depend on: weights, model config and preprocessing."""
     settings = json.dumps([config, dataclasses.asdict(preprocessing)], sort_keys=True)
     return hashlib.sha256(f"{settings}\n{weights_sha256}".encode()).hexdigest()

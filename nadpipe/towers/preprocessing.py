@@ -12,7 +12,7 @@ from nadpipe.errors import NadpipeError
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Describe the images that a tower takes: side in pixels, mean and standard deviation per channel, resizing filter."""
+    """Description of a tower's images: side in pixels, mean and standard deviation per channel, resizing filter."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -20,16 +20,16 @@ class Preprocessing:
     interpolation: str
 
     def normalise(self, pixels: UInt8[Tensor, "view row column 3"]) -> Float[Tensor, "view 3 row column"]:
-        """Return the network's input for 8-bit pixels.
+        """Return the tower's input for 8-bit pixels.
 
-        The channels stay last in memory because convolutions are fastest that way.
+        The channels stay last in memory, because convolutions are fastest that way.
         """
         mean, std = (torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
         return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def read_preprocessing(architecture: str, image_size: int | list[int], values: dict[str, Any]) -> Preprocessing:
-    """Return the preprocessing of an image size and open_clip's preprocessing values.
+    """Return the preprocessing for an image size and open_clip's preprocessing values.
 
     Raises NadpipeError if images are not square or are not resized by their short side.
     """

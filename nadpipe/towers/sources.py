@@ -19,7 +19,7 @@ _TAG_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A file with weights, and the settings that its source gives beside the model config."""
+    """A file with weights, and the settings from its source that the model config does not contain."""
 
     path: Path
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -30,7 +30,7 @@ def read_config(architecture: str, is_supported: Callable[[dict[str, Any]], bool
     """Return the model config and the preprocessing values of an architecture.
 
     architecture: a model name of open_clip, `hf-hub:org/name`, or the path of a model config JSON.
-    is_supported: tells for a model config whether to suggest it when open_clip does not know the name.
+    is_supported: returns True for a model config that nadpipe supports; the message about an unknown name lists only these.
     Raises NadpipeError if the architecture is unknown or its config is invalid.
     """
     defaults = dataclasses.asdict(PreprocessCfg())

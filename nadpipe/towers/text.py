@@ -1,4 +1,4 @@
-"""Text towers: tokenise and embed texts, and average over prompt templates."""
+"""Text towers, which tokenise and embed texts, and averages over prompt templates."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ class TextTower:
     device: torch.device
 
     def embed_texts(self, texts: list[str], batch_size: int | None = None) -> Float[Tensor, "text embed"]:
-        """Return text embeddings, not normalised.
+        """Compute text embeddings, not normalised.
 
         batch_size: texts per step; None runs all of them at once. Texts of similar length share a step, which saves padding.
         Raises NadpipeError if a text is longer than the model's context, because the tokenizer would cut it silently.
@@ -52,7 +52,7 @@ def text_tower(model: Model) -> TextTower:
 def embed_prompts(
     tower: TextTower, texts: list[str], templates: Sequence[str], batch_size: int | None = None
 ) -> Float[Tensor, "text embed"]:
-    """Return one unit vector per text: the normalised mean over templates of normalised embeddings (CLIP's ensembling).
+    """Compute one embedding per text: the normalised mean over templates of normalised embeddings (CLIP's ensembling).
 
     templates: prompts with {} in place of the text. batch_size: prompts per step; None runs all of them at once.
     """
@@ -77,7 +77,7 @@ def _transformer(clip: open_clip.CLIP | open_clip.CustomTextCLIP) -> open_clip.C
 
 
 def _check_length(texts: list[str], text_tokens: Int[Tensor, "text token"], tokenize: Callable[..., Tensor]) -> None:
-    """Raise NadpipeError if a text was cut: with room for one more token its tokens would differ."""
+    """Raise NadpipeError if the tokenizer cut a text, so that its tokens change if there is room for one more."""
     length = text_tokens.shape[1]
     full = (text_tokens[:, -1] != 0).nonzero()[:, 0].tolist()
     if not full:
@@ -111,7 +111,7 @@ def _end_token(
 def _encode_to_end(
     transformer: open_clip.CLIP | TextTransformer, text_tokens: Int[Tensor, "text token"], end: Int[Tensor, " text"]
 ) -> Float[Tensor, "text embed"]:
-    """Return text embeddings, run only up to the longest text's end.
+    """Compute text embeddings from the tokens up to the end of the longest text.
 
     The result equals open_clip's encode_text, which runs on the whole context, up to rounding.
     """

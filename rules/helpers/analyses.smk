@@ -2,5 +2,5 @@
 
 
 def of_analyses(pattern):
-    """Return a path of the data set that the analyses use."""
+    """Return the path of a pattern for the data set that the analyses use."""
     return pattern.format(dataset=config["analyses"]["dataset"])

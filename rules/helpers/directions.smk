@@ -2,12 +2,12 @@
 
 
 def coefficients_for(unit):
-    """Return the stores that a unit's directions are fitted to; pairs need only their moments."""
+    """Return the stores to which the directions of a unit are fitted. Pairs need only their moments."""
     return [] if UNITS[unit].rank_one else shards("discovery", "contributions")
 
 
 def contributions_options(paths):
-    """Return the option that gives contributions, if there are any."""
+    """Return the option for contributions, if there are any."""
     return ["--contributions", *paths] if paths else []
 
 
@@ -24,5 +24,5 @@ def correlations_of(unit):
 
 
 def correlated_options(paths):
-    """Return the option that gives texts by correlation, if there are any."""
+    """Return the option for texts by correlation, if there are any."""
     return ["--correlated", *paths] if paths else []

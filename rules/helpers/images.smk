@@ -3,9 +3,9 @@
 
 def source_options(dataset):
     """Return the options that describe the source of a data set's images."""
-    known = dict(config["datasets"][dataset])
-    known["path"] = source_path(dataset)
-    known["labels"] = known["labels"] and found_at(known["labels"])
+    source = dict(config["datasets"][dataset])
+    source["path"] = source_path(dataset)
+    source["labels"] = source["labels"] and found_at(source["labels"])
     names = (
         "layout",
         "path",
@@ -18,21 +18,21 @@ def source_options(dataset):
         "bad_images",
     )
     return [
-        part
+        word
         for name in names
-        if known[name] is not None
-        for part in (f"--{name.replace('_', '-')}", known[name])
+        if source[name] is not None
+        for word in (f"--{name.replace('_', '-')}", source[name])
     ] + copy_options(dataset)
 
 
 def source_files(dataset):
-    """Return the table or folder of a data set. Demo tables come with their folder of drawn images. For a table at a URL,
-    return its folder."""
+    """Return the table or folder of a data set. Demo tables include their folder of drawn images. For a table at a URL, return
+    its folder."""
     path = config["datasets"][dataset]["path"]
     if is_url(path):
         return [given(source_root(dataset))]
-    made = Path(path).is_relative_to(DEMO_FOLDER)
-    return [given(path)] + ([str(Path(path).with_suffix(""))] if made else [])
+    drawn = Path(path).is_relative_to(DEMO_FOLDER)
+    return [given(path)] + ([str(Path(path).with_suffix(""))] if drawn else [])
 
 
 def label_files(dataset):
@@ -43,27 +43,27 @@ def label_files(dataset):
 
 def class_options(dataset):
     """Return the options that define the classes of a data set."""
-    known = config["datasets"][dataset]
-    options = ["--layout", known["layout"], "--path", source_path(dataset)]
-    options += ["--split", known["split"]] if known["split"] else []
-    if isinstance(known["classes"], str):
-        options += ["--class-file", found_at(known["classes"])]
-    elif known["classes"]:
-        options += ["--classes", *known["classes"]]
-    options += ["--reduce-zero"] if known["reduce_zero_label"] else []
-    return options + ["--ignore", known["ignore"]]
+    source = config["datasets"][dataset]
+    options = ["--layout", source["layout"], "--path", source_path(dataset)]
+    options += ["--split", source["split"]] if source["split"] else []
+    if isinstance(source["classes"], str):
+        options += ["--class-file", found_at(source["classes"])]
+    elif source["classes"]:
+        options += ["--classes", *source["classes"]]
+    options += ["--reduce-zero"] if source["reduce_zero_label"] else []
+    return options + ["--ignore", source["ignore"]]
 
 
 def class_files(dataset):
-    """Return the files that define the classes of a data set: the class file, that of a published layout, or the staged copy
-    of the data set."""
-    known = config["datasets"][dataset]
-    named = [given(known["classes"])] if isinstance(known["classes"], str) else []
-    layout = LAYOUTS[known["layout"]]
+    """Return the files that define the classes of a data set: the config's class file, the layout's files, and the staged copy."""
+    source = config["datasets"][dataset]
+    classes = source["classes"]
+    inputs = [given(classes)] if isinstance(classes, str) else []
+    layout = LAYOUTS[source["layout"]]
     if layout.has_classes:
-        files = layout.class_files(Path(known["path"]))
-        named += [local(str(path)) for path in files] + copied_images(dataset)
-    return named
+        files = layout.class_files(Path(source["path"]))
+        inputs += [local(str(path)) for path in files] + copied_images(dataset)
+    return inputs
 
 
 def view_options(dataset):
@@ -72,6 +72,11 @@ def view_options(dataset):
     if dataset not in section["datasets"]:
         return ["--views", "centre"]
     sizes = [("--scale", "scale"), ("--crop", "crop"), ("--stride", "stride")]
-    options = [part for flag, name in sizes for part in (flag, section[name])]
+    options = [word for option, name in sizes for word in (option, section[name])]
     block = [] if section["block"] is None else ["--block", section["block"]]
     return ["--views", "sliding", *options, *block]
+
+
+def layout_code(dataset):
+    """Return the fingerprint of a data set's layout, so that another layout's record reruns nothing."""
+    return record_fingerprint(LAYOUTS[config["datasets"][dataset]["layout"]])

@@ -2,5 +2,5 @@
 
 
 def caption(name):
-    """Return the caption of an analysis, which its table and its plot share."""
+    """Return the caption of an analysis, which its plot shows."""
     return (Path(workflow.basedir) / "rules" / "captions" / f"{name}.rst").read_text()

@@ -2,7 +2,7 @@
 
 
 def segmented_shards(pattern, datasets):
-    """Return a path per shard of the segmented data sets."""
+    """Return one path per shard of the data sets."""
     return [
         pattern.format(dataset=dataset, shard=shard)
         for dataset in datasets
@@ -12,9 +12,9 @@ def segmented_shards(pattern, datasets):
 
 def labelling_options(dataset):
     """Return the options that turn the logits of a data set's texts into classes."""
-    known = config["datasets"][dataset]
+    source = config["datasets"][dataset]
     return [
-        flag("background-names", known["background_names"]),
-        *("--background-threshold", known["background_threshold"]),
-        *("--area-threshold", known["area_threshold"]),
+        flag("background-names", source["background_names"]),
+        *("--background-threshold", source["background_threshold"]),
+        *("--area-threshold", source["area_threshold"]),
     ]

@@ -2,11 +2,11 @@
 
 
 def text_options(name):
-    """Return the options that give the texts of a set."""
+    """Return the options that define the texts of a set."""
     if name == "dictionary":
         dictionary = config["text"]["dictionary"]
-        named = is_named(dictionary)
-        return ["--dictionary", dictionary if named else found_at(dictionary)]
+        is_file = not is_named(dictionary)
+        return ["--dictionary", found_at(dictionary) if is_file else dictionary]
     if name == "concepts":
         return ["--texts", *config["shift"]["concepts"]]
     if name == "labels":
@@ -16,7 +16,7 @@ def text_options(name):
 
 
 def text_files(name):
-    """Return the file that the texts of a set are read from, if there is one."""
+    """Return the file from which the texts of a set are read, if there is one."""
     if name == "dictionary":
         dictionary = config["text"]["dictionary"]
         return [] if is_named(dictionary) else [given(dictionary)]
@@ -24,15 +24,15 @@ def text_files(name):
 
 
 def text_tables(name):
-    """Return the generated table that the texts of a set are read from, if there is one. It follows the options."""
+    """Return the generated table from which the texts of a set are read, if there is one. It follows `text_options`."""
     if name == "labels":
         return [of_analyses("results/artifacts/{dataset}/images.parquet")]
-    made = ("dictionary", "concepts")
-    return [] if name in made else [f"results/artifacts/{name}/classes.parquet"]
+    without = ("dictionary", "concepts")
+    return [] if name in without else [f"results/artifacts/{name}/classes.parquet"]
 
 
 def cache_option():
-    """Return the option that names the text cache, quoted for the shell because a resource is one string, not a list."""
+    """Return the option for the text cache, quoted for the shell because a resource is one string, not a list."""
     cache = config["text"]["cache"]
     return "" if cache is None else f"--cache {shlex.quote(cache)}"
 
@@ -49,5 +49,5 @@ def selected_k(name):
 
 
 def reference_texts(name):
-    """Return the texts whose mean centres a set: the set's own for classes, the dictionary for the few concepts."""
+    """Return the texts whose mean centres a set: the dictionary for concepts, which are few, otherwise the set itself."""
     return f"results/artifacts/text/{'dictionary' if name == 'concepts' else name}.zarr"

@@ -1,4 +1,4 @@
 """One figure per plotted analysis.
 
-Each module has the name of its analysis, the kind of its table (KIND) and a function `draw(table)`.
+A module is named like its analysis. It contains the kind of the table (KIND) and a function `draw(table)`.
 """

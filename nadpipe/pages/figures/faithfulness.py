@@ -1,4 +1,4 @@
-"""Plot of what ablating one concept's pairs does to every concept's score."""
+"""Plot of how ablating each concept's pairs changes every concept's score."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ KIND = FAITHFULNESS
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw a matrix: change of each concept's score (columns) without each concept's pairs (rows), random pairs below."""
+    """Draw a matrix: change of each concept's score (columns) after ablating each concept's pairs, or random ones (rows)."""
     wide = table.pivot(index="ablated", columns="measured", values="change")
     wide = wide.loc[list(table["ablated"].unique()), list(table["measured"].unique())]
     figure = Figure(figsize=(2.5 + 0.6 * wide.shape[1], 1.6 + 0.4 * len(wide)), layout="constrained")

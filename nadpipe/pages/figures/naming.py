@@ -1,4 +1,4 @@
-"""Plot of the share of pairs whose text is right."""
+"""Plot of the share of pairs with correct names."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ KIND = NAMING
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw the share of right names by naming rule and share of the pairs, with the share expected by chance."""
+    """Draw the share of correct names by naming rule and share of the pairs, with the share expected by chance."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     rules = list(table["rule"].unique())
@@ -22,7 +22,7 @@ def draw(table: pd.DataFrame) -> Figure:
         centre = np.arange(len(rules)) + thickness * (index - (len(shares) - 1) / 2)
         axes.bar(centre, rows["agreement"], thickness, color=COLOURS[index], label=f"largest {share:.0%} of the pairs")
         axes.hlines(rows["chance"], centre - thickness / 2, centre + thickness / 2, color="black")
-    axes.set(ylim=(0, 1), ylabel="share of right names (line: chance)")
+    axes.set(ylim=(0, 1), ylabel="share of correct names (line: chance)")
     axes.set_xticks(range(len(rules)), labels=rules)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)

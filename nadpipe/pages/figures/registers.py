@@ -13,7 +13,7 @@ _TOP = 20  # neurons that are named
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw the mean attention of the spatial tokens, with the strongest framed, and the neurons that its attention depends on.
+    """Draw the mean attention of the spatial tokens, with the strongest framed, and the neurons behind its attention.
 
     table: registers.parquet, one row per spatial token of a square grid and one per neuron.
     """
@@ -34,12 +34,12 @@ def draw(table: pd.DataFrame) -> Figure:
     ranked = neurons.sort_values("attention_drop", ascending=False, kind="stable").reset_index(drop=True)
     top = ranked.head(_TOP)[::-1]
     middle.barh(range(len(top)), top["attention_drop"], color=COLOURS[0])
-    middle.set(yticks=range(len(top)), yticklabels=top["index"], ylabel="neuron", xlabel="fall of its attention")
+    middle.set(yticks=range(len(top)), yticklabels=top["index"], ylabel="neuron", xlabel="decrease of its attention")
     middle.locator_params(axis="x", nbins=4)
-    middle.set_title("neurons that zeroing takes most from it", fontsize=10)
+    middle.set_title("neurons that decrease it most when zeroed", fontsize=10)
     right.plot(np.arange(1, len(ranked) + 1), ranked["attention_drop"], color=COLOURS[0])
     right.axhline(0, color="0.7", linewidth=0.8)
-    right.set(xscale="log", xlabel="neurons by rank", ylabel="fall of its attention")
+    right.set(xscale="log", xlabel="neurons by rank", ylabel="decrease of its attention")
     right.set_title("all neurons", fontsize=10)
     for axes in (middle, right):
         remove_box(axes)

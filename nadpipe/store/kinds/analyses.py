@@ -18,7 +18,7 @@ RECONSTRUCTION = CsvKind(
     {
         "dataset": "data set",
         "unit": "pair, neuron or head",
-        "components": "directions that each unit writes along, beside its mean; 0 for the mean alone",
+        "components": "directions that each unit writes along, in addition to its mean; 0 for only the mean",
         **_FIDELITY,
     },
 )

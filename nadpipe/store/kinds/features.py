@@ -1,4 +1,4 @@
-"""Schemas of what the tower records, and of its decomposition into pairs."""
+"""Schemas of features, contributions of pairs, and statistics of both."""
 
 from nadpipe.store.schema import Array, StoreKind
 
@@ -26,7 +26,7 @@ FEATURES = StoreKind(
         ),
         **VIEW_TABLE,
     },
-    first={"token": 1},  # activations of spatial tokens; 0 is the pooled one
+    first={"token": 1},  # token 0 is the pooled token, which has no activation of its own
 )
 CONTRIBUTIONS = StoreKind(
     "contributions",
@@ -37,7 +37,7 @@ CONTRIBUTIONS = StoreKind(
             "float",
             "activation",
             "s[h, n] = gain · sum_t a[h, t] · scale[layer(h), t] · z_t[n]",
-            longest={"head": 2, "view": 32},  # between one image's coefficients and one pair's column; docs/benchmarks.md
+            longest={"head": 2, "view": 32},  # a compromise between reading one image and one pair; docs/benchmarks.md
         ),
         "attention": Array(("view", "head", "token"), "float", "share, sums to 1 over tokens", "a[h, t]"),
         "embedding": Array(("view", "embed"), "float", "embedding units, not normalised", "sum over all pairs, and rest"),

@@ -1,4 +1,4 @@
-"""Schema of the exported model."""
+"""Schema of the exported readout."""
 
 from nadpipe.store.schema import Array, StoreKind
 

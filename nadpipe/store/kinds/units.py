@@ -1,4 +1,4 @@
-"""Schemas of directions and of tables of units, derived from the registry of unit kinds."""
+"""Schemas of directions, selections and tables of units, derived from the registry of unit kinds."""
 
 from nadpipe.circuit.unit_kinds import UNITS, UnitKind, UnitName
 from nadpipe.store.schema import Array, Column, StoreKind, TableKind
