@@ -100,7 +100,11 @@ class _Source:
 def _source(module: str, package: Path) -> _Source:
     path = _path(module, package)
     assert path is not None, module
-    text = path.read_text(encoding="utf-8")
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _parse(text: str) -> _Source:
     tree, without_messages = ast.parse(text), _WithoutMessages()
     definitions: dict[str, list[ast.stmt]] = {_ALWAYS: []}
     normal: dict[str, list[ast.stmt]] = {_ALWAYS: []}
@@ -172,7 +176,7 @@ def _content(definition: Definition, package: Path) -> Iterator[str]:
             if hasattr(kind, "signature"):
                 yield kind.signature
     elif not is_plumbing(definition.module):
-        yield from map(ast.unparse, _source(definition.module, package).normal.get(definition.name, []))
+        yield from map(_unparse, _source(definition.module, package).normal.get(definition.name, []))
 
 
 class _WithoutMessages(ast.NodeTransformer):
@@ -195,6 +199,11 @@ class _WithoutMessages(ast.NodeTransformer):
         node.keywords = [keyword for keyword in node.keywords if keyword.arg not in _TEXT_ARGUMENTS]
         tracked = isinstance(node.func, ast.Name) and node.func.id == "track"
         return node.args[0] if tracked else node
+
+
+@functools.cache
+def _unparse(statement: ast.stmt) -> str:
+    return ast.unparse(statement)
 
 
 def _path(module: str, package: Path) -> Path | None:

@@ -59,12 +59,28 @@ def _answer(request: dict, overlay: Path) -> dict[str, int]:
     try:
         for path, content in request["files"].items():
             Path(path).write_text(content)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "nadpipe"]:
-            del sys.modules[name]
+        _forget_package()
         return _plan(None)
     finally:
         for path, content in originals.items():
             Path(path).unlink() if content is None else Path(path).write_text(content)
+
+
+def _forget_package() -> None:
+    """Have the package imported afresh, but keep what fingerprints know of unchanged texts: parsing takes most of the time."""
+    fingerprint = sys.modules.get("nadpipe.fingerprint")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nadpipe"]:
+        del sys.modules[name]
+    if fingerprint is not None and Path(fingerprint.__file__).read_text() == _loaded.setdefault(
+        fingerprint.__file__, Path(fingerprint.__file__).read_text()
+    ):
+        by_text = (fingerprint._parse, fingerprint._unparse)
+        for cached in [value for value in vars(fingerprint).values() if hasattr(value, "cache_clear") and value not in by_text]:
+            cached.cache_clear()
+        sys.modules["nadpipe.fingerprint"] = fingerprint
+
+
+_loaded: dict[str, str] = {}  # source of the loaded fingerprint module, by its path
 
 
 def main() -> None:
