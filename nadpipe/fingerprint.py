@@ -43,8 +43,7 @@ def code_fingerprint(module: str, package: Path = PACKAGE) -> str:
 def record_fingerprint(record: Any, package: Path = PACKAGE) -> str:
     """Return twelve hex digits that change with a record of a registry, except its description, and with its class's code."""
     fields = {name: value for name, value in dataclasses.asdict(record).items() if name not in _TEXT_ARGUMENTS}
-    definition = Definition(type(record).__module__, type(record).__name__)
-    return _digest(_reachable([definition], package), package, repr(fields))
+    return _digest(record_definitions(record, package), package, repr(fields))
 
 
 def _digest(definitions: list[Definition], package: Path, text: str = "") -> str:
@@ -68,6 +67,11 @@ def files_fingerprint(folder: str, package: Path = PACKAGE) -> str:
 def used_definitions(module: str, package: Path = PACKAGE) -> list[Definition]:
     """Return all definitions of a module, and those that they use directly or through others, sorted."""
     return _reachable([Definition(module, name) for name in _source(module, package).definitions], package)
+
+
+def record_definitions(record: Any, package: Path = PACKAGE) -> list[Definition]:
+    """Return the definitions that the class of a registry's record uses, sorted."""
+    return _reachable([Definition(type(record).__module__, type(record).__name__)], package)
 
 
 def _reachable(roots: list[Definition], package: Path) -> list[Definition]:

@@ -88,19 +88,23 @@ def run(tmp_path, tiny_clip):
     return Run(tmp_path, tiny_clip)
 
 
-FIRST = ("test_changes", "test_slurm", "test_kills", "test_s3", "test_docs", "test_workflow", "test_pages", "test_looks")
-WHOLE_RUNS = {"finished", "checkout", "browser"}  # fixtures
+FIRST = (
+    *("test_changes", "test_slurm", "test_kills", "test_s3", "test_docs", "test_workflow", "test_pages", "test_looks"),
+    "test_benchmarks",
+)
+WHOLE_RUNS = {"finished", "checkout", "browser", "run"}  # fixtures
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the number of workers: none for one or two files, else one more than cores, because some tests wait."""
+    """Return the number of workers: none for one or two files, one per core for quick tests, else two more: some tests wait."""
     few = config.args_source is pytest.Config.ArgsSource.ARGS and len(config.args) <= 2
-    return 0 if few else os.cpu_count() + 1
+    waiting = 0 if config.option.markexpr == "quick" else 2
+    return 0 if few else os.cpu_count() + waiting
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that take longest, and mark tests as quick that need no finished run and no browser and are fast."""
+    """Start with the files that take longest. Mark tests as quick that run no stages and no browser and are not marked slow."""
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:

@@ -93,6 +93,7 @@ def test_the_same_seed_draws_the_same_files(tmp_path):
         assert CLASSES.index(row.background) in mask
 
 
+@pytest.mark.slow
 def test_planted_concepts_drift_and_the_others_do_not():
     rows = pd.DataFrame([row for _, row in draw_set("monitoring", 120, 0)])
     assert sorted(rows["year"].unique()) == list(YEARS)
@@ -135,6 +136,7 @@ def packaged():
     return clip.eval(), vocabulary, training.held_out(training.COURSE.lessons[-1], 200, 0, vocabulary, workers=1)
 
 
+@pytest.mark.slow
 def test_the_packaged_model_recognises_its_world(packaged):
     clip, vocabulary, scenes = packaged
     mean = training.mean_by_group(training.average_precision(clip, scenes, vocabulary))
@@ -163,6 +165,7 @@ def tiny_course():
     return training.Course(seed=1, width=4, embed=8, lessons=tuple(dataclasses.replace(x, odds=odds) for x in lessons))
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_by_seed(monkeypatch):
     monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
     threads = torch.get_num_threads()
@@ -177,6 +180,7 @@ def test_training_is_reproducible_by_seed(monkeypatch):
     assert first.visual.attnpool.positional_embedding.shape == (10, 128)
 
 
+@pytest.mark.slow
 def test_the_training_command_packs_the_trained_model_and_evaluates_the_packed_one(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
     monkeypatch.setattr(command, "COURSE", tiny_course())

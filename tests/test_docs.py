@@ -1,6 +1,7 @@
 """Every command and every code block in README.md and docs/ runs, and their lists are complete."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -111,18 +112,24 @@ def test_class_files_in_the_docs_can_be_read(tmp_path):
     assert table.ignored_values == (0, 255)
 
 
+def printed(script):
+    """Return what a script of this clone prints, whichever clone is installed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, script], cwd=ROOT, env=environment, capture_output=True, check=True).stdout
+
+
 def test_the_page_of_artifacts_is_made_from_the_schemas():
-    page = subprocess.run([sys.executable, "docs/make_artifacts_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    page = printed("docs/make_artifacts_page.py")
     assert page.decode() == (ROOT / "docs" / "artifacts.md").read_text()
 
 
 def test_the_page_of_the_configuration_is_made_from_the_config():
-    page = subprocess.run([sys.executable, "docs/make_configuration_page.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    page = printed("docs/make_configuration_page.py")
     assert page.decode() == (ROOT / "docs" / "configuration.md").read_text()
 
 
 def test_the_page_of_changes_is_what_the_tests_plan():
-    page = subprocess.run([sys.executable, "tests/changes.py"], cwd=ROOT, capture_output=True, check=True).stdout
+    page = printed("tests/changes.py")
     assert page.decode() == (ROOT / "docs" / "changes.md").read_text()
 
 

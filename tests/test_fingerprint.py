@@ -1,6 +1,7 @@
 """Fingerprints cover all code that a stage's numbers depend on, and nothing else."""
 
 import ast
+import dataclasses
 import importlib
 import pkgutil
 import shutil
@@ -13,7 +14,16 @@ from PIL import Image
 
 import nadpipe.stages
 from nadpipe.circuit.unit_kinds import UNITS
-from nadpipe.fingerprint import PACKAGE, Definition, code_fingerprint, is_plumbing, used_definitions
+from nadpipe.data.layouts import LAYOUTS
+from nadpipe.fingerprint import (
+    PACKAGE,
+    Definition,
+    code_fingerprint,
+    is_plumbing,
+    record_definitions,
+    record_fingerprint,
+    used_definitions,
+)
 
 STAGES = [module.name for module in pkgutil.iter_modules(nadpipe.stages.__path__)]
 
@@ -73,7 +83,6 @@ def test_texts_for_people_change_no_fingerprint(edit):
 
 
 def test_types_of_schemas_change_fingerprints_and_comments_do_not(monkeypatch):
-    import dataclasses
 
     from nadpipe.store.kinds import segmentation
 
@@ -164,4 +173,16 @@ def test_fingerprints_cover_all_code_that_runs(run, monkeypatch):
     assert len(recorder.executed) >= 14
     for stage, executed in recorder.executed.items():
         assert executed, stage
-        assert executed - set(used_definitions(f"nadpipe.stages.{stage}")) == set(), stage
+        record = record_definitions(LAYOUTS["table"]) if stage in ("index_images", "index_classes") else []
+        assert executed - {*used_definitions(f"nadpipe.stages.{stage}"), *record} == set(), stage
+
+
+def test_a_record_of_the_registry_counts_only_for_data_sets_of_its_layout():
+    prints = {name: record_fingerprint(layout) for name, layout in LAYOUTS.items()}
+    assert len(set(prints.values())) == len(LAYOUTS)
+    described = dataclasses.replace(LAYOUTS["tree"], description="in other words")
+    assert record_fingerprint(described) == prints["tree"]
+    assert record_fingerprint(dataclasses.replace(LAYOUTS["tree"], splits=("train",))) != prints["tree"]
+    other = {definition.name for definition in record_definitions(LAYOUTS["tree"])}
+    assert "Tree" in other
+    assert "StanfordCars" not in other

@@ -440,6 +440,7 @@ def test_a_failed_download_from_the_hub_is_reported_in_one_line(monkeypatch, tmp
         load_model("hf-hub:org/tiny", None, "cpu")
 
 
+@pytest.mark.slow
 def test_a_pretrained_tag_is_downloaded_and_brings_its_activation(monkeypatch, tmp_path):
     torch.manual_seed(0)
     clip = open_clip.CLIP(**open_clip.get_model_config("RN50"))
