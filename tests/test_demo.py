@@ -170,9 +170,10 @@ def test_training_is_reproducible_by_seed(monkeypatch):
     monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    first, _ = training.train(tiny_course(), workers=1)
-    second, _ = training.train(tiny_course(), workers=2)
-    other, _ = training.train(dataclasses.replace(tiny_course(), seed=2), workers=1)
+    course = dataclasses.replace(tiny_course(), lessons=tiny_course().lessons[1:])
+    first, _ = training.train(course, workers=1)
+    second, _ = training.train(course, workers=2)
+    other, _ = training.train(dataclasses.replace(course, seed=2), workers=1)
     torch.set_num_threads(threads)
     for name, value in first.state_dict().items():
         torch.testing.assert_close(value, second.state_dict()[name], rtol=0, atol=0)
