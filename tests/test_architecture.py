@@ -1,0 +1,75 @@
+"""The package's imports go downwards only, as docs/architecture.md and CONTRIBUTING.md say."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nadpipe"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+MAY_IMPORT = {  # packages and top-level modules, besides the package itself
+    "circuit": {"errors"},
+    "store": {"circuit", "errors", "fingerprint"},
+    "data": {"store", "circuit", "errors", "progress"},
+    "towers": {"store", "circuit", "errors", "progress"},
+    "pages": {"data", "store", "circuit", "errors", "progress"},
+    "demo": {"errors", "progress"},
+    "looks": {"pages", "data", "towers", "store", "circuit", "errors", "progress"},
+    "stages": {"pages", "data", "towers", "store", "circuit", "demo", "errors", "progress", "fingerprint"},
+    "errors": set(),
+    "progress": set(),
+    "fingerprint": set(),
+    "analyses": {"store"},
+    "config": {"circuit", "data", "errors"},
+    "cli": {"errors"},
+    "__main__": {"cli"},
+}
+ALONE = {  # libraries that one package alone knows, and the modules that use their word lists or training code
+    "zarr": {"store"},
+    "pyarrow": {"store"},
+    "open_clip": {"towers", "demo.train", "data.dictionaries", "data.labels"},
+    "timm": {"towers"},
+    "matplotlib": {"pages"},
+    "altair": {"pages"},
+    "snakemake": set(),
+}
+
+
+def imports(path, lazy):
+    """Yield the modules that a file imports, with those inside functions if lazy."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (name for alias in node.names for name in (node.module, f"{node.module}.{alias.name}"))
+
+
+def area(module):
+    """Return the package or top-level module below nadpipe that a module belongs to."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "nadpipe"])
+def test_imports_go_downwards(module):
+    allowed = MAY_IMPORT[area(module)] | {area(module)}
+    imported = {area(name) for name in imports(MODULES[module], lazy=True) if name in MODULES and name != "nadpipe"}
+    assert imported <= allowed
+
+
+def test_there_are_no_import_cycles():
+    graph = {
+        module: {name for name in imports(path, lazy=False) if name in MODULES} - {module} for module, path in MODULES.items()
+    }
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError otherwise
+
+
+@pytest.mark.parametrize("library", ALONE)
+def test_a_library_is_known_to_one_package_alone(library):
+    users = {module for module, path in MODULES.items() if library in {name.split(".")[0] for name in imports(path, lazy=True)}}
+    elsewhere = {name.removeprefix("nadpipe.") for name in users} - ALONE[library]
+    assert {name for name in elsewhere if area(f"nadpipe.{name}") not in ALONE[library]} == set()
