@@ -32,7 +32,7 @@ ALONE = {  # libraries that one package alone knows, and the modules that use th
     "zarr": {"store"},
     "pyarrow": {"store"},
     "open_clip": {"towers", "demo.train", "data.dictionaries", "data.labels"},
-    "timm": {"towers"},
+    "timm": {"towers", "data.labels"},
     "matplotlib": {"pages"},
     "altair": {"pages"},
     "snakemake": set(),
