@@ -4,6 +4,7 @@ A plan takes 0.2 s here, but 2 to 3 s as a process `snakemake -n`. Every plan re
 finished run again. A plan for edited code also imports nadpipe again.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -87,6 +88,7 @@ def main() -> None:
     """Read requests from standard input as JSON and write their plans to standard output."""
     sys.path[:] = [folder for folder in sys.path if folder != str(Path(__file__).parent)]
     requests = json.load(sys.stdin)
+    gc.set_threshold(1_000_000)  # graphs of jobs and syntax trees are many small objects; looking through them takes long
     output = os.dup(1)
     os.dup2(2, 1)  # separate the plans from everything that Snakemake prints
     path = Path(f".plan-{os.getpid()}.yaml").resolve()

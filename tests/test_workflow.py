@@ -164,7 +164,7 @@ def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_with_the_error(fini
     assert re.search(r"view \d+ only within \d\.\de-\d\d of its norm, contributions.tolerance", log)
     assert not (checkout.folder / store).exists()
     checkout.run(store)
-    assert checkout.run("-n", store).stderr.count("Nothing to be done") == 1
+    assert "Nothing to be done" in checkout.run(store).stderr
 
 
 def test_a_changed_temperature_moves_no_label_and_touches_nothing_else(checkout):
