@@ -199,6 +199,7 @@ EDITS = {
     **{f"pages/figures/{name}.py": {"plot_table": 1} for name in PLOTTED},
     **{f"towers/{name}.py": _TOWER for name in _TOWERS},
     "towers/text.py": edited("embed_texts"),
+    "towers/word_lists.py": edited("embed_texts"),
     "circuit/ablation.py": merged(REBUILT, edited("measure_naming", "measure_faithfulness")),
     "circuit/accumulators.py": edited("compute_contributions", "measure_registers"),
     "circuit/activity.py": edited("build_explorer"),

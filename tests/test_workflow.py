@@ -141,6 +141,14 @@ def test_snakemakes_own_report_lists_the_results_with_captions(checkout, tmp_pat
     assert [caption for caption in captions if caption.split(":")[0].split("'")[0] not in page] == []
 
 
+def test_a_table_made_again_with_the_same_bytes_reruns_nothing(checkout):
+    path = "results/artifacts/segmentation/images.parquet"
+    before = (checkout.folder / path).stat().st_mtime_ns
+    checkout.run("-f", path)
+    assert (checkout.folder / path).stat().st_mtime_ns > before
+    assert checkout.plan() == {}
+
+
 def test_a_second_run_does_nothing(checkout):
     assert checkout.plan() == {}
     assert "Nothing to be done" in checkout.run("all").stderr

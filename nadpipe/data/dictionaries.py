@@ -5,10 +5,10 @@ imported where a set is read.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from nadpipe.errors import NadpipeError
+from nadpipe.towers.word_lists import imagenet_names, imagenet_templates
 
 TEMPLATE_SETS = ("imagenet", "imagenet-simple")
 _IMAGENET = "imagenet"
@@ -35,9 +35,7 @@ def read_dictionary(dictionary: str) -> list[str]:
     if not is_named(dictionary):
         return read_lines(Path(dictionary))
     if dictionary == _IMAGENET:
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-        return list(dict.fromkeys(IMAGENET_CLASSNAMES))
+        return list(dict.fromkeys(imagenet_names()))
     from wordfreq import top_n_list
 
     count = int(dictionary.removeprefix(_WORDFREQ))
@@ -81,8 +79,4 @@ def read_templates(templates: list[str]) -> list[str]:
     """
     if check_templates(templates)[0] not in TEMPLATE_SETS:
         return templates
-    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
-    functions: tuple[Callable[[str], str], ...]
-    functions = OPENAI_IMAGENET_TEMPLATES if templates[0] == _IMAGENET else SIMPLE_IMAGENET_TEMPLATES
-    return [function("{}") for function in functions]
+    return imagenet_templates(simple=templates[0] != _IMAGENET)

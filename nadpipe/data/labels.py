@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from nadpipe.errors import NadpipeError
+from nadpipe.towers.word_lists import imagenet_names, imagenet_synsets
 
 _SYNSET = re.compile(r"n\d{8}")
 
@@ -15,16 +16,8 @@ def label_texts(labels: Sequence[str]) -> list[str]:
     """
     if not all(_SYNSET.fullmatch(label) for label in labels):
         return [" ".join(label.replace("_", " ").split()) for label in labels]
-    names = _imagenet_names()
+    names = dict(zip(imagenet_synsets(), imagenet_names(), strict=True))
     unknown = [label for label in labels if label not in names]
     if unknown:
         raise NadpipeError(f"label {unknown[0]}: not one of ImageNet's 1,000 classes; name the labels in a column of a table")
     return [names[label] for label in labels]
-
-
-def _imagenet_names() -> dict[str, str]:
-    """Return open_clip's class name of each ImageNet synset. timm and open_clip list them in the same order."""
-    from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
-
-    return dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
