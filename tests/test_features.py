@@ -1,14 +1,16 @@
 """Stage extract_features on a tiny random model: precisions, worker processes, faults."""
 
+import copy
 import os
 import re
 
 import numpy as np
 import pytest
-from stage_run import noise
+from stage_run import Run, noise
 
 import nadpipe.stages.extract_features as extract_features_module
 from nadpipe.errors import NadpipeError
+from nadpipe.stages.extract_features import extract_features
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES
 from nadpipe.towers import clip_resnet
@@ -40,6 +42,20 @@ def test_a_tower_that_computes_another_function_is_reported(run, monkeypatch):
     with pytest.raises(NadpipeError, match=r"float32: embeddings of the first 3 views .*\d.*rounding"):
         run.decompose(name="x")
     assert not (run.folder / "x-features-0.zarr").exists()
+
+
+def test_a_correct_tower_is_accepted_where_rounding_is_large(tmp_path, tiny_clip, capsys):
+    clip = copy.deepcopy(tiny_clip)
+    run = Run(tmp_path, clip)
+    run.write_images(noise(3))
+    run.decompose()
+    embedding = open_zarr(run.folder / "d-features-0.zarr", FEATURES).tensor("embedding")
+    clip.visual.attnpool.c_proj.bias.sub_(embedding[0] * 0.9999)  # the embedding nearly cancels, its rounding does not
+    run = Run(tmp_path, clip)
+    capsys.readouterr()
+    extract_features(run.folder / "images.parquet", output=run.folder / "e.zarr", device="cpu", **run.model)
+    assert open_zarr(run.folder / "e.zarr", FEATURES).attributes["encode_image_error"] > 1e-5
+    assert re.search(r"in float64, nadpipe's are within \S+ and encode_image's within \S+", capsys.readouterr().err)
 
 
 def test_a_worker_that_dies_is_reported_in_one_line(run, monkeypatch):

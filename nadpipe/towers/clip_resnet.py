@@ -46,15 +46,18 @@ class ResNetTower(ImageTower):
         side = round(z.shape[1] ** 0.5)
         return self.visual.attnpool(z.float().transpose(1, 2).unflatten(2, (side, side)))
 
-    def reference_embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
-        """Compute the output of open_clip's own tower in float32, not normalised.
+    def reference_embedding(
+        self, pixels: Float[Tensor, "view 3 row column"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "view embed"]:
+        """Compute the output of open_clip's own tower in float32 or float64, not normalised.
 
         Raises RuntimeError on a tower made by `without_reference`.
         """
         if self.reference is None:
             raise RuntimeError("this tower was made by without_reference")
+        reference = self.reference if dtype == torch.float32 else copy.deepcopy(self.reference).to(dtype)
         with full_float32():
-            return self.reference(pixels.to(self.device))
+            return reference(pixels.to(self.device, dtype))
 
     def without_reference(self) -> "ResNetTower":
         """Return the same tower without the convolutions and batch norms that only the reference needs."""

@@ -42,8 +42,10 @@ class ImageTower(abc.ABC):
         """Compute the image embedding from activations with the model's own attention pool in float32, not normalised."""
 
     @abc.abstractmethod
-    def reference_embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
-        """Compute the image embedding with open_clip's unchanged code in float32, not normalised.
+    def reference_embedding(
+        self, pixels: Float[Tensor, "view 3 row column"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "view embed"]:
+        """Compute the image embedding with open_clip's unchanged code in float32 or float64, not normalised.
 
         Raises RuntimeError on a tower made by `without_reference`.
         """
