@@ -12,6 +12,7 @@ include: "rules/storage.smk"
 
 config.update(checked_config())
 check_apart()
+config["captions"] = captions()  # for captions/final.rst
 FINAL_TABLES = final_tables()
 shell.prefix(command_prefix())
 

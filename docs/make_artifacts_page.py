@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from nadpipe.analyses import PLOTTED
 from nadpipe.store.kinds import all_kinds
 from nadpipe.store.schema import FORMAT, CsvKind, StoreKind, TableKind
 
@@ -13,7 +14,7 @@ NOTES = {
     "neurons": "Also has `explained_1`, `explained_2`, …: the share of the kept images' centred energy per direction.",
     "heads": "Also has `explained_1`, `explained_2`, …, like neurons.parquet.",
     "images": "Also has the source table's own columns.",
-    "registers": "`results/registers.png` plots it.",
+    "shift": "`results/shift/batches/<dataset>.csv` has the same columns.",
 }
 HEAD = f"""# Artifacts
 
@@ -46,8 +47,11 @@ def main() -> None:
 
 def _section(kind: Kind) -> str:
     path = kind.path.replace("<", "&lt;").replace(">", "&gt;")
-    note = f"\n\n{NOTES[kind.name]}" if kind.name in NOTES else ""
-    return f"## {path}{note}\n\n" + "\n".join(_table(kind))
+    note = NOTES.get(kind.name, "")
+    if not isinstance(kind, StoreKind) and kind.final is not None:
+        plot = f"`results/{kind.name}.png` plots it." if kind.name in PLOTTED else ""
+        note = " ".join(filter(None, [kind.final.caption, note, plot]))
+    return "\n\n".join(filter(None, [f"## {path}", note, "\n".join(_table(kind))]))
 
 
 def _table(kind: Kind) -> Iterator[str]:

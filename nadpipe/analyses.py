@@ -1,59 +1,31 @@
-"""Registry of analyses: one record per stage that writes final tables.
+"""Analyses: the final tables and their plots, derived from the schemas in nadpipe.store.kinds.
 
-The final targets of the Snakefile, the plots with their captions, and lists in the tests are derived from it. It imports
-nothing heavy, because the Snakefile reads it at every start.
+A table is final if its kind has a record of a result. It has a plot if nadpipe.pages.figures has a module with the name of the
+kind. This module imports nothing heavy, because the Snakefile reads it at every start.
 """
 
-import dataclasses
+from pathlib import Path
 
-from nadpipe.store.kinds import analyses, segmentation, shift, units
-from nadpipe.store.schema import CsvKind, TableKind
+from nadpipe.store.kinds import all_kinds
+from nadpipe.store.schema import Final, StoreKind
 
+_FIGURES = Path(__file__).parent / "pages" / "figures"
 
-@dataclasses.dataclass(frozen=True)
-class Analysis:
-    """Record of an analysis.
-
-    stage: stage, and rule, that writes the tables. kinds: kinds of the tables. category: heading in Snakemake's report.
-    plotted: True if nadpipe.pages.figures has a module named like the analysis, which draws the first table. The plot's caption
-    is rules/captions/<name>.rst.
-    """
-
-    stage: str
-    kinds: tuple[CsvKind | TableKind, ...]
-    category: str
-    plotted: bool = False
-
-    @property
-    def tables(self) -> list[str]:
-        """Return the paths of the tables."""
-        return [kind.path.partition(", ")[0] for kind in self.kinds]  # a kind may name further paths after a comma
-
-
-ANALYSES = {
-    "segmentation": Analysis(
-        "score_segmentation", (segmentation.SEGMENTATION, segmentation.PER_CLASS, segmentation.DIFFERENCES), "Segmentation"
-    ),
-    "registers": Analysis("measure_registers", (segmentation.REGISTERS,), "Registers", plotted=True),
-    "shift": Analysis("score_shift", (shift.SHIFT, shift.SHIFT_SCORES), "Shift"),
-    "discovered": Analysis("rank_shifts", (shift.DISCOVERED,), "Shift"),
-    "units": Analysis("tabulate_units", tuple(units.UNIT_TABLES.values()), "Units"),
-    "assignments": Analysis("assign_texts", (units.ASSIGNMENTS["pair"],), "Units"),
-    "reconstruction": Analysis("measure_reconstruction", (analyses.RECONSTRUCTION,), "Analyses", plotted=True),
-    "sparsity": Analysis("measure_sparsity", (analyses.SPARSITY,), "Analyses", plotted=True),
-    "sparse_text": Analysis("measure_sparse_text", (analyses.SPARSE_TEXT,), "Analyses", plotted=True),
-    "naming": Analysis("measure_naming", (analyses.NAMING,), "Analyses", plotted=True),
-    "faithfulness": Analysis("measure_faithfulness", (analyses.FAITHFULNESS,), "Analyses", plotted=True),
-    "polysemanticity": Analysis("measure_polysemanticity", (analyses.POLYSEMANTICITY,), "Analyses", plotted=True),
-}
-PLOTTED = {name: analysis for name, analysis in ANALYSES.items() if analysis.plotted}
+_KINDS = [(kind, kind.final) for kind in all_kinds() if not isinstance(kind, StoreKind) and kind.final is not None]
+FINAL: dict[str, Final] = {kind.path: record for kind, record in _KINDS}  # by the path of the table
+PLOTTED: dict[str, str] = {kind.name: kind.path for kind, _ in _KINDS if (_FIGURES / f"{kind.name}.py").is_file()}
 
 
 def final_tables() -> list[str]:
     """Return the paths of all final tables."""
-    return [table for analysis in ANALYSES.values() for table in analysis.tables]
+    return list(FINAL)
 
 
 def final_plots() -> list[str]:
     """Return the paths of the plots."""
     return [f"results/{name}.png" for name in PLOTTED]
+
+
+def captions() -> dict[str, str]:
+    """Return the captions of the final tables, which are those of their plots, by the name of the file without suffix."""
+    return {Path(path).stem: record.caption for path, record in FINAL.items()}

@@ -10,11 +10,7 @@ rule measure_sparsity:
         neurons="results/artifacts/directions/neuron.zarr",
         readout="results/artifacts/model/readout.zarr",
     output:
-        table=report(
-            "results/sparsity.csv",
-            caption="captions/sparsity.rst",
-            category="Analyses",
-        ),
+        table=final("results/sparsity.csv"),
     log:
         "logs/measure_sparsity.log",
     benchmark:
@@ -55,11 +51,7 @@ rule measure_reconstruction:
         heads="results/artifacts/directions/head.zarr",
         readout="results/artifacts/model/readout.zarr",
     output:
-        table=report(
-            "results/reconstruction.csv",
-            caption="captions/reconstruction.rst",
-            category="Analyses",
-        ),
+        table=final("results/reconstruction.csv"),
     log:
         "logs/measure_reconstruction.log",
     benchmark:
@@ -100,11 +92,7 @@ rule measure_sparse_text:
         dictionary="results/artifacts/text/dictionary.zarr",
         readout="results/artifacts/model/readout.zarr",
     output:
-        table=report(
-            "results/sparse_text.csv",
-            caption="captions/sparse_text.rst",
-            category="Analyses",
-        ),
+        table=final("results/sparse_text.csv"),
     log:
         "logs/measure_sparse_text.log",
     benchmark:
@@ -211,9 +199,7 @@ rule measure_naming:
         assignments="results/assignments.parquet",
         correlated="results/artifacts/assignments/correlated.parquet",
     output:
-        table=report(
-            "results/naming.csv", caption="captions/naming.rst", category="Analyses"
-        ),
+        table=final("results/naming.csv"),
     log:
         "logs/measure_naming.log",
     benchmark:
@@ -245,11 +231,7 @@ rule measure_faithfulness:
         directions="results/artifacts/directions/pair.zarr",
         readout="results/artifacts/model/readout.zarr",
     output:
-        table=report(
-            "results/faithfulness.csv",
-            caption="captions/faithfulness.rst",
-            category="Analyses",
-        ),
+        table=final("results/faithfulness.csv"),
     log:
         "logs/measure_faithfulness.log",
     benchmark:

@@ -12,7 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
 
-from nadpipe.analyses import PLOTTED, final_plots, final_tables
+from nadpipe.analyses import (
+    FINAL,
+    PLOTTED,
+    captions,
+    final_plots,
+    final_tables,
+)
 from nadpipe.circuit.unit_kinds import UNITS
 from nadpipe.config import DEMO_FOLDER, check, is_url
 from nadpipe.data.dictionaries import is_named
@@ -52,6 +58,11 @@ def memory(megabytes):
 def code(stage):
     """Return the fingerprint of a stage's code, a param of its rule, because Snakemake does not see edits in imported modules."""
     return code_fingerprint(f"nadpipe.stages.{stage}")
+
+
+def final(path):
+    """Return a final table as an output that Snakemake's report shows, with the category and the caption of its schema."""
+    return report(path, caption="captions/final.rst", category=FINAL[path].category)
 
 
 def model_options():

@@ -1,14 +1,11 @@
-include: "helpers/plots.smk"
-
-
 rule plot_table:
     input:
-        table=lambda wildcards: PLOTTED[wildcards.name].tables[0],
+        table=lambda wildcards: PLOTTED[wildcards.name],
     output:
         plot=report(
             "results/{name}.png",
-            caption="plot_caption.rst",
-            category=lambda wildcards: PLOTTED[wildcards.name].category,
+            caption="captions/final.rst",
+            category=lambda wildcards: FINAL[PLOTTED[wildcards.name]].category,
         ),
     log:
         "logs/plot_table/{name}.log",
@@ -23,7 +20,6 @@ rule plot_table:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        caption=lambda wildcards: caption(wildcards.name),
         code=code("plot_table"),
         # the stage imports figures by name, so a new figure does not redraw the others
         figure=lambda wildcards: code_fingerprint(

@@ -82,11 +82,7 @@ rule score_segmentation:
         ),
         classes=of_segmentation("results/artifacts/{dataset}/classes.parquet"),
     output:
-        table=report(
-            "results/segmentation.csv",
-            caption="captions/segmentation.rst",
-            category="Segmentation",
-        ),
+        table=final("results/segmentation.csv"),
         classes="results/segmentation/per_class.parquet",
         differences="results/segmentation/differences.parquet",
     log:

@@ -2,13 +2,16 @@
 
     python tests/changes.py > docs/changes.md
 
-test_changes.py makes each change and compares the rows with what Snakemake plans.
+test_changes.py makes each change and compares the rows with what Snakemake plans. An analysis may have no rows here
+(UNLISTED). It must rerun after an edit of code that its stage uses and when its inputs are made again, and for no other reason.
 """
 
 import json
+from collections.abc import Iterable
 
-from nadpipe.analyses import ANALYSES, PLOTTED
+from nadpipe.analyses import FINAL, PLOTTED
 from nadpipe.demo.world import CLASSES
+from nadpipe.fingerprint import is_plumbing, used_definitions
 
 SCORED = {"score_segmentation": 1, "plot_classes": 1}
 SEGMENTED = {"segment_images": 1, **SCORED, "draw_overlays": 1, "draw_contact_sheets": 1}
@@ -168,6 +171,8 @@ STAGES = {  # after an edit of the stage's own module
     "make_report": {"make_report": 1},
     "train_demo": {},
 }
+UNLISTED = {record.stage for record in FINAL.values()} - STAGES.keys()
+STAGES |= {stage: {stage: 1} for stage in sorted(UNLISTED)}
 
 
 def merged(*plans: dict[str, int]) -> dict[str, int]:
@@ -239,7 +244,18 @@ EDITS = {
     "pages/report.py": edited("make_report"),
 }
 
-TABLES = {"index_images", "export_readout", *(analysis.stage for analysis in ANALYSES.values())}
+
+for _stage in sorted(UNLISTED):
+    _modules = {definition.module for definition in used_definitions(f"nadpipe.stages.{_stage}")}
+    for _module in sorted(name for name in _modules if not is_plumbing(name)):
+        _path = f"{_module.removeprefix('nadpipe.').replace('.', '/')}.py"
+        EDITS[_path] = merged(EDITS.get(_path, {}), STAGES[_stage])
+TABLES = {"index_images", "export_readout", *(record.stage for record in FINAL.values())}
+
+
+def followed(plan: dict[str, int], following: Iterable[str]) -> dict[str, int]:
+    """Return a plan with the analyses without rows whose inputs are made again. following: rules whose inputs are."""
+    return plan | dict.fromkeys(sorted(UNLISTED & set(following)), 1)
 
 
 def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
@@ -248,7 +264,7 @@ def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
     The summary contains checksums of all tables, and all settings except those of `dense`.
     """
     extended = dict(plan)
-    plots = sum(analysis.stage in plan for analysis in PLOTTED.values())
+    plots = sum(FINAL[path].stage in plan for path in PLOTTED.values())
     if plots:
         extended["plot_table"] = max(plots, plan.get("plot_table", 0))
     if "tabulate_units" in plan or key.startswith("explorer."):
@@ -290,6 +306,8 @@ def main() -> None:
         modules.setdefault(describe(completed(plan)), []).append(f"`{module}`")
     for plan, names in sorted(modules.items(), key=lambda row: len(row[0])):
         print(f"| {', '.join(names)} | {plan} |")
+    if UNLISTED:
+        print(f"\n{', '.join(sorted(UNLISTED))}: also rerun whenever one of their inputs is made again.")
 
 
 def describe(plan: dict[str, int]) -> str:

@@ -10,32 +10,42 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 
-def plan_settings(folder: Path, changes: list[dict]) -> list[dict[str, int]]:
+class Plan(dict[str, int]):
+    """Jobs per rule that would run. `following`: rules of which a job would run because an input of it is made again."""
+
+    def __init__(self, jobs: dict[str, int], following: Iterable[str]) -> None:
+        """Store the jobs as a dictionary."""
+        super().__init__(jobs)
+        self.following = frozenset(following)
+
+
+def plan_settings(folder: Path, changes: list[dict]) -> list[Plan]:
     """Return the jobs per rule that a finished run would rerun with each of these settings laid over its config."""
     return _ask(folder, [{"settings": settings} for settings in changes])
 
 
-def plan_edits(folder: Path, edits: list[dict[str, str]]) -> list[dict[str, int]]:
+def plan_edits(folder: Path, edits: list[dict[str, str]]) -> list[Plan]:
     """Return the jobs per rule that a finished run would rerun after each edit: new contents by path below its folder."""
     return _ask(folder, [{"files": files} for files in edits])
 
 
-def _ask(folder: Path, requests: list[dict]) -> list[dict[str, int]]:
+def _ask(folder: Path, requests: list[dict]) -> list[Plan]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, __file__], cwd=folder, env=environment, input=json.dumps(requests), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return [Plan(*plan) for plan in json.loads(done.stdout)]
 
 
-def _plan(overlay: Path | None) -> dict[str, int]:
-    """Plan `all` in the current folder through Snakemake's API, as `snakemake -n` does."""
+def _plan(overlay: Path | None) -> tuple[dict[str, int], list[str]]:
+    """Plan `all` in the current folder through Snakemake's API, as `snakemake -n` does. Return the arguments of a Plan."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.enums import Quietness
     from snakemake.settings.types import ConfigSettings, DAGSettings, ExecutionSettings, OutputSettings, ResourceSettings
@@ -49,10 +59,12 @@ def _plan(overlay: Path | None) -> dict[str, int]:
         dag = workflow.dag(DAGSettings(targets={"all"}))
         dag.execute_workflow(executor="dryrun", execution_settings=ExecutionSettings(lock=False))
         planned = workflow._workflow.dag
-        return Counter(job.rule.name for job in planned.jobs if planned.needrun(job) and job.rule.name != "all")
+        jobs = [job for job in planned.jobs if planned.needrun(job) and job.rule.name != "all"]
+        following = {job.rule.name for job in jobs if planned.reason(job).updated_input_run}
+        return Counter(job.rule.name for job in jobs), sorted(following)
 
 
-def _answer(request: dict, overlay: Path) -> dict[str, int]:
+def _answer(request: dict, overlay: Path) -> tuple[dict[str, int], list[str]]:
     if "settings" in request:
         overlay.write_text(yaml.safe_dump(request["settings"]))
         return _plan(overlay)

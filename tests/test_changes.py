@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from changes import CHANGES, EDITS, completed
+from changes import CHANGES, EDITS, completed, followed
 from plans import plan_edits, plan_settings
 
 from nadpipe.config import Dataset
@@ -76,7 +76,8 @@ def test_a_changed_setting_reruns_exactly_its_readers(checkout, changed_plans, k
     for name in sections:
         section = section[name]
     assert section.get(last, ...) != value
-    assert changed_plans[key] == completed(expected, key)
+    plan = changed_plans[key]
+    assert plan == completed(followed(expected, plan.following), key)
 
 
 def test_every_module_is_in_the_table_of_edits():
@@ -100,7 +101,8 @@ def edited_plans(checkout):
 
 @pytest.mark.parametrize("module", EDITS)
 def test_an_edited_module_reruns_exactly_the_stages_that_import_it(edited_plans, module):
-    assert edited_plans[module] == completed(EDITS[module])
+    plan = edited_plans[module]
+    assert plan == completed(followed(EDITS[module], plan.following))
 
 
 def test_plans_in_one_process_equal_plans_in_separate_processes(checkout, changed_plans, edited_plans, tmp_path):

@@ -1,7 +1,7 @@
 """Building blocks of schemas: arrays of Zarr stores, columns of tables. This module imports nothing heavy.
 
 A kind's `signature` contains everything that a stage's numbers can depend on: names, axes, types and format. It excludes
-descriptions, so rewording one reruns nothing (see `nadpipe.fingerprint`).
+descriptions and the records of results, so rewording one reruns nothing (see `nadpipe.fingerprint`).
 """
 
 import dataclasses
@@ -42,6 +42,19 @@ class StoreKind:
 
 
 @dataclasses.dataclass(frozen=True)
+class Final:
+    """Record of a table that is a result: a final target of the workflow.
+
+    stage: stage, and rule, that writes the table. category: heading in Snakemake's report. caption: one line about the table,
+    and about its plot; a table has a plot if nadpipe.pages.figures has a module with the name of its kind.
+    """
+
+    stage: str
+    category: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Column:
     """One column of a Parquet table. `type`: key of `nadpipe.store.tables.TYPES`."""
 
@@ -56,6 +69,7 @@ class TableKind:
     name: str
     path: str
     columns: Mapping[str, Column]
+    final: Final | None = None  # for tables that are results
     format: int = FORMAT
 
     @property
@@ -71,6 +85,7 @@ class CsvKind:
     name: str
     path: str
     columns: Mapping[str, str]
+    final: Final | None = None  # for tables that are results
     format: int = FORMAT
 
     @property

@@ -7,11 +7,11 @@ def used_datasets():
 
 
 def settings_of_results():
-    """Return the config without settings that affect only how stages run, and without the dense export, which no table uses."""
+    """Return the config without settings that affect only how stages run, captions, and the dense export, which no table uses."""
     how = ("batch_size", "workers", "cache", "device")
     sections = {
         name: {key: value for key, value in section.items() if key not in how}
         for name, section in config.items()
-        if isinstance(section, dict) and name != "dense"
+        if isinstance(section, dict) and name not in ("dense", "captions")
     }
     return {"seed": config["seed"], **sections}

@@ -1,7 +1,7 @@
 """Schemas of the paper's analyses."""
 
 from nadpipe.store.kinds.units import AXIS_COLUMNS
-from nadpipe.store.schema import Column, CsvKind, TableKind
+from nadpipe.store.schema import Column, CsvKind, Final, TableKind
 
 _FIDELITY = {
     "accuracy": "zero-shot accuracy of the rebuilt embeddings: share of images whose label's text has the largest cosine",
@@ -21,6 +21,11 @@ RECONSTRUCTION = CsvKind(
         "components": "directions that each unit writes along, in addition to its mean; 0 for only the mean",
         **_FIDELITY,
     },
+    Final(
+        "measure_reconstruction",
+        "Analyses",
+        "Zero-shot accuracy with each unit reduced to its mean and its first directions, for pairs, neurons and heads.",
+    ),
 )
 NAMING = CsvKind(
     "naming",
@@ -34,6 +39,11 @@ NAMING = CsvKind(
         "agreement": "share of the pairs whose text contains the word of the attribute they select",
         "chance": "the same for texts shuffled among the pairs",
     },
+    Final(
+        "measure_naming",
+        "Analyses",
+        "Share of pairs whose text names the attribute that correlates most with the pair, by naming rule.",
+    ),
 )
 FAITHFULNESS = CsvKind(
     "faithfulness",
@@ -49,6 +59,11 @@ FAITHFULNESS = CsvKind(
         "auroc_ablated": "the same after ablation",
         "images": "images measured",
     },
+    Final(
+        "measure_faithfulness",
+        "Analyses",
+        "Change of each concept's score when the pairs of each concept are set to their mean.",
+    ),
 )
 SPARSITY = CsvKind(
     "sparsity",
@@ -63,6 +78,12 @@ SPARSITY = CsvKind(
         "energy": "share of the summed std_norm² of all units in the kept units",
         **_FIDELITY,
     },
+    Final(
+        "measure_sparsity",
+        "Analyses",
+        "Zero-shot accuracy when a share of the pairs is kept and the others are set to their mean, for the largest, random "
+        "and smallest pairs.",
+    ),
 )
 SPARSE_TEXT = CsvKind(
     "sparse_text",
@@ -74,6 +95,11 @@ SPARSE_TEXT = CsvKind(
         "coded": "share of the energy (std_norm²) of the units that have a code; the others are set to their mean",
         **_FIDELITY,
     },
+    Final(
+        "measure_sparse_text",
+        "Analyses",
+        "Zero-shot accuracy with directions replaced by their sparse codes, by number of texts.",
+    ),
 )
 POLYSEMANTICITY = TableKind(
     "polysemanticity",
@@ -91,4 +117,9 @@ POLYSEMANTICITY = TableKind(
         "active_text": Column("text", "pairs: text whose similarity to the images correlates most with the coefficient"),
         "images": Column("list<int64>", "image_id of the top images, farthest along the direction first"),
     },
+    Final(
+        "measure_polysemanticity",
+        "Analyses",
+        "Mean distance between the top images of a pair, and between those of its neuron.",
+    ),
 )

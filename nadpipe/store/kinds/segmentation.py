@@ -1,6 +1,6 @@
 """Schemas of segmentation results."""
 
-from nadpipe.store.schema import Column, CsvKind, TableKind
+from nadpipe.store.schema import Column, CsvKind, Final, TableKind
 
 _K = Column("int32", "pairs selected per text of a class; null for methods that select none")
 _DATASET = Column("text", "data set")
@@ -33,6 +33,11 @@ PER_CLASS = TableKind(
         "accuracy": Column("float64", "share of the class's pixels found; null if the masks do not contain it"),
         "pixels": Column("int64", "pixels of the class in the masks"),
     },
+    Final(
+        "score_segmentation",
+        "Segmentation",
+        "IoU and accuracy of each class for every method.",
+    ),
 )
 DIFFERENCES = TableKind(
     "differences",
@@ -47,6 +52,11 @@ DIFFERENCES = TableKind(
         "low": Column("float64", "lower end of the bootstrap interval over images; both methods use the same resampled images"),
         "high": Column("float64", "upper end"),
     },
+    Final(
+        "score_segmentation",
+        "Segmentation",
+        "Differences in mIoU between methods, with intervals over the same images.",
+    ),
 )
 REGISTERS = TableKind(
     "registers",
@@ -71,6 +81,11 @@ REGISTERS = TableKind(
         "elsewhere": Column("float32", "neurons: mean activation at the other tokens"),
         "images": Column("int32", "number of images measured"),
     },
+    Final(
+        "measure_registers",
+        "Registers",
+        "Mean attention of the spatial tokens, and the neurons without which the strongest token loses most of its attention.",
+    ),
 )
 SEGMENTATION = CsvKind(
     "segmentation",
@@ -91,4 +106,9 @@ SEGMENTATION = CsvKind(
         "temperature": "factor on the logits before the softmax",
         "sink": "spatial token replaced as attention sink, empty for none",
     },
+    Final(
+        "score_segmentation",
+        "Segmentation",
+        "Metrics of every method on every data set, with bootstrap intervals over images.",
+    ),
 )

@@ -1,7 +1,7 @@
 """Schemas of shift monitoring."""
 
 from nadpipe.store.kinds.units import AXIS_COLUMNS
-from nadpipe.store.schema import Column, CsvKind, TableKind
+from nadpipe.store.schema import Column, CsvKind, Final, TableKind
 
 SHIFT_SCORES = TableKind(
     "shift_scores",
@@ -15,6 +15,11 @@ SHIFT_SCORES = TableKind(
         ),
         "value": Column("float32", "the score"),
     },
+    Final(
+        "score_shift",
+        "Shift",
+        "Score of each concept for every image.",
+    ),
 )
 DISCOVERED = TableKind(
     "discovered",
@@ -35,10 +40,15 @@ DISCOVERED = TableKind(
         "active_text": Column("text", "text whose similarity to the discovery images correlates most with the coefficient"),
         "images": Column("list<int64>", "image_id of the group's images that show the shift most"),
     },
+    Final(
+        "rank_shifts",
+        "Shift",
+        "Pairs ranked by how far their coefficients moved between groups.",
+    ),
 )
 SHIFT = CsvKind(
     "shift",
-    "results/shift.csv, and results/shift/batches/<dataset>.csv",
+    "results/shift.csv",
     {
         "dataset": "data set",
         "concept": "concept, as in the config",
@@ -66,4 +76,10 @@ SHIFT = CsvKind(
         "auroc_high": "upper end",
         "k": "pairs selected per concept",
     },
+    Final(
+        "score_shift",
+        "Shift",
+        "Mean score of each concept in each group with its interval, effect against the reference, test, trend and correlation "
+        "with labels.",
+    ),
 )

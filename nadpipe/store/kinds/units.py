@@ -1,7 +1,7 @@
 """Schemas of directions, selections and tables of units, derived from the registry of unit kinds."""
 
 from nadpipe.circuit.unit_kinds import UNITS, UnitKind, UnitName
-from nadpipe.store.schema import Array, Column, StoreKind, TableKind
+from nadpipe.store.schema import Array, Column, Final, StoreKind, TableKind
 
 AXIS_COLUMNS = {
     "head": Column("int32", "head that is read out"),
@@ -78,10 +78,10 @@ _ACTIVE_COLUMNS = {
 
 
 def _unit_table(name: UnitName, kind: UnitKind) -> TableKind:
-    columns = {axis: AXIS_COLUMNS[axis] for axis in kind.axes}
-    if kind.rank_one:
-        return TableKind(f"{name}s", f"results/{name}s.parquet", columns | _RANK_ONE_COLUMNS | _SIZE_COLUMNS | _ACTIVE_COLUMNS)
-    return TableKind(f"{name}s", f"results/{name}s.parquet", columns | _SIZE_COLUMNS)
+    columns = {axis: AXIS_COLUMNS[axis] for axis in kind.axes} | (_RANK_ONE_COLUMNS if kind.rank_one else {}) | _SIZE_COLUMNS
+    columns |= _ACTIVE_COLUMNS if kind.rank_one else {}
+    final = Final("tabulate_units", "Units", f"Size, direction and names of every {name}.")
+    return TableKind(f"{name}s", f"results/{name}s.parquet", columns, final)
 
 
 UNIT_TABLES: dict[UnitName, TableKind] = {name: _unit_table(name, kind) for name, kind in UNITS.items()}
@@ -99,9 +99,13 @@ _MATCH_COLUMNS = {
     "weight": Column("float32", "cosine (nearest) or weight of the atom (sparse)"),
     "explained": Column("float32", "share of the direction's energy: this text alone (nearest), up to this rank (sparse)"),
 }
+_ASSIGNMENTS_RESULT = Final("assign_texts", "Units", "Texts of every pair by direction: nearest texts and sparse code.")
 ASSIGNMENTS: dict[UnitName, TableKind] = {
     name: TableKind(
-        f"{name} assignments", assignments_path(name), {axis: AXIS_COLUMNS[axis] for axis in kind.axes} | _MATCH_COLUMNS
+        f"{name} assignments",
+        assignments_path(name),
+        {axis: AXIS_COLUMNS[axis] for axis in kind.axes} | _MATCH_COLUMNS,
+        _ASSIGNMENTS_RESULT if kind.rank_one else None,
     )
     for name, kind in UNITS.items()
 }
