@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from nadpipe.config import Config
-from nadpipe.data.layouts import LAYOUTS
+from nadpipe.data.classes import published_file, read_class_file
+from nadpipe.data.layouts import LAYOUTS, Layout, Published
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -51,8 +52,9 @@ A layout says how a data set is stored on disk:
 
 {layouts}
 
-The default split is the first. For `stanford_cars`, the label is the class and the group is the year at the end of the class
-name. [segmentation.md](segmentation.md) says more about data sets with masks.
+The default split is the first. Masks of `folder` and of tables are label maps of 8 or 16 bits, or RGB-coded. For
+`stanford_cars`, the label is the class and the group is the year at the end of the class name.
+[segmentation.md](segmentation.md) says more about data sets with masks.
 
 Photographs are rotated according to their EXIF orientation. If the monitoring table has a column that is named like a
 concept and contains 0 and 1, the column serves as the concept's labels.
@@ -97,10 +99,27 @@ def print_table(prefix: str, keys: dict[str, dict[str, Any]], defaults: dict[str
 def layout_table() -> str:
     """Return the table of layouts."""
     rows = [
-        f"| `{name}` | {layout.description.replace('<', '&lt;')} | {', '.join(layout.splits)} |"
+        f"| `{name}` | {layout.description.replace('<', '&lt;')} | {', '.join(layout.splits)} "
+        f"| {classes_of(layout)} | {masks_of(layout)} |"
         for name, layout in LAYOUTS.items()
     ]
-    return "\n".join(["| `layout` | `path` | `split` |", "|---|---|---|", *rows])
+    return "\n".join(["| `layout` | `path` | `split` | Classes | Masks |", "|---|---|---|---|---|", *rows])
+
+
+def classes_of(layout: Layout) -> str:
+    """Return the number of a layout's classes or where they are read from; nothing for a layout without masks."""
+    if isinstance(layout, Published):
+        count = len(read_class_file(published_file(layout.class_file)).titles)
+        return str(count) if layout.background else f"{count - 1}; value 0 is ignored"
+    return "class file" if layout.has_classes else "key `classes`" if "mask_column" in layout.keys else ""
+
+
+def masks_of(layout: Layout) -> str:
+    """Return the names of a layout's masks; the first that exist count."""
+    if isinstance(layout, Published):
+        names = [f"`{encoding.masks}/*{encoding.suffix}`".replace("{split}", "<split>") for encoding in layout.encodings]
+        return ", or ".join(names)
+    return "`masks/`" if layout.has_classes else "column `mask_column`" if "mask_column" in layout.keys else ""
 
 
 def as_yaml(value: Any) -> str:

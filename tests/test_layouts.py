@@ -1,6 +1,8 @@
 """A small copy of each layout, with folders and mask encodings as downloaded and unpacked."""
 
 import dataclasses
+import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from checkout import Checkout
 from PIL import Image
 
 from nadpipe.circuit.label_values import IGNORED
@@ -15,6 +18,7 @@ from nadpipe.data.layouts import LAYOUTS, Source, find_layout
 from nadpipe.data.masks import read_mask
 from nadpipe.errors import NadpipeError
 
+ROOT = Path(__file__).parents[1]
 H, W = 4, 6
 
 
@@ -43,47 +47,71 @@ def text(path, content):
     path.write_text(content)
 
 
-def make(layout, root):
-    """Write a data set; return the names of its images and the classes of the first mask's first pixels."""
-    if layout in ("voc20", "voc21", "context59", "context60"):
-        kind, masks = ("Segmentation", "SegmentationClass") if layout.startswith("voc") else ("SegmentationContext",) * 2
-        masks = masks if layout.startswith("voc") else "SegmentationClassContext"
-        for name in ("2007_000033", "2007_000042"):
-            photograph(root / "JPEGImages" / f"{name}.jpg")
-            mask(root / masks / f"{name}.png", [0, 1, 15, 255] if layout.startswith("voc") else [0, 1, 59, 255], "P")
-        photograph(root / "JPEGImages" / "of_the_train_split.jpg")
-        text(root / "ImageSets" / kind / "val.txt", "2007_000042\n2007_000033\n")
-        last = "person" if layout.startswith("voc") else "wood"
-        first = "background" if layout in ("voc21", "context60") else None
-        return ["2007_000042", "2007_000033"], [first, "aeroplane", last, None]
-    if layout == "ade20k":
-        photograph(root / "images/validation/ADE_val_1.jpg", (H, W), orientation=6)
-        photograph(root / "images/training/ADE_train_1.jpg")
-        mask(root / "annotations/validation/ADE_val_1.png", [0, 1, 150])
-        return ["ADE_val_1"], [None, "wall", "flag"]
-    if layout in ("coco_stuff164k", "coco_object"):
-        for name in ("000000000139", "000000000285"):
-            photograph(root / f"images/val2017/{name}.jpg")
-            mask(root / f"stuffthingmaps/val2017/{name}.png", [0, 12, 91, 181, 255])
-        stuff = layout == "coco_stuff164k"
-        return ["000000000139", "000000000285"], (
-            ["person", "stop sign", "banner", "wood", None] if stuff else ["person", "stop sign", *["background"] * 3]
-        )
-    if layout == "cityscapes":
-        for city in ("lindau", "frankfurt"):
-            photograph(root / f"leftImg8bit/val/{city}/{city}_000000_000019_leftImg8bit.png")
-            mask(root / f"gtFine/val/{city}/{city}_000000_000019_gtFine_labelIds.png", [7, 26, 33, 0, 3])
-            mask(root / f"gtFine/val/{city}/{city}_000000_000019_gtFine_instanceIds.png", [7, 26001, 33], "I;16")
-        return ["frankfurt/frankfurt_000000_000019_leftImg8bit", "lindau/lindau_000000_000019_leftImg8bit"], [
-            *("road", "car", "bicycle", None, None)
-        ]
-    assert layout == "folder"
+def make_voc(root, masks="SegmentationClass", lists="Segmentation", classes=("background", "aeroplane", "person"), last=15):
+    """Write a data set of VOC. classes: those of values 0, 1 and `last`."""
+    for name in ("2007_000033", "2007_000042"):
+        photograph(root / "JPEGImages" / f"{name}.jpg")
+        mask(root / masks / f"{name}.png", [0, 1, last, 255], "P")
+    photograph(root / "JPEGImages" / "of_the_train_split.jpg")
+    text(root / "ImageSets" / lists / "val.txt", "2007_000042\n2007_000033\n")
+    return ["2007_000042", "2007_000033"], [*classes, None]
+
+
+def make_context(root, first="background"):
+    return make_voc(root, "SegmentationClassContext", "SegmentationContext", (first, "aeroplane", "wood"), last=59)
+
+
+def make_ade20k(root):
+    photograph(root / "images/validation/ADE_val_1.jpg", (H, W), orientation=6)
+    photograph(root / "images/training/ADE_train_1.jpg")
+    mask(root / "annotations/validation/ADE_val_1.png", [0, 1, 150])
+    return ["ADE_val_1"], [None, "wall", "flag"]
+
+
+def make_coco(root, classes):
+    for name in ("000000000139", "000000000285"):
+        photograph(root / f"images/val2017/{name}.jpg")
+        mask(root / f"stuffthingmaps/val2017/{name}.png", [0, 12, 91, 181, 255])
+    return ["000000000139", "000000000285"], ["person", "stop sign", *classes]
+
+
+def make_cityscapes(root):
+    for city in ("lindau", "frankfurt"):
+        photograph(root / f"leftImg8bit/val/{city}/{city}_000000_000019_leftImg8bit.png")
+        mask(root / f"gtFine/val/{city}/{city}_000000_000019_gtFine_labelIds.png", [7, 26, 33, 0, 3])
+        mask(root / f"gtFine/val/{city}/{city}_000000_000019_gtFine_instanceIds.png", [7, 26001, 33], "I;16")
+    return ["frankfurt/frankfurt_000000_000019_leftImg8bit", "lindau/lindau_000000_000019_leftImg8bit"], [
+        *("road", "car", "bicycle", None, None)
+    ]
+
+
+def make_folder(root):
     photograph(root / "images/b.JPG", (H, W), orientation=8)
     photograph(root / "images/deeper/a.png")
     mask(root / "masks/b.png", [700, 1], "I;16")
     mask(root / "masks/deeper/a.png", [1, 1])
     text(root / "classes.csv", "names,values\ncat,1\nsky,700\n")
     return ["b", "deeper/a"], ["sky", "cat"]
+
+
+# Functions that write a small data set. They return the names of its images, and the classes of the first mask's first pixels.
+MAKERS = {
+    "voc21": make_voc,
+    "voc20": functools.partial(make_voc, classes=(None, "aeroplane", "person")),
+    "context60": make_context,
+    "context59": functools.partial(make_context, first=None),
+    "ade20k": make_ade20k,
+    "coco_stuff164k": functools.partial(make_coco, classes=("banner", "wood", None)),
+    "coco_object": functools.partial(make_coco, classes=("background",) * 3),
+    "cityscapes": make_cityscapes,
+    "folder": make_folder,
+}
+
+
+def make(layout, root):
+    """Write a small data set of a layout with classes."""
+    assert layout in MAKERS, f"no small data set of the layout {layout}; add a function to MAKERS"
+    return MAKERS[layout](root)
 
 
 def list_images(layout, root, split=None):
@@ -265,3 +293,51 @@ def test_the_registry_imports_quickly():
         "print(sorted({'torch', 'zarr', 'pyarrow', 'pandas', 'scipy', 'open_clip'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+RECORD = """    Published(
+        name="pets",
+        description="a folder with images/ and trimaps/",
+        splits=("all",),
+        images="images",
+        encodings=(Encoding("trimaps", ".png"),),
+        class_file="voc21",
+    ),
+"""
+USE = """
+import sys
+from pathlib import Path
+import pandas as pd
+import yaml
+from nadpipe.cli import main
+from nadpipe.config import check
+config = check(yaml.safe_load(Path("config.yaml").read_text()))
+assert config["datasets"]["pets"]["layout"] == "pets"
+assert main(["index-images", "--layout", "pets", "--path", "pets", "--output", "images.parquet"]) == 0
+assert main(["index-classes", "--layout", "pets", "--path", "pets", "--output", "classes.parquet"]) == 0
+print(pd.read_parquet("images.parquet")["mask_path"].tolist(), len(pd.read_parquet("classes.parquet")))
+"""
+
+
+@pytest.mark.slow
+def test_one_record_adds_a_layout(tmp_path):
+    """The config accepts it, the stages read it, and the page of the configuration lists it."""
+    checkout = Checkout(tmp_path)
+    registry = tmp_path / "nadpipe" / "data" / "layouts.py"
+    source = registry.read_text()
+    registry.write_text(source.replace("_RECORDS = (\n", f"_RECORDS = (\n{RECORD}", 1))
+    photograph(tmp_path / "pets/images/cat.jpg")
+    mask(tmp_path / "pets/trimaps/cat.png", [1, 2])
+    checkout.config["datasets"]["pets"] = {"layout": "pets", "path": "pets"}
+    checkout.config["segmentation"]["datasets"] = ["pets"]
+    checkout.write_config(checkout.config)
+
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", USE) == "['pets/trimaps/cat.png'] 22\n"
+    page = run(str(ROOT / "docs" / "make_configuration_page.py"))
+    assert "| `pets` | a folder with images/ and trimaps/ | all | 21 | `trimaps/*.png` |" in page

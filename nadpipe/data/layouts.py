@@ -227,7 +227,22 @@ class Published(Layout):
         raise NadpipeError(f"{masks}: no such mask; {self.expected()}")
 
 
-_COCO = "a folder with images/<split>/, and masks in annotations/<split>/ or stuffthingmaps/<split>/"
+def _coco(name: str, converted: str) -> Published:
+    """Return the record of a set of COCO's classes. converted: end of the names of converted masks, which are found first."""
+    return Published(
+        name=name,
+        description="a folder with images/<split>/, and masks in annotations/<split>/ or stuffthingmaps/<split>/",
+        splits=("val2017", "train2017"),
+        images="images/{split}",
+        encodings=(
+            Encoding("annotations/{split}", converted, "train_values"),
+            Encoding("annotations/{split}", ".png"),
+            Encoding("stuffthingmaps/{split}", ".png"),
+        ),
+        class_file=name,
+    )
+
+
 _VOC21 = Published(
     name="voc21",
     description="VOCdevkit/VOC2012 with JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/<split>.txt",
@@ -284,32 +299,10 @@ _RECORDS = (
         encodings=(Encoding("annotations/{split}", ".png"),),
         class_file="ade20k",
     ),
-    Published(
-        name="coco_stuff164k",
-        description=_COCO,
-        splits=("val2017", "train2017"),
-        images="images/{split}",
-        encodings=(
-            Encoding("annotations/{split}", "_labelTrainIds.png", "train_values"),
-            Encoding("annotations/{split}", ".png"),
-            Encoding("stuffthingmaps/{split}", ".png"),
-        ),
-        class_file="coco_stuff164k",
-    ),
+    _coco("coco_stuff164k", "_labelTrainIds.png"),
     # Everything except the 80 object classes is background in the converted masks. In stuffthingmaps, these are all stuff
     # classes and all unlabelled pixels.
-    Published(
-        name="coco_object",
-        description=_COCO,
-        splits=("val2017", "train2017"),
-        images="images/{split}",
-        encodings=(
-            Encoding("annotations/{split}", "_instanceTrainIds.png", "train_values"),
-            Encoding("annotations/{split}", ".png"),
-            Encoding("stuffthingmaps/{split}", ".png"),
-        ),
-        class_file="coco_object",
-    ),
+    _coco("coco_object", "_instanceTrainIds.png"),
     Published(
         name="cityscapes",
         description="a folder with leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/",

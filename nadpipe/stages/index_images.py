@@ -31,8 +31,8 @@ def index_images(
     """List the images of a data set with their sizes and checksums. Every image is decoded once.
 
     Args:
-        layout: Layout of the data set: table (CSV or Parquet, one row per image, paths relative to its folder), tree (a folder
-            with images at any depth), stanford_cars, folder (with masks), or a published segmentation data set.
+        layout: Layout of the data set, such as table (CSV or Parquet, one row per image) or tree (a folder with images at any
+            depth). docs/configuration.md lists all layouts.
         path: The table or the folder.
         output: Manifest, Parquet.
         split: Split of the data set. By default the layout's own, such as the validation split.
