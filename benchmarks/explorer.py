@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def build(folder: Path, pool: AttentionPool, given: argparse.Namespace) -> tuple[float, float]:
-    """Write the stage's inputs and run it; return its seconds and its peak memory in MiB."""
+    """Write the inputs of the explorer's stages and run them; return their seconds and the largest peak memory in MiB."""
     rng = np.random.default_rng(0)
     save_pool(pool, folder / "readout.zarr")
     write_random_features(pool, given.images, "float32", folder / "features.zarr")
@@ -91,10 +91,20 @@ def build(folder: Path, pool: AttentionPool, given: argparse.Namespace) -> tuple
     write_images(folder, given.images, rng)
     write_directions(folder / "directions.zarr", pool, rng)
     write_tables(folder, pool, given.texts, rng)
-    inputs = ["images.parquet", "features.zarr", "contributions.zarr", "directions.zarr", "pairs.parquet", "neurons.parquet"]
-    inputs += ["heads.parquet", "assignments.parquet", "correlated.parquet", "readout.zarr"]
-    options = {Path(name).stem: folder / name for name in inputs}
-    return nadpipe("build-explorer", **options, output=folder / "explorer")
+    steps = {
+        "find-extremes": ("contributions.zarr", "directions.zarr"),
+        "map-firing": ("features.zarr", "contributions.zarr", "extremes.zarr", "directions.zarr", "readout.zarr"),
+        "build-explorer": (
+            *("images.parquet", "extremes.zarr", "firing.zarr", "pairs.parquet", "neurons.parquet", "heads.parquet"),
+            *("assignments.parquet", "correlated.parquet", "readout.zarr"),
+        ),
+    }
+    outputs = ("extremes.zarr", "firing.zarr", "explorer")
+    measured = [
+        nadpipe(command, **{Path(name).stem: folder / name for name in inputs}, output=folder / output)
+        for (command, inputs), output in zip(steps.items(), outputs, strict=True)
+    ]
+    return sum(seconds for seconds, _ in measured), max(peak for _, peak in measured)
 
 
 def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:

@@ -30,6 +30,7 @@ from nadpipe.stages.extract_features import extract_features
 from nadpipe.stages.index_classes import index_classes
 from nadpipe.stages.index_images import index_images
 from nadpipe.stages.measure_registers import measure_registers
+from nadpipe.stages.sample_views import sample_views
 from nadpipe.stages.segment_images import segment_images
 from nadpipe.store.arrays import create_zarr, open_zarr
 from nadpipe.store.kinds.features import FEATURES
@@ -79,7 +80,8 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict]:
     features("few")
     compute_contributions(folder / "few.zarr", readout, folder / "contributions.zarr", folder / "means.zarr")
     average_heads((folder / "means.zarr",), folder / "head_means.zarr")
-    measure_registers((folder / "few.zarr",), readout, folder / "registers.parquet", images=2)
+    sample_views(folder / "few.parquet", folder / "few.zarr", folder / "samples.zarr", number=2)
+    measure_registers((folder / "samples.zarr",), readout, folder / "registers.parquet")
 
     def segmentation(name: str, methods: tuple[str, ...]) -> None:
         stores = (folder / f"{name}.zarr", folder / "selection.zarr", folder / "head_means.zarr")

@@ -1,9 +1,36 @@
 include: "helpers/segmentation.smk"
 
 
+rule sample_views:
+    input:
+        images="results/artifacts/discovery/images.parquet",
+        features="results/artifacts/discovery/features/{shard}.zarr",
+    output:
+        samples=directory("results/artifacts/discovery/samples/{shard}.zarr"),
+    log:
+        "logs/sample_views/{shard}.log",
+    benchmark:
+        "results/benchmarks/sample_views/{shard}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        number=config["registers"]["images"],
+        code=code("sample_views"),
+    shell:
+        """
+        nadpipe sample-views \
+            --images {input.images:q} --features {input.features:q} --output {output.samples:q} --number {params.number} \
+            2>{log}
+        """
+
+
 rule measure_registers:
     input:
-        features=shards("discovery", "features"),
+        samples=shards("discovery", "samples"),
         readout="results/artifacts/model/readout.zarr",
     output:
         table="results/registers.parquet",
@@ -18,15 +45,13 @@ rule measure_registers:
         mem_mb=memory(4000),
         runtime=60,
     params:
-        images=config["registers"]["images"],
         sink_factor=config["registers"]["sink_factor"],
         code=code("measure_registers"),
     shell:
         """
         nadpipe measure-registers \
-            --features {input.features:q} --readout {input.readout:q} \
-            --output {output.table:q} \
-            --images {params.images} --sink-factor {params.sink_factor} \
+            --samples {input.samples:q} --readout {input.readout:q} \
+            --output {output.table:q} --sink-factor {params.sink_factor} \
             2>{log}
         """
 

@@ -32,13 +32,73 @@ rule describe_results:
         """
 
 
+rule find_extremes:
+    input:
+        contributions=shards("discovery", "contributions"),
+        directions="results/artifacts/directions/pair.zarr",
+    output:
+        extremes=directory("results/artifacts/explorer/extremes.zarr"),
+    log:
+        "logs/find_extremes.log",
+    benchmark:
+        "results/benchmarks/find_extremes.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        shown=config["explorer"]["images"],
+        code=code("find_extremes"),
+    shell:
+        """
+        nadpipe find-extremes \
+            --contributions {input.contributions:q} --directions {input.directions:q} \
+            --output {output.extremes:q} --shown {params.shown} \
+            2>{log}
+        """
+
+
+rule map_firing:
+    input:
+        features="results/artifacts/discovery/features/{shard}.zarr",
+        contributions="results/artifacts/discovery/contributions/{shard}.zarr",
+        extremes="results/artifacts/explorer/extremes.zarr",
+        directions="results/artifacts/directions/pair.zarr",
+        readout="results/artifacts/model/readout.zarr",
+    output:
+        firing=directory("results/artifacts/explorer/firing/{shard}.zarr"),
+    log:
+        "logs/map_firing/{shard}.log",
+    benchmark:
+        "results/benchmarks/map_firing/{shard}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        code=code("map_firing"),
+    shell:
+        """
+        nadpipe map-firing \
+            --features {input.features:q} --contributions {input.contributions:q} --extremes {input.extremes:q} \
+            --directions {input.directions:q} --readout {input.readout:q} --output {output.firing:q} \
+            2>{log}
+        """
+
+
 rule build_explorer:
     input:
         images="results/artifacts/discovery/images.parquet",
         source=copied_images("discovery"),
-        features=shards("discovery", "features"),
-        contributions=shards("discovery", "contributions"),
-        directions="results/artifacts/directions/pair.zarr",
+        extremes="results/artifacts/explorer/extremes.zarr",
+        firing=[
+            f"results/artifacts/explorer/firing/{shard}.zarr"
+            for shard in shard_numbers("discovery")
+        ],
         pairs="results/pairs.parquet",
         neurons="results/neurons.parquet",
         heads="results/heads.parquet",
@@ -59,17 +119,16 @@ rule build_explorer:
         runtime=120,
     params:
         copied=copy_options("discovery"),
-        shown=config["explorer"]["images"],
         thumbnail=config["explorer"]["thumbnail"],
         code=code("build_explorer"),
         web=files_fingerprint("pages/web"),
     shell:
         """
         nadpipe build-explorer \
-            --images {input.images:q} {params.copied:q} --features {input.features:q} --contributions {input.contributions:q} \
-            --directions {input.directions:q} --pairs {input.pairs:q} --neurons {input.neurons:q} --heads {input.heads:q} \
+            --images {input.images:q} {params.copied:q} --extremes {input.extremes:q} --firing {input.firing:q} \
+            --pairs {input.pairs:q} --neurons {input.neurons:q} --heads {input.heads:q} \
             --assignments {input.assignments:q} --correlated {input.correlated:q} --readout {input.readout:q} \
-            --output {output.explorer:q} --shown {params.shown} --thumbnail {params.thumbnail} \
+            --output {output.explorer:q} --thumbnail {params.thumbnail} \
             2>{log}
         """
 

@@ -22,19 +22,23 @@ ASSIGNED = {"assign_texts": 1, "assign_texts_to_subspaces": 2, **TABULATED, "mea
 NAMED = {"correlate_texts": 1, **ASSIGNED}
 REBUILT = {"measure_sparsity": 1, "measure_reconstruction": 1, "measure_sparse_text": 1}
 ANALYSED = {**REBUILT, "measure_naming": 1, "measure_faithfulness": 1}
-FITTED = {"fit_directions": 3, **NAMED, **ANALYSED, "select_pairs": 2, **SEGMENTED, "score_shift": 1}
+EXPLORED = {"find_extremes": 1, "map_firing": 2}
+FITTED = {"fit_directions": 3, **NAMED, **ANALYSED, "select_pairs": 2, **SEGMENTED, "score_shift": 1, **EXPLORED}
 ACCUMULATED = {"accumulate_pairs": 2, **FITTED}
 DECOMPOSED = {"compute_contributions": 3, "average_heads": 1, **ACCUMULATED}
 MEASURED = {"measure_registers": 1, **SEGMENTED}
-ENCODED = {"extract_features": 4, **DECOMPOSED, **MEASURED}
+SAMPLED = {"sample_views": 2, **MEASURED}
+ENCODED = {"extract_features": 4, **DECOMPOSED, **SAMPLED}
 EMBEDDED = {"embed_texts": 4, **NAMED, **REBUILT, "select_pairs": 2, **SEGMENTED, **CONCEPTS}
 LISTED = {"index_images": 3, "embed_texts": 1, **ENCODED}
 MODEL = {"export_readout": 1, **ENCODED, **EMBEDDED}
-DISCOVERED = {"extract_features": 2, "compute_contributions": 2, "average_heads": 1, **ACCUMULATED, **MEASURED}
+DISCOVERED = {"extract_features": 2, "compute_contributions": 2, "average_heads": 1, **ACCUMULATED, **SAMPLED}
 CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
 OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
 OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
 OF_MONITORING |= {"index_images": 1, "embed_texts": 1, "extract_features": 1}
+
+SHARDED = ("extract_features", "compute_contributions", "accumulate_pairs", "sample_views", "map_firing")
 
 CHANGES = {
     "segmentation.datasets": (
@@ -54,7 +58,7 @@ CHANGES = {
     "segmentation.extremes": (2, {"draw_contact_sheets": 1}),
     "segmentation.resamples": (300, SCORED),
     "segmentation.confidence": (0.9, SCORED),
-    "registers.images": (5, MEASURED),
+    "registers.images": (5, SAMPLED),
     "registers.sink_factor": (4, MEASURED),
     "datasets.segmentation.classes": ([*reversed(CLASSES)], CLASSED),
     "datasets.segmentation.reduce_zero_label": (True, CLASSED),
@@ -91,7 +95,7 @@ CHANGES = {
     "analyses.shares": ([0.5], {"measure_sparsity": 1}),
     "analyses.draws": (2, {"measure_sparsity": 1, "measure_faithfulness": 1}),
     "analyses.atoms": ([3], {"measure_sparse_text": 1}),
-    "explorer.images": (2, {}),
+    "explorer.images": (2, EXPLORED),
     "explorer.thumbnail": (64, {}),
     "analyses.top": (5, RANKED),
     "analyses.sheets": (3, {"draw_retrieval": 1}),
@@ -126,7 +130,7 @@ CHANGES = {
     "datasets.monitoring.labels": ("README.md", OF_MONITORING),
     "datasets.discovery.shards": (
         1,
-        DISCOVERED | {"extract_features": 1, "compute_contributions": 1, "accumulate_pairs": 1},
+        DISCOVERED | dict.fromkeys(SHARDED, 1),
     ),
     "model.architecture": ("RN50", MODEL),
     "model.pretrained": ("openai", MODEL),
@@ -137,6 +141,7 @@ STAGES = {  # after an edit of the stage's own module
     "make_demo_model": {"make_demo_model": 1, **MODEL},
     "index_images": LISTED,
     "index_classes": CLASSED,
+    "sample_views": SAMPLED,
     "measure_registers": MEASURED,
     "export_readout": {"export_readout": 1, **DECOMPOSED, **MEASURED},
     "extract_features": ENCODED,
@@ -167,6 +172,8 @@ STAGES = {  # after an edit of the stage's own module
     "plot_table": {"plot_table": len(PLOTTED)},
     "plot_classes": {"plot_classes": 1},
     "describe_results": {"describe_results": 1, "make_report": 1},
+    "find_extremes": EXPLORED,
+    "map_firing": {"map_firing": 2},
     "build_explorer": {"build_explorer": 1},
     "make_report": {"make_report": 1},
     "train_demo": {},
@@ -191,9 +198,25 @@ _PLUMBING = [
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
     *("looks/__init__", "looks/explain", "looks/search", "looks/show"),
-    *("store/__init__", "store/arrays", "store/atomic", "store/dense", "store/label_maps", "store/manifest", "store/moments"),
+    *(
+        "store/__init__",
+        "store/arrays",
+        "store/atomic",
+        "store/dense",
+        "store/explorer",
+        "store/label_maps",
+        "store/manifest",
+        "store/moments",
+    ),
     *("store/pairs", "store/pool", "store/readout", "store/results", "store/schema", "store/selection", "store/shards"),
-    *("store/stamp", "store/tables", "store/kinds/__init__", "store/kinds/analyses", "store/kinds/features"),
+    *(
+        "store/stamp",
+        "store/tables",
+        "store/kinds/__init__",
+        "store/kinds/analyses",
+        "store/kinds/explorer",
+        "store/kinds/features",
+    ),
     *("store/kinds/images", "store/kinds/model", "store/kinds/segmentation", "store/kinds/shift", "store/kinds/texts"),
     "store/kinds/units",
 ]
@@ -207,7 +230,7 @@ EDITS = {
     "towers/word_lists.py": edited("embed_texts"),
     "circuit/ablation.py": merged(REBUILT, edited("measure_naming", "measure_faithfulness")),
     "circuit/accumulators.py": edited("compute_contributions", "measure_registers"),
-    "circuit/activity.py": edited("build_explorer"),
+    "circuit/activity.py": EXPLORED,
     "circuit/attention.py": _TOWER,
     "circuit/canvas.py": edited("segment_images"),
     "circuit/directions.py": edited("fit_directions"),
@@ -267,7 +290,7 @@ def completed(plan: dict[str, int], key: str = "dense.") -> dict[str, int]:
     plots = sum(FINAL[path].stage in plan for path in PLOTTED.values())
     if plots:
         extended["plot_table"] = max(plots, plan.get("plot_table", 0))
-    if "tabulate_units" in plan or key.startswith("explorer."):
+    if {"tabulate_units", "map_firing"} & plan.keys() or key.startswith("explorer."):
         extended["build_explorer"] = 1
     if TABLES & plan.keys() or (bool(extended) and not key.startswith("dense.")):
         extended |= {"describe_results": 1, "make_report": 1}

@@ -20,6 +20,7 @@ from nadpipe.stages.fit_directions import fit_directions
 from nadpipe.stages.index_classes import index_classes
 from nadpipe.stages.index_images import index_images
 from nadpipe.stages.measure_registers import measure_registers
+from nadpipe.stages.sample_views import sample_views
 from nadpipe.stages.score_segmentation import score_segmentation
 from nadpipe.stages.segment_images import segment_images
 from nadpipe.stages.select_pairs import select_pairs
@@ -103,12 +104,19 @@ class Run:
         select_pairs(words, self.fit("pair", contributions), self.pool, self.folder / "s.zarr", k=k, **options)
         return self.folder / "s.zarr"
 
+    def sample(self, contributions, **options):
+        """Sample the features of all shards; return the paths of the samples."""
+        samples = tuple(path.with_name(f"samples-{path.name}") for path in contributions)
+        for path, output in zip(contributions, samples, strict=True):
+            features = path.with_name(path.name.replace("-", "-features-"))
+            sample_views(self.folder / "images.parquet", features, output, **options)
+        return samples
+
     def segment(self, contributions, shard=0, **options):
         """Segment one shard. The call for the first shard also measures registers and averages heads over all shards."""
         head_means, registers = self.folder / "heads.zarr", self.folder / "registers.parquet"
         if shard == 0:
-            features = tuple(path.with_name(path.name.replace("-", "-features-")) for path in contributions)
-            measure_registers(features, self.pool, registers, images=3)
+            measure_registers(self.sample(contributions, number=3), self.pool, registers)
             average_heads(tuple(map(self.means, contributions)), head_means)
         inputs = [self.folder / name for name in ("images.parquet", "classes.parquet", f"d-features-{shard}.zarr", "s.zarr")]
         outputs = (self.folder / f"c-{shard}.parquet", self.folder / f"labels-{shard}")

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -81,3 +82,10 @@ def test_a_library_is_known_to_one_package_alone(library):
     users = {module for module, path in MODULES.items() if library in {name.split(".")[0] for name in imports(path, lazy=True)}}
     elsewhere = {name.removeprefix("nadpipe.") for name in users} - ALONE[library]
     assert {name for name in elsewhere if area(f"nadpipe.{name}") not in ALONE[library]} == set()
+
+
+def test_no_job_reads_the_features_of_several_shards():
+    """On remote storage, a job fetches its inputs, and features are the largest artifacts."""
+    rules = "".join(path.read_text() for path in (PACKAGE.parent / "rules").rglob("*.smk"))
+    assert set(re.findall(r"artifacts/[\w{}]+/features/([^.]+)\.zarr", rules)) == {"{shard}"}
+    assert re.findall(r"shards\([^)]*\bfeatures\b[^)]*\)", rules) == []

@@ -9,52 +9,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float, Int, Int8
-from torch import Tensor
+from jaxtyping import Int
 
-from nadpipe.circuit import activity
-from nadpipe.circuit.attention import AttentionPool, tokens
+from nadpipe.circuit.attention import AttentionPool
 from nadpipe.data.views import read_image
 from nadpipe.pages.pictures import crop_to_square
 from nadpipe.progress import track
 from nadpipe.store.arrays import ZarrStore
+from nadpipe.store.explorer import Extremes, FiringMaps
 from nadpipe.store.kinds.features import VIEW_TABLE
-from nadpipe.store.shards import head_coefficients, join
+from nadpipe.store.shards import join
 from nadpipe.store.stamp import Stamp
 
 _WEB = Path(__file__).parent / "web"
 _PAGE = 100  # pairs per page of the ranking
 _TEXTS = 256  # texts per file
 _LISTED = 100  # pairs listed per text and naming rule
-_BINS = 24
 
 UnitTexts = dict[int, dict[str, list]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Extremes:
-    """The views with the most extreme coefficients of every pair, signed along the pair's direction.
-
-    Attributes:
-        views: Row numbers of the views: the largest coefficients, then the smallest, most extreme first.
-        values: Coefficients of these views.
-        counts: Histogram of the coefficients of all views.
-        range: Smallest and largest coefficient.
-    """
-
-    views: Int[np.ndarray, "head neuron shown"]
-    values: Float[np.ndarray, "head neuron shown"]
-    counts: Int[np.ndarray, "head neuron bin"]
-    range: Float[np.ndarray, "head neuron 2"]
-
-
-@dataclasses.dataclass(frozen=True)
-class FiringMaps:
-    """Maps of where pairs fire in their extreme views, in steps of 1/127 of each map's scale."""
-
-    steps: Int8[Tensor, "head neuron shown spatial"]
-    scale: Float[Tensor, "head neuron shown"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,44 +74,6 @@ class PairTexts:
             yield int(chunk), by_text
 
 
-def find_extremes(contributions: Sequence[ZarrStore], sign: Int[Tensor, "head neuron"], shown: int) -> Extremes:
-    """Find the `shown` views with the largest and with the smallest coefficients of every pair, and their histogram."""
-    heads = []
-    for head in track(range(len(sign)), "ranking images", "head"):
-        value = head_coefficients(contributions, head) * sign[head]
-        views = activity.end_images(value, shown)
-        low, high = value.amin(0), value.amax(0)
-        counts = activity.histogram(value, low, high, _BINS)
-        heads.append((views, value.T.gather(1, views), counts, torch.stack([low, high], dim=1)))
-    return Extremes(*(torch.stack(arrays).numpy() for arrays in zip(*heads, strict=True)))
-
-
-def map_firing(
-    features: Sequence[ZarrStore],
-    contributions: Sequence[ZarrStore],
-    pool: AttentionPool,
-    views: Int[np.ndarray, "head neuron shown"],
-    sign: Int[Tensor, "head neuron"],
-) -> FiringMaps:
-    """Map where every pair fires along its direction in its views. Each view is read once."""
-    steps = torch.zeros(*views.shape, pool.tokens - 1, dtype=torch.int8)
-    scale = torch.zeros(views.shape)
-    by_view = np.argsort(views, axis=None, kind="stable")
-    total = len(join(contributions, "image_id"))
-    starts = np.searchsorted(views.ravel()[by_view], np.arange(total + 1))
-    rows = ((*stores, row) for stores in zip(features, contributions, strict=True) for row in range(_count(stores[0])))
-    for view, (feature_store, contribution_store, row) in enumerate(track(rows, "mapping pairs", "image", total)):
-        slots = by_view[starts[view] : starts[view + 1]]
-        if not len(slots):
-            continue
-        head, neuron, slot = map(torch.from_numpy, np.unravel_index(slots, views.shape))
-        x = tokens(feature_store.tensor("activation", row).float()[None], pool)[0]
-        attention = contribution_store.tensor("attention", row).float()
-        maps = activity.firing(attention, x, head, neuron) * sign[head, neuron, None].float()
-        steps[head, neuron, slot], scale[head, neuron, slot] = activity.as_bytes(maps)
-    return FiringMaps(steps, scale)
-
-
 def write_pages(
     folder: Path,
     model: Stamp,
@@ -177,13 +111,13 @@ def write_images(
     manifest: pd.DataFrame,
     image_id: Int[np.ndarray, " view"],
     views: Int[np.ndarray, "head neuron shown"],
-    features: Sequence[ZarrStore],
+    firing: Sequence[ZarrStore],
     side: int,
 ) -> None:
     """Write a thumbnail of each shown image's crop, as the model saw it, and the images' file names, labels and groups."""
     data = folder / "data"
     (data / "images").mkdir()
-    columns = [join(features, name).tolist() for name in VIEW_TABLE]
+    columns = [join(firing, name).tolist() for name in VIEW_TABLE]
     crops = {image: crop for image, *crop in zip(*columns, strict=True)}
     metadata = {}
     for image in track(image_id[np.unique(views)].tolist(), "drawing images", "image"):
@@ -253,11 +187,6 @@ def _summary(row: pd.Series) -> dict[str, Any]:
     """Return the values that the pages show for every kind of unit."""
     explained = [_round(row[name]) for name in row.index if name.startswith("explained")]
     return {"rank": int(row["contribution_rank"]), "size": _round(row["std_norm"]), "explained": explained}
-
-
-def _count(store: ZarrStore) -> int:
-    """Return the number of views in a store."""
-    return store["image_id"].shape[0]
 
 
 def _round(value: float) -> float | None:

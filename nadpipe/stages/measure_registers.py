@@ -1,9 +1,8 @@
-"""Measure the attention sink and the neurons behind it, from stored features."""
+"""Measure the attention sink and the neurons behind it, from sampled views."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +12,7 @@ from nadpipe.circuit import registers
 from nadpipe.circuit.accumulators import Mean
 from nadpipe.progress import track
 from nadpipe.store.arrays import ZarrStore
-from nadpipe.store.kinds.features import FEATURES
+from nadpipe.store.kinds.features import SAMPLED_VIEWS
 from nadpipe.store.kinds.segmentation import REGISTERS
 from nadpipe.store.pool import read_pool
 from nadpipe.store.shards import open_shards
@@ -21,24 +20,22 @@ from nadpipe.store.tables import write_parquet
 
 
 def measure_registers(
-    features: tuple[Path, ...],
+    samples: tuple[Path, ...],
     readout: Path,
     output: Path,
-    images: int = 200,
     sink_factor: float = 3.0,
 ) -> None:
     """Write the attention of each token, and how much the largest decreases when each neuron is set to zero.
 
     Args:
-        features: Features of all discovery shards.
+        samples: Sampled views of all discovery shards.
         readout: Exported readout.
         output: Parquet table, one row per spatial token and one per neuron.
-        images: Number of images, evenly spaced over the data set.
         sink_factor: A token is the sink if its mean attention is more than this many times the median token's.
     """
     pool, model = read_pool(readout)
-    stores = open_shards(features, FEATURES, model)
-    rows = _spaced_rows([store["activation"].shape[0] for store in stores], images)
+    stores = open_shards(samples, SAMPLED_VIEWS, model)
+    rows = [(shard, row) for shard, store in enumerate(stores) for row in range(store["image_id"].shape[0])]
     attention_mean, activation_mean = Mean(), Mean()
     for z in track(_views(stores, rows), "measuring attention", "image", len(rows)):
         attention_mean.add(pooling.attention(pooling.tokens(z[None], pool), pool))
@@ -63,14 +60,6 @@ def measure_registers(
     neurons["rank"] = neurons["attention_drop"].rank(method="first", ascending=False)
     table = pd.concat([tokens, neurons], ignore_index=True).assign(images=len(rows))
     write_parquet(output, REGISTERS, table, model.made_by(__name__))
-
-
-def _spaced_rows(counts: Sequence[int], images: int) -> list[tuple[int, int]]:
-    """Return shard and row of evenly spaced views. `counts`: views per shard."""
-    total = sum(counts)
-    views = np.unique(np.linspace(0, total - 1, min(images, total)).round().astype(int))
-    shards = np.searchsorted(np.cumsum(counts), views, "right")
-    return [(int(shard), int(view - sum(counts[:shard]))) for view, shard in zip(views, shards, strict=True)]
 
 
 def _views(stores: Sequence[ZarrStore], rows: Sequence[tuple[int, int]]) -> Iterator[Float[Tensor, "spatial neuron"]]:

@@ -215,7 +215,7 @@ def _layout(array: Array, shape: tuple[int, ...], itemsize: int) -> tuple[tuple[
     """
     row_bytes = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
     split = next(axis for axis, size in enumerate(row_bytes) if size <= _FILE_BYTES or axis + 1 == len(shape))
-    largest = [1] * split + [min(shape[split], max(1, _FILE_BYTES // max(row_bytes[split], 1))), *shape[split + 1 :]]
+    largest = [1] * split + [min(max(1, shape[split]), max(1, _FILE_BYTES // max(row_bytes[split], 1))), *shape[split + 1 :]]
     chunk = [1] * len(shape)
     for axis, name in reversed(list(enumerate(array.axes))):
         room = max(1, _CHUNK_BYTES // itemsize // math.prod(chunk))

@@ -4,7 +4,7 @@ import importlib
 
 from nadpipe.store.schema import CsvKind, StoreKind, TableKind
 
-FAMILIES = ("model", "images", "features", "units", "texts", "segmentation", "shift", "analyses")
+FAMILIES = ("model", "images", "features", "units", "texts", "segmentation", "shift", "analyses", "explorer")
 
 
 def all_kinds() -> list[StoreKind | TableKind | CsvKind]:

@@ -28,6 +28,12 @@ FEATURES = StoreKind(
     },
     first={"token": 1},  # token 0 is the pooled token, which has no activation of its own
 )
+SAMPLED_VIEWS = StoreKind(
+    "sampled views",
+    "results/artifacts/discovery/samples/<shard>.zarr",
+    {name: FEATURES.arrays[name] for name in ("activation", "image_id")},
+    first=FEATURES.first,
+)
 CONTRIBUTIONS = StoreKind(
     "contributions",
     "results/artifacts/<dataset>/contributions/<shard>.zarr",
