@@ -21,6 +21,7 @@ HEADINGS = {
     "sharding": "Sharding",
     "explorer": "Explorer",
     "end_to_end": "Whole workflow",
+    "coverage": "Coverage of intervals",
     "drift_detection": "Drift detection",
     "naming": "Accuracy of names",
 }

@@ -176,7 +176,6 @@ Integer = Annotated[int, BeforeValidator(_reject_boolean)]  # also accepts text:
 Count = Annotated[Integer, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(gt=0, le=1)]
-Resamples = Annotated[Integer, Field(ge=100)]
 Confidence = Annotated[Number, Field(gt=0.5, lt=1)]
 Device = Annotated[str, AfterValidator(_check_device), _allowed("`auto`, `cpu`, `mps`, `cuda`, `cuda:<number>`")]
 ExistingPath = Annotated[str, AfterValidator(_check_path), _allowed("path or URL")]
@@ -414,7 +413,6 @@ class Segmentation(_Section):
     )
     overlays: Count = Field(description="Images drawn with their label maps.")
     extremes: Count = Field(description="Best images, and as many worst images, on each method's contact sheet.")
-    resamples: Resamples = Field(description="Bootstrap resamples of the images.")
     confidence: Confidence = Field(description="Confidence level of the intervals.")
 
 
@@ -432,7 +430,6 @@ class Shift(_Section):
     )
     small_group: Count = Field(description="Groups with fewer images, and comparisons with them, are marked as small.")
     examples: Count = Field(description="Example images per pair in the table of discovered shifts.")
-    resamples: Resamples = Field(description="Bootstrap resamples of the images.")
     confidence: Confidence = Field(description="Confidence level of the intervals.")
 
 
@@ -466,9 +463,7 @@ class Analyses(_Section):
 class Config(_Section):
     """All settings."""
 
-    seed: Annotated[Integer, Field(ge=0)] = Field(
-        description="Seed of the demo's scenes, the bootstraps and the random controls."
-    )
+    seed: Annotated[Integer, Field(ge=0)] = Field(description="Seed of the demo's scenes and the random controls.")
     device: Device = Field(
         description="Device of the image and text towers; no other stage uses it. `auto` is a GPU if there is one."
     )

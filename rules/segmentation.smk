@@ -121,16 +121,14 @@ rule score_segmentation:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        resamples=config["segmentation"]["resamples"],
         confidence=config["segmentation"]["confidence"],
-        seed=config["seed"],
         code=code("score_segmentation"),
     shell:
         """
         nadpipe score-segmentation \
             --confusion {input.confusion:q} --classes {input.classes:q} \
             --output {output.table:q} --output-classes {output.classes:q} --output-differences {output.differences:q} \
-            --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
+            --confidence {params.confidence} \
             2>{log}
         """
 

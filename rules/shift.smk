@@ -22,16 +22,14 @@ rule score_shift:
         runtime=30,
     params:
         comparison=comparison_options(),
-        resamples=config["shift"]["resamples"],
         confidence=config["shift"]["confidence"],
-        seed=config["seed"],
         code=code("score_shift"),
     shell:
         """
         nadpipe score-shift \
             --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
             --readout {input.readout:q} --output {output.table:q} --output-scores {output.scores:q} \
-            {params.comparison:q} --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
+            {params.comparison:q} --confidence {params.confidence} \
             2>{log}
         """
 
@@ -90,9 +88,7 @@ rule score_batch:
         runtime=30,
     params:
         comparison=comparison_options(),
-        resamples=config["shift"]["resamples"],
         confidence=config["shift"]["confidence"],
-        seed=config["seed"],
         code=code("score_batch"),
     shell:
         """
@@ -100,6 +96,6 @@ rule score_batch:
             --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
             --reference-scores {input.scores:q} --readout {input.readout:q} --output {output.table:q} \
             --dataset {wildcards.dataset} {params.comparison:q} \
-            --resamples {params.resamples} --confidence {params.confidence} --seed {params.seed} \
+            --confidence {params.confidence} \
             2>{log}
         """

@@ -17,7 +17,6 @@ SMALL = {
     "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 30},
     "directions": {"top_images": 20, "components": 3},
     "text": {"cache": None},  # with a cache, last bits depend on which set of texts was embedded first
-    "shift": {"resamples": 200},
     "segmentation": {"overlays": 3},
     "registers": {"images": 20},
 }

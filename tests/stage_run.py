@@ -126,7 +126,7 @@ class Run:
     def score(self, *confusion):
         """Score all methods; return the table."""
         outputs = (self.folder / name for name in ("s.csv", "s.parquet", "d.parquet"))
-        score_segmentation(confusion, (self.folder / "classes.parquet",), *outputs, resamples=100)
+        score_segmentation(confusion, (self.folder / "classes.parquet",), *outputs)
         return pd.read_csv(self.folder / "s.csv")
 
 

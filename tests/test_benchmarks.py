@@ -85,6 +85,12 @@ def check_contributions(rows):
     assert rows[0]["MB per image"] > rows[1]["MB per image"] == rows[2]["MB per image"]
 
 
+def check_coverage(rows):
+    assert {row["statistic"] for row in rows} >= {"mIoU", "mIoU, all data", "mean", "AUROC", "correlation"}
+    assert column(rows, "nadpipe: coverage").mean() > max(0.85, column(rows, "usual: coverage").mean())
+    assert (column(rows, "nadpipe: width") > 0).all()
+
+
 def check_directions(rows):
     assert (column(rows, "smallest cosine between both") > 0.9999).all()
 

@@ -2,8 +2,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nadpipe.circuit.intervals import jackknife_interval
 from nadpipe.circuit.label_values import IGNORED
-from nadpipe.circuit.metrics import bootstrap_miou, class_totals, confusion, confusion_cells, interval, mean_iou, metrics
+from nadpipe.circuit.metrics import (
+    class_totals,
+    confusion,
+    confusion_cells,
+    count_rare,
+    mean_iou,
+    mean_iou_without_one,
+    metrics,
+)
 
 
 def test_metrics_of_a_case_worked_by_hand():
@@ -106,32 +115,31 @@ def test_totals_of_images_sum_to_the_metrics_of_all():
     assert np.isnan(mean_iou(np.zeros((3, 4), np.int64)))
 
 
-def test_the_bootstrap_equals_drawing_images_one_by_one():
-    totals = np.stack([class_totals(drawn_cells(7, 3, seed), np.arange(7) * 3, 3) for seed in (0, 1)])
-    samples = bootstrap_miou(totals, 4000, seed=5)
-    rng = np.random.default_rng(9)
-    naive = np.array([mean_iou(totals[:, rng.integers(0, 7, 7)].sum(1)) for _ in range(4000)])
-    np.testing.assert_allclose(samples.mean(0), naive.mean(0), atol=0.005)
-    np.testing.assert_allclose(samples.std(0), naive.std(0), rtol=0.08)
-    np.testing.assert_allclose((samples[:, 0] - samples[:, 1]).std(), (naive[:, 0] - naive[:, 1]).std(), rtol=0.08)
+def test_the_mean_iou_without_one_image_is_that_of_the_others():
+    cells = drawn_cells(6, 3, seed=0)
+    cells = cells[(cells["image_id"] == 9) | (cells["true_class"] != 2) & (cells["predicted_class"] != 2)]  # class 2: one image
+    totals = class_totals(cells, np.arange(6) * 3, 3)
+    others = [mean_iou(np.delete(totals, image, axis=0).sum(0)) for image in range(6)]
+    np.testing.assert_allclose(mean_iou_without_one(totals), others)
+    assert others[3] > max(others[:3] + others[4:])  # class 2, which methods get wrong, is not counted without image 3
 
 
-def test_the_bootstrap_is_paired_seeded_and_the_same_in_blocks(monkeypatch):
-    totals = class_totals(drawn_cells(9, 3, 0), np.arange(9) * 3, 3)
-    samples = bootstrap_miou(np.stack([totals, totals]), 300, seed=1)
-    assert (samples[:, 0] == samples[:, 1]).all()
-    monkeypatch.setattr("nadpipe.circuit.metrics._BLOCK", 200)
-    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=1) == samples).all()
-    assert (bootstrap_miou(np.stack([totals, totals]), 300, seed=2) != samples).any()
+def test_classes_in_fewer_than_five_masks_are_rare():
+    truth = np.zeros((6, 5), np.int64)  # classes: in 6 masks, in 5, in 4, only predicted, on neither side
+    truth[:, 0] = truth[:5, 1] = truth[:4, 2] = 9
+    predicted = np.zeros((6, 5), np.int64)
+    predicted[:, 3] = 2
+    assert count_rare(np.stack([np.zeros((6, 5), np.int64), truth, predicted], axis=1)) == 2
 
 
-def test_intervals_shrink_with_the_root_of_the_images_and_cover_the_mean():
+def test_intervals_shrink_with_the_root_of_the_images_and_have_the_bootstraps_error():
     widths = []
     for images in (50, 200, 800):
-        totals = class_totals(drawn_cells(images, 3, 7), np.arange(images) * 3, 3)[None]
-        low, high = interval(bootstrap_miou(totals, 600, seed=0)[:, 0], 0.95)
-        assert low < mean_iou(totals[0].sum(0)) < high
+        totals = class_totals(drawn_cells(images, 3, 7), np.arange(images) * 3, 3)
+        low, high = jackknife_interval(float(mean_iou(totals.sum(0))), mean_iou_without_one(totals), 0.95)
         widths.append(high - low)
+        assert low < mean_iou(totals.sum(0)) < high
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.35)
     assert widths[1] / widths[2] == pytest.approx(2, rel=0.35)
-    assert interval(np.arange(101.0), 0.9) == pytest.approx((5, 95))
+    drawn = np.random.default_rng(0).integers(0, 800, (600, 800))
+    assert widths[2] / 2 / 1.96 == pytest.approx(mean_iou(totals[drawn].sum(1)).std(), rel=0.1)

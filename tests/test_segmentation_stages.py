@@ -37,7 +37,9 @@ def test_images_of_odd_sizes_are_segmented_at_their_own_size(run):
     assert scores["method"].tolist() == ["nad", "nad", "nad_centred", "nad_centred", "neurons", "neurons", *METHODS[3:]]
     assert scores["k"].fillna(0).tolist() == [4, 9, 4, 9, 4, 9, 0, 0, 0]
     assert (scores["pixels"] == sum(height * width for height, width in shapes)).all()
-    assert (scores["miou_low"] <= scores["miou_high"]).all()
+    assert (scores["miou_low"] < scores["miou"]).all()
+    assert (scores["miou"] < scores["miou_high"]).all()
+    assert scores["rare_classes"].tolist() == scores["classes"].tolist()  # of four images
     differences = read_parquet(run.folder / "d.parquet", DIFFERENCES)
     assert len(differences) == 9 * 8 / 2
     two = differences[(differences["method"] == "nad") & (differences["k"] == 9) & (differences["other_method"] == "maskclip")]

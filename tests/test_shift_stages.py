@@ -25,7 +25,7 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
     with pytest.raises(NadpipeError, match=r"images\.parquet: column score .*0 and 1"):
         score_shift(*paths, run.folder / "shift.csv", run.folder / "scores.parquet")
     run.write_images(noise(6), group=[9, 9, 9, 10, 10, 10], value=[0, 1, 0, 1, 1, 0])
-    score_shift(*paths, run.folder / "shift.csv", run.folder / "scores.parquet", resamples=100)
+    score_shift(*paths, run.folder / "shift.csv", run.folder / "scores.parquet")
     table = pd.read_csv(run.folder / "shift.csv")
     assert table["reference"].dropna().unique().tolist() == [9]
     assert set(table["concept"]) == set(texts)
@@ -56,7 +56,7 @@ def test_shifts_with_few_groups_or_few_images_are_refused_or_marked(run, groups,
     outputs = (run.folder / "shift.csv", run.folder / "scores.parquet")
     arguments = (run.folder / "images.parquet", contributions)
     stages = [
-        lambda: score_shift(*arguments, run.folder / "s.zarr", run.pool, *outputs, resamples=100),
+        lambda: score_shift(*arguments, run.folder / "s.zarr", run.pool, *outputs),
         lambda: rank_shifts(*arguments, run.folder / "pairs.parquet", run.folder / "ranked.parquet"),
     ]
     if not rows:
@@ -80,17 +80,17 @@ def test_a_batch_is_scored_like_a_group_of_the_same_images(run):
     run.tabulate("pair", contributions)
     run.select(contributions, ("a", "b"))
     everything = (run.folder / "images.parquet", contributions, run.folder / "s.zarr", run.pool)
-    score_shift(*everything, run.folder / "shift.csv", run.folder / "scores.parquet", resamples=100)
+    score_shift(*everything, run.folder / "shift.csv", run.folder / "scores.parquet")
     run.write_images(noise(8)[4:], a=[0, 1] * 2)
     batch = run.decompose(name="batch")
     paths = (run.folder / "images.parquet", batch, run.folder / "s.zarr", run.folder / "scores.parquet", run.pool)
-    score_batch(*paths, run.folder / "batch.csv", "april", resamples=100)
+    score_batch(*paths, run.folder / "batch.csv", "april")
     monitored, new = pd.read_csv(run.folder / "shift.csv").query("group == 2"), pd.read_csv(run.folder / "batch.csv")
     same = ["concept", "score", "n", "mean", "mean_low", "mean_high", "effect", "p", "label_rate"]
     pd.testing.assert_frame_equal(new[same], monitored[same].reset_index(drop=True), rtol=1e-4)
     assert new["reference"].tolist() == [1] * 4
     assert new["group"].unique().tolist() == ["april (batch)"]
-    score_batch(*paths, run.folder / "rolling.csv", "april", reference="rolling:2", resamples=100)
+    score_batch(*paths, run.folder / "rolling.csv", "april", reference="rolling:2")
     assert pd.read_csv(run.folder / "rolling.csv")["reference"].tolist() == ["1 to 2"] * 4
     run.select(contributions, ("a", "c"))
     with pytest.raises(NadpipeError, match=r"scores\.parquet: .*no scores of c; run score-shift"):

@@ -1,4 +1,4 @@
-"""Segmentation metrics from one confusion matrix per data set, and their bootstrap intervals over its images.
+"""Segmentation metrics from one confusion matrix per data set, and mean IoUs over all of its images but one.
 
 The numbers equal those of mmsegmentation's IoUMetric (`intersect_and_union`, `total_area_to_metrics`), as shares instead of
 rounded percentages: ignored pixels are excluded on both sides, and means exclude classes that occur on neither side.
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Integer
 
 from nadpipe.circuit.label_values import IGNORED
 
-_BLOCK = 2**25  # numbers per step of the bootstrap
+RARE = 5  # images: a class in fewer says little
 
 
 def confusion(
@@ -97,26 +97,13 @@ def mean_iou(totals: Float[np.ndarray, "*set 3 classes"] | Integer[np.ndarray, "
     return np.divide(iou.sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
-def bootstrap_miou(
-    totals: Integer[np.ndarray, "method image 3 classes"], resamples: int, seed: int
-) -> Float[np.ndarray, "resample method"]:
-    """Compute the mIoU of every method over images drawn with replacement; all methods get the same images.
-
-    An image that is drawn twice counts twice, so a resample is the product of the draw counts and the images' totals.
-    """
-    methods, images, totals_per_class, classes = totals.shape
-    rng = np.random.default_rng(seed)
-    by_image = np.moveaxis(totals, 1, 0).reshape(images, -1).astype(float)
-    samples = np.empty((resamples, methods))
-    step = max(1, _BLOCK // max(by_image.shape[1], images))
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        drawn = rng.multinomial(images, np.full(images, 1 / images), size=count)
-        samples[start : start + count] = mean_iou((drawn @ by_image).reshape(count, methods, totals_per_class, classes))
-    return samples
+def mean_iou_without_one(totals: Integer[np.ndarray, "image 3 classes"]) -> Float[np.ndarray, " image"]:
+    """Compute the mean IoU over all images but one, for each image, from the images' `class_totals`."""
+    return mean_iou(totals.sum(0) - totals)
 
 
-def interval(samples: Float[np.ndarray, " resample"], confidence: float) -> tuple[float, float]:
-    """Compute the percentile interval of bootstrap samples. confidence: 0 to 1."""
-    low, high = np.nanquantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+def count_rare(totals: Integer[np.ndarray, "image 3 classes"]) -> int:
+    """Count the classes on either side that fewer than RARE images have in the truth, from the images' `class_totals`."""
+    _, truth, predicted = np.moveaxis(totals, 1, 0)
+    present = (truth + predicted).any(0)
+    return int((present & ((truth > 0).sum(0) < RARE)).sum())

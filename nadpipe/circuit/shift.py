@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from nadpipe.circuit.accumulators import Moments, Selection
+from nadpipe.circuit.intervals import auroc_interval, correlation_interval, mean_interval, placements
 from nadpipe.circuit.readout import Readout, pair_constants, pooled_values
 from nadpipe.errors import NadpipeError
 
@@ -50,9 +51,7 @@ def compare_groups(
     scores: pd.DataFrame,
     labels: pd.DataFrame,
     references: Mapping[str, Sequence[str]],
-    resamples: int,
     confidence: float,
-    seed: int,
     test: Test = "mann_whitney",
     small: int = 20,
 ) -> pd.DataFrame:
@@ -61,7 +60,7 @@ def compare_groups(
     scores: columns image_id, group, concept, score, value. labels: indexed by image_id, a 0/1 column per labelled concept.
     references: groups that each group is compared with, in order; empty for a reference itself.
 
-    Columns per group: n (`small` if below the threshold), mean with percentile bootstrap interval, Cliff's delta against the
+    Columns per group: n (`small` if below the threshold), mean with interval (`mean_interval`), Cliff's delta against the
     reference (-1 to 1: the probability that a value of the group is larger minus the probability that it is smaller), two-sided
     p of the test, Benjamini-Hochberg q over all rows with a p, and label rate. Columns over all images: trend (see `trend`) and
     agreement with the label (see `label_agreement`). Undefined values (one image, one class of label) are NaN.
@@ -71,14 +70,14 @@ def compare_groups(
         label = labels.loc[images["image_id"], concept] if concept in labels else None
         values = images["value"].to_numpy(dtype=float)
         overall = trend(values, images["group"].to_numpy(), list(references))
-        overall |= label_agreement(values, None if label is None else label.to_numpy(), resamples, confidence, seed)
+        overall |= label_agreement(values, None if label is None else label.to_numpy(), confidence)
         for group, compared in references.items():
             members = images[images["group"] == group]
             if members.empty:
                 continue
             value = members["value"].to_numpy(dtype=float)
             base = images.loc[images["group"].isin(compared), "value"].to_numpy(dtype=float)
-            low, high = bootstrap_interval(value, resamples, confidence, seed)
+            low, high = mean_interval(value, confidence)
             effect, p = (cliffs_delta(value, base), p_value(value, base, test)) if len(base) else (np.nan, np.nan)
             rows.append(
                 {
@@ -137,22 +136,6 @@ def p_value(value: Float[np.ndarray, " image"], base: Float[np.ndarray, " other"
     return float(stats.ttest_ind(value, base, equal_var=False).pvalue)
 
 
-def bootstrap_interval(value: Float[np.ndarray, " image"], resamples: int, confidence: float, seed: int) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval of the mean; NaN for fewer than two images. confidence: 0 to 1."""
-    if len(value) < 2:
-        return np.nan, np.nan
-    interval = stats.bootstrap(
-        (value,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=max(1, 10**7 // len(value)),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
 def cliffs_delta(value: Float[np.ndarray, " image"], base: Float[np.ndarray, " other"]) -> float:
     """Compute Cliff's delta: the probability that a value is larger than the base minus the probability that it is smaller."""
     return float(2 * stats.mannwhitneyu(value, base).statistic / (len(value) * len(base)) - 1)
@@ -167,43 +150,26 @@ def benjamini_hochberg(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " tes
     return q
 
 
-def label_agreement(
-    value: Float[np.ndarray, " image"], label: np.ndarray | None, resamples: int, confidence: float, seed: int
-) -> dict[str, float]:
+def label_agreement(value: Float[np.ndarray, " image"], label: np.ndarray | None, confidence: float) -> dict[str, float]:
     """Measure how well a score follows its 0/1 label over all images.
 
-    Returns the point-biserial correlation with Fisher's interval, and the AUROC with a percentile bootstrap interval over
-    images, resampled within each label. NaN without a label of two values.
+    Returns the point-biserial correlation and the AUROC with their intervals (`correlation_interval`, `auroc_interval`). NaN
+    without a label of two values.
     """
     names = [f"{name}{end}" for name in ("correlation", "auroc") for end in ("", "_low", "_high")]
     if label is None or len(np.unique(label)) < 2 or np.ptp(value) == 0:
         return dict.fromkeys(names, np.nan)
-    correlation = stats.pearsonr(label, value)
-    fisher = correlation.confidence_interval(confidence)
-    inside, outside = value[label == 1], value[label == 0]
-    values = [correlation.statistic, fisher.low, fisher.high, auroc(inside, outside)]
-    if min(len(inside), len(outside)) < 2:
-        return dict(zip(names, map(float, [*values, np.nan, np.nan]), strict=True))
-    interval = stats.bootstrap(
-        (inside, outside),
-        auroc,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=max(1, 10**6 // len(value)),
-    ).confidence_interval
-    return dict(zip(names, map(float, [*values, interval.low, interval.high]), strict=True))
-
-
-def auroc(
-    inside: Float[np.ndarray, "*resample image"], outside: Float[np.ndarray, "*resample other"], axis: int = -1
-) -> Float[np.ndarray, "*resample"] | float:
-    """Compute the probability that an image with the label has a larger score than one without. Ties count half."""
-    ranks = stats.rankdata(np.concatenate([inside, outside], axis=axis), axis=axis)
-    count, other = inside.shape[axis], outside.shape[axis]
-    summed = np.take(ranks, np.arange(count), axis=axis).sum(axis)
-    return (summed - count * (count + 1) / 2) / (count * other)
+    labelled = label == 1
+    inside, outside = value[labelled], value[~labelled]
+    correlation = float(np.corrcoef(value, label)[0, 1])
+    area = float(placements(inside, outside)[0].mean())
+    numbers = (
+        correlation,
+        *correlation_interval(value, labelled, confidence),
+        area,
+        *auroc_interval(inside, outside, confidence),
+    )
+    return dict(zip(names, numbers, strict=True))
 
 
 def compare_moments(

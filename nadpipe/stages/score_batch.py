@@ -25,9 +25,7 @@ def score_batch(
     output: Path,
     dataset: str,
     reference: str | None = None,
-    resamples: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
     test: Test = "mann_whitney",
     small_group: int = 20,
 ) -> None:
@@ -42,9 +40,7 @@ def score_batch(
         output: CSV table like score-shift's, one row per concept and score.
         dataset: Name of the batch in the table.
         reference: Group of the stored scores (default: the first), or rolling:<n> for its last n groups.
-        resamples: Resamples of the bootstrap.
         confidence: Confidence of the intervals.
-        seed: Seed of the bootstrap.
         test: mann_whitney, welch or ks (Kolmogorov-Smirnov).
         small_group: Groups and references with fewer images are marked.
     """
@@ -61,7 +57,7 @@ def score_batch(
     before = stored[stored["group"].isin(compared)].assign(image_id=lambda rows: -1 - rows["image_id"])
     labels = label_columns(read_images(images).set_index("image_id"), selected.texts, images)
     both = pd.concat([scores, before.astype({"group": object, "concept": object, "score": object})], ignore_index=True)
-    table = compare_groups(both, labels.iloc[:, :0], {batch: compared}, resamples, confidence, seed, test, small_group)
+    table = compare_groups(both, labels.iloc[:, :0], {batch: compared}, confidence, test, small_group)
     rates = table["concept"].map(labels.mean())
     write_csv(output, SHIFT, table.assign(dataset=dataset, k=selected.pairs.head.shape[1], label_rate=rates))
 

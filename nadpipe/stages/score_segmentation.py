@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from nadpipe.circuit import metrics
+from nadpipe.circuit.intervals import Interval, jackknife_interval
 from nadpipe.data.class_tables import read_classes
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
@@ -24,11 +25,9 @@ def score_segmentation(
     output: Path,
     output_classes: Path,
     output_differences: Path,
-    resamples: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> None:
-    """Write the metrics of every method on each data set, with bootstrap intervals over images, and all pairwise differences.
+    """Write the metrics of every method on each data set, with intervals over images, and all pairwise differences.
 
     Args:
         confusion: Confusions of all shards of all data sets.
@@ -36,9 +35,7 @@ def score_segmentation(
         output: CSV table, one row per data set and method.
         output_classes: Parquet table, one row per data set, method and class.
         output_differences: Parquet table, one row per data set and two methods.
-        resamples: Resamples of the bootstrap.
         confidence: Confidence of the intervals, 0 to 1.
-        seed: Seed of the bootstrap.
     """
     model = read_stamp(confusion[0], CONFUSION)
     cells = pd.concat([read_parquet(path, CONFUSION, model) for path in confusion], ignore_index=True)
@@ -52,20 +49,21 @@ def score_segmentation(
         titles = dataset_classes.titles
         by_variant = _split(dataset_cells)
         images = np.unique(dataset_cells["image_id"])
-        totals = np.stack([metrics.class_totals(variant_cells, images, len(titles)) for variant_cells in by_variant.values()])
-        samples = metrics.bootstrap_miou(totals, resamples, seed)
-        scores = []
-        for (variant, variant_cells), sample in zip(by_variant.items(), samples.T, strict=True):
+        scores, without_one = [], []
+        for variant, variant_cells in by_variant.items():
             matrix = np.zeros((len(titles), len(titles)), np.int64)
             np.add.at(matrix, (variant_cells["true_class"], variant_cells["predicted_class"]), variant_cells["pixels"])
             score = metrics.metrics(matrix)
-            scores.append(score)
+            totals = metrics.class_totals(variant_cells, images, len(titles))
+            scores.append(score.miou)
+            without_one.append(metrics.mean_iou_without_one(totals))
             key = {"dataset": dataset} | dict(zip(_VARIANT, variant, strict=True))
-            rows.append(key | _row(score, variant_cells, sample, confidence))
+            interval = jackknife_interval(score.miou, without_one[-1], confidence, within=(0.0, 1.0))
+            rows.append(key | _row(score, interval, metrics.count_rare(totals), variant_cells))
             columns = {"class": titles, "iou": score.iou, "accuracy": score.accuracy, "pixels": matrix.sum(1)}
             per_class.append(pd.DataFrame(key | columns))
-        miou = [score.miou for score in scores]
-        differences += [{"dataset": dataset} | row for row in _differences(list(by_variant), miou, samples, confidence)]
+        compared = _differences(list(by_variant), scores, without_one, confidence)
+        differences += [{"dataset": dataset} | row for row in compared]
     stamp = model.made_by(__name__)
     write_csv(output, SEGMENTATION, pd.DataFrame(rows).astype({"sink": "Int64", "k": "Int64"}))
     write_parquet(output_classes, PER_CLASS, pd.concat(per_class).astype({"k": "Int64"}), stamp)
@@ -82,20 +80,20 @@ def _split(cells: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     }
 
 
-def _row(score: metrics.Metrics, cells: pd.DataFrame, sample: Float[np.ndarray, " resample"], confidence: float) -> dict:
+def _row(score: metrics.Metrics, interval: Interval, rare_classes: int, cells: pd.DataFrame) -> dict[str, object]:
     """Return the columns of one method on one data set."""
-    low, high = metrics.interval(sample, confidence)
     sink = int(cells["sink"].iloc[0])
     return {
         "miou": score.miou,
-        "miou_low": low,
-        "miou_high": high,
+        "miou_low": interval[0],
+        "miou_high": interval[1],
         "pixel_accuracy": score.pixel_accuracy,
         "mean_accuracy": score.mean_accuracy,
         "fw_iou": score.fw_iou,
         "images": cells["image_id"].nunique(),
         "pixels": cells["pixels"].sum(),
         "classes": score.present.sum(),
+        "rare_classes": rare_classes,
         "temperature": cells["temperature"].iloc[0],
         "sink": sink if sink >= 0 else None,
     }
@@ -104,13 +102,14 @@ def _row(score: metrics.Metrics, cells: pd.DataFrame, sample: Float[np.ndarray, 
 def _differences(
     variants: Sequence[tuple[str, float]],
     miou: Sequence[float],
-    samples: Float[np.ndarray, "resample variant"],
+    without_one: Sequence[Float[np.ndarray, " image"]],
     confidence: float,
 ) -> list[dict[str, object]]:
     """Return the difference of every two methods with its interval."""
     rows = []
     for first, second in itertools.combinations(range(len(variants)), 2):
-        low, high = metrics.interval(samples[:, first] - samples[:, second], confidence)
+        difference = miou[first] - miou[second]
+        low, high = jackknife_interval(difference, without_one[first] - without_one[second], confidence, within=(-1.0, 1.0))
         names = dict(zip(("method", "k", "other_method", "other_k"), (*variants[first], *variants[second]), strict=True))
-        rows.append({**names, "difference": miou[first] - miou[second], "low": low, "high": high})
+        rows.append({**names, "difference": difference, "low": low, "high": high})
     return rows

@@ -32,9 +32,7 @@ def score_shift(
     output_scores: Path,
     dataset: str = "monitoring",
     reference: str | None = None,
-    resamples: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
     test: Test = "mann_whitney",
     small_group: int = 20,
 ) -> None:
@@ -49,9 +47,7 @@ def score_shift(
         output_scores: Parquet table, one row per image, concept and score.
         dataset: Name of the data set in the table.
         reference: Group to compare the others with (default: the first), or rolling:<n> for the n groups before each.
-        resamples: Resamples of the bootstrap.
         confidence: Confidence of the intervals.
-        seed: Seed of the bootstrap.
         test: mann_whitney, welch or ks (Kolmogorov-Smirnov).
         small_group: Groups and references with fewer images are marked.
     """
@@ -62,7 +58,7 @@ def score_shift(
     scores = image_scores(open_shards(contributions, CONTRIBUTIONS, model), selected, weights)
     scores["group"] = manifest["group"].loc[scores["image_id"]].to_numpy()
     labels = label_columns(manifest, selected.texts, images)
-    table = compare_groups(scores, labels, references, resamples, confidence, seed, test, small_group)
+    table = compare_groups(scores, labels, references, confidence, test, small_group)
     write_csv(output, SHIFT, table.assign(dataset=dataset, k=selected.pairs.head.shape[1]))
     write_parquet(output_scores, SHIFT_SCORES, scores, model.made_by(__name__))
 

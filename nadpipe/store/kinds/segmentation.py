@@ -49,7 +49,7 @@ DIFFERENCES = TableKind(
         "other_method": Column("text", "method to compare with, on the same images"),
         "other_k": _K,
         "difference": Column("float64", "mIoU of method - mIoU of other_method"),
-        "low": Column("float64", "lower end of the bootstrap interval over images; both methods use the same resampled images"),
+        "low": Column("float64", "lower end of the jackknife interval over images, which both methods have in common"),
         "high": Column("float64", "upper end"),
     },
     Final(
@@ -95,7 +95,7 @@ SEGMENTATION = CsvKind(
         "method": "segmentation method",
         "k": "pairs selected per text of a class; empty for methods that select none",
         "miou": "mean intersection over union over classes that occur on either side",
-        "miou_low": "lower end of the bootstrap interval over images",
+        "miou_low": "lower end of the jackknife interval over images",
         "miou_high": "upper end",
         "pixel_accuracy": "share of labelled pixels that are correct",
         "mean_accuracy": "mean over classes of the share of their pixels found",
@@ -103,12 +103,14 @@ SEGMENTATION = CsvKind(
         "images": "images with labelled pixels",
         "pixels": "labelled pixels",
         "classes": "classes that occur on either side; the mean is over these",
+        "rare_classes": "classes among these that the masks of fewer than 5 images contain; with many of them, mIoU depends on "
+        "the size of the data set",
         "temperature": "factor on the logits before the softmax",
         "sink": "spatial token replaced as attention sink, empty for none",
     },
     Final(
         "score_segmentation",
         "Segmentation",
-        "Metrics of every method on every data set, with bootstrap intervals over images.",
+        "Metrics of every method on every data set, with jackknife intervals over images.",
     ),
 )
