@@ -2,8 +2,8 @@
 
     python benchmarks/coverage.py --scores results/shift/scores.parquet
 
-Every trial draws a sample from a population whose values are known. For mIoU, the population is 40,000 images with
-Zipf-distributed classes (the r-th class occurs 1 / r times as often as the first) and two methods whose errors are correlated.
+Every trial draws a sample from a population whose values are known. For mIoU, the population is 40,000 images with classes that
+follow Zipf's law (the r-th class is 1 / r^exponent as probable as the first) and two methods whose errors are correlated.
 mIoU has two true values: its mean over data sets of the sample's size, and its value in the whole population. They differ if
 there are rare classes: a class that no mask of a data set contains has IoU 0 there if a method predicts it, and is not counted
 otherwise. --scores adds the concepts' scores of a run, such as the demo's, to the populations of means.
@@ -30,6 +30,7 @@ from nadpipe.circuit.metrics import count_rare, mean_iou, mean_iou_without_one
 
 CONFIDENCE = 0.95
 CLASSES_PER_IMAGE = {13: 3, 59: 5, 150: 8}  # classes: mean number in an image
+EXPONENTS = (1.0, 1.5)  # of Zipf's law
 IMAGES = (120, 500, 2000)
 SIZES = (5, 10, 20, 60, 200)  # images of a group
 SIDES = ((5, 15), (10, 10), (5, 95), (20, 180), (60, 420))  # images with and without the label
@@ -49,7 +50,8 @@ def main() -> None:
     given = parse(parser, trials=20, resamples=50, population=500)
     rng = np.random.default_rng(0)
     populations = score_populations(given.scores, rng)
-    rows = [row for classes in list(CLASSES_PER_IMAGE)[: 1 if given.tiny else None] for row in miou_rows(given, classes)]
+    kinds = [(classes, exponent) for exponent in EXPONENTS for classes in CLASSES_PER_IMAGE][: 1 if given.tiny else None]
+    rows = [each for kind in kinds for each in miou_rows(given, *kind)]
     rows += mean_rows(given, populations, rng) + auroc_rows(given, rng) + correlation_rows(given, rng)
     title = (
         f"Share of {given.trials} samples whose 95% interval contains the true value, with its standard error, and mean width. "
@@ -78,13 +80,13 @@ def coverage(intervals: list[Interval], true: float) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------------------------------------- mIoU
 
 
-def draw_population(classes: int, images: int, rng: np.random.Generator) -> np.ndarray:
+def draw_population(classes: int, images: int, rng: np.random.Generator, exponent: float = 1.0) -> np.ndarray:
     """Draw the pixels of two methods on images: (image, method, correct / true / predicted, class), as `class_totals`.
 
     A class has a mean recall in each method, and each image's recall is beta-distributed around it (correlated between the
     methods). Half of the missed pixels go to a class that this class is mistaken for, the others to a class of the image.
     """
-    frequency = 1 / np.arange(1, classes + 1)
+    frequency = 1 / np.arange(1, classes + 1) ** exponent
     frequency /= frequency.sum()
     recall = rng.beta(2.5, 1.8, classes)
     recalls = np.stack([recall, special.expit(special.logit(recall) + rng.normal(0.1, 0.3, classes))])
@@ -138,10 +140,10 @@ def percentiles(samples: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def miou_rows(given: argparse.Namespace, classes: int) -> list[dict[str, str]]:
-    """Return the rows of mIoU and of the difference of two methods for one number of classes."""
+def miou_rows(given: argparse.Namespace, classes: int, exponent: float) -> list[dict[str, str]]:
+    """Return the rows of mIoU and of the difference of two methods for one kind of population."""
     rng = np.random.default_rng(classes)
-    population = draw_population(classes, given.population, rng)
+    population = draw_population(classes, given.population, rng, exponent)
     whole = mean_iou(population.sum(0, dtype=np.int64))
     rows = []
     for images in IMAGES[: 1 if given.tiny else None]:
@@ -151,7 +153,7 @@ def miou_rows(given: argparse.Namespace, classes: int) -> list[dict[str, str]]:
             measured.append(miou_intervals(totals, given.resamples, rng))
             rare.append(count_rare(totals[:, 0]))
         mean = np.mean([estimates for estimates, _, _ in measured], axis=0)
-        case = f"{images} images, {classes} classes, {np.mean(rare):.0f} of them rare"
+        case = f"{images} images, {classes} classes (exponent {exponent}), {np.mean(rare):.0f} of them rare"
         for index, statistic in enumerate(("mIoU", "difference of two mIoUs")):
             before, now = ([each[kind][index] for each in measured] for kind in (1, 2))
             all_data = whole[0] if index == 0 else whole[1] - whole[0]

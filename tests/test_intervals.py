@@ -160,9 +160,11 @@ def test_the_interval_of_a_correlation_is_the_wider_of_fishers_and_the_jackknife
 
 
 def test_a_correlation_that_one_image_decides_has_no_interval():
-    label = np.array([True, False, False, False])
-    assert np.isnan(correlation_interval(np.array([3.0, 1, 2, 1]), label, 0.95)).all()
-    assert np.isnan(correlation_interval(np.array([1.0, 1, 0, 0]), np.array([True, True, False, False]), 0.95)).all()
+    two = np.array([True, True, False, False, False])
+    assert np.isnan(correlation_interval(np.array([3.0, 1, 2, 1, 2]), np.array([True] + 4 * [False]), 0.95)).all()
+    assert np.isnan(correlation_interval(np.array([0.7, 0.2, 0.2, 0.2, 0.2]), two, 0.95)).all()  # equal without the first
+    assert np.isnan(correlation_interval(np.array([0.7, 0.7, 0.2, 0.2, 0.2]), two, 0.95)).all()
+    assert np.isfinite(correlation_interval(np.array([0.7, 0.6, 0.2, 0.2, 0.3]), two, 0.95)).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- coverage

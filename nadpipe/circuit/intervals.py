@@ -78,8 +78,8 @@ def placements(
 def auroc_interval(inside: Float[np.ndarray, " image"], outside: Float[np.ndarray, " other"], confidence: float) -> Interval:
     """Compute the interval of the AUROC, the wider end of two on each side; NaN for fewer than two images on a side.
 
-    The first is DeLong's (1988, Biometrics 44:837) on the logit scale, with Satterthwaite's degrees of freedom. It takes the
-    variance from the sample, which is too small, or zero, if few pairs of images are in the wrong order. The second is
+    The first is DeLong's (1988, Biometrics 44:837) on the logit scale, with Satterthwaite's degrees of freedom. Its
+    variance comes from the sample. It is too small, or zero, if few pairs of images are in the wrong order. The second is
     Newcombe's method 5 (2006, Statistics in Medicine 25:559). Its variance depends only on the true AUROC, so it has a width
     even if the AUROC is 0 or 1.
     """
@@ -132,11 +132,11 @@ def correlation_interval(
     sides = labelled, ~labelled
     if min(side.sum() for side in sides) < 2:
         return UNDEFINED
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.arctanh(np.corrcoef(value, labelled)[0, 1])
-        left_out = np.arctanh(_correlations_without_one(value, labelled.astype(float)))
-    if not np.isfinite([z, *left_out]).all():
+    correlation = np.corrcoef(value, labelled)[0, 1]
+    without_one = _correlations_without_one(value, labelled.astype(float))
+    if not (np.abs([correlation, *without_one]) < 1 - 1e-12).all():
         return UNDEFINED
+    z, left_out = np.arctanh(correlation), np.arctanh(without_one)
     squares = (left_out - left_out.mean()) ** 2
     freedom = _satterthwaite(*((squares[side].sum(), int(side.sum())) for side in sides))
     low, high = jackknife_interval(z, left_out, confidence, freedom)
@@ -153,9 +153,12 @@ def _satterthwaite(*parts: tuple[float, int]) -> float:
 def _correlations_without_one(
     first: Float[np.ndarray, " image"], second: Float[np.ndarray, " image"]
 ) -> Float[np.ndarray, " image"]:
-    """Compute the correlation of all images but one, for each image; NaN or infinite where nothing varies."""
-    count = len(first)
+    """Compute the correlation of all images but one, for each image; NaN where the others are equal."""
+    scale = len(first) / (len(first) - 1)  # without one image, a sum of centred products is smaller by scale * its product
     first, second = first - first.mean(), second - second.mean()
-    scale = count / (count - 1)  # a sum of centred products loses product * count / (count - 1)
-    both = first @ second - scale * first * second
-    return both / np.sqrt((first @ first - scale * first**2) * (second @ second - scale * second**2))
+    variances = []
+    for side in (first, second):
+        total = side @ side
+        rest = total - scale * side**2
+        variances.append(np.where(rest > 1e-12 * total, rest, np.nan))
+    return (first @ second - scale * first * second) / np.sqrt(variances[0] * variances[1])
