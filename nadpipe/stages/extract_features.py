@@ -154,7 +154,7 @@ def _check_embeddings(tower: ImageTower, pixels: Float[Tensor, "view 3 row colum
         own, open_clips = (float(residual(value.double(), exact).max()) for value in (embedding, reference))
         result += f"; in float64, nadpipe's are within {own:.1e} and encode_image's within {open_clips:.1e}"
         if not own <= _WORSE * open_clips:
-            raise NadpipeError(f"{result}, so rounding does not explain the error; report the model to the developers of nadpipe")
+            raise NadpipeError(f"{result}, so rounding does not explain it; report the model to the developers of nadpipe")
     print(result, file=sys.stderr)
     return error
 
