@@ -1,15 +1,12 @@
 import dataclasses
 import inspect
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from nadpipe.circuit import accumulators, naming
-from nadpipe.circuit.accumulators import Examples, Extremes, GroupMoments, Mean, TopByNorm, TopPairs, pool_groups, subtract_mean
+from nadpipe.circuit.accumulators import Extremes, Mean, TopByNorm, TopPairs, subtract_mean
 from nadpipe.circuit.directions import fit_pairs
-from nadpipe.circuit.shift import compare_moments
 
 VIEWS, HEADS, NEURONS, RANK = 23, 2, 7, 3
 KEEP = 4
@@ -28,13 +25,6 @@ DIRECTION = naming.normalise(random(VIEWS, NEURONS, 5, seed=2))  # of the pairs 
 TEXT = naming.normalise(random(3, 5, seed=3))
 
 
-def add_groups(moments, rows):
-    for group in range(3):
-        members = rows[rows % 3 == group]
-        if len(members):
-            moments.add(str(group), COEFFICIENT[members])
-
-
 def add_heads(top, rows):
     for head in rows.tolist():
         top.add(head, DIRECTION[head], TEXT)
@@ -45,8 +35,6 @@ ACCUMULATORS = {  # each with a function that adds some rows of its input
     Extremes: (lambda: Extremes(KEEP), lambda extremes, rows: extremes.add(COEFFICIENT[rows])),
     TopByNorm: (lambda: TopByNorm(KEEP), lambda top, rows: top.add(FACTOR[rows], ROOT)),
     TopPairs: (lambda: TopPairs(KEEP), add_heads),
-    GroupMoments: (GroupMoments, add_groups),
-    Examples: (lambda: Examples(KEEP), lambda examples, rows: examples.add(COEFFICIENT[rows], rows + 100)),
 }
 
 
@@ -221,47 +209,3 @@ def test_equal_cosines_select_the_lower_pair():
     top.merge(other)
     pairs = zip(top.result().head[0].tolist(), top.result().neuron[0].tolist(), strict=True)
     assert list(pairs) == [(0, 0), (0, 1), (1, 0)]
-
-
-# -------------------------------------------------------------------------------------------------------------- groups
-
-
-def test_moments_in_blocks_equal_the_tests_on_all_values():
-    rng = np.random.default_rng(3)
-    value = torch.tensor(rng.normal(size=(50, 2, 3)))
-    value[:, 1, 2] = 7  # never varies
-    group = np.array(["a"] * 20 + ["b"] * 30)
-    accumulator = GroupMoments()
-    for block in torch.randperm(50, generator=torch.Generator().manual_seed(0)).split(9):
-        for name in ("a", "b"):
-            members = value[block][torch.tensor(group[block] == name)]
-            if len(members):
-                accumulator.add(name, members)
-    moments = accumulator.result()
-    difference, effect, p = compare_moments(moments["b"], moments["a"])
-    first, second = value[:20].numpy(), value[20:].numpy()
-    np.testing.assert_allclose(difference, second.mean(0) - first.mean(0), atol=1e-12)
-    pooled = np.sqrt((first.var(0) * 20 + second.var(0) * 30) / 48)[0]
-    np.testing.assert_allclose(effect[0], difference[0] / pooled, rtol=1e-9)
-    np.testing.assert_allclose(p[0], stats.ttest_ind(second[:, 0], first[:, 0], equal_var=False).pvalue, rtol=1e-9)
-    assert np.isnan(effect[1, 2])
-
-
-def test_pooled_moments_are_those_of_all_images_together():
-    value = torch.tensor(np.random.default_rng(4).normal(size=(30, 1, 2)))
-    accumulator = GroupMoments()
-    for name, members in zip("abc", value.split([8, 10, 12]), strict=True):
-        accumulator.add(name, members)
-    moments = accumulator.result()
-    difference, _, p = compare_moments(moments["c"], pool_groups(moments, ["a", "b"]))
-    np.testing.assert_allclose(difference, (value[18:].mean(0) - value[:18].mean(0)).numpy(), atol=1e-12)
-    expected = stats.ttest_ind(value[18:].numpy(), value[:18].numpy(), equal_var=False).pvalue
-    np.testing.assert_allclose(p, expected, rtol=1e-9)
-
-
-def test_examples_are_the_images_with_the_largest_coefficients():
-    value = random(23, 2, 3)
-    examples = Examples(4)
-    for rows in torch.arange(23).split(5):
-        examples.add(value[rows], rows + 100)
-    assert (examples.result() - 100 == value.topk(4, dim=0).indices).all()

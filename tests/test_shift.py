@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from nadpipe.circuit import shift
-from nadpipe.circuit.accumulators import Moments, Selection
+from nadpipe.circuit.accumulators import Selection
 from nadpipe.circuit.attention import trace
 from nadpipe.circuit.naming import normalise
 from nadpipe.circuit.readout import coefficients, sum_pairs
@@ -68,17 +68,44 @@ def test_a_shifted_group_is_found_and_an_unshifted_one_is_not(scores):
     assert rows.loc["steady", "auroc"].isna().all()
 
 
-def test_pairs_without_variation_have_no_effect():
-    shape = (1, 2)
-    group, reference = (Moments(4, torch.full(shape, mean), torch.tensor([[0.0, 3.0]])) for mean in (2.0, 1.0))
-    difference, effect, p = shift.compare_moments(group, reference)
-    assert difference.tolist() == [[1, 1]]
-    assert np.isnan(effect[0, 0])
-    assert effect[0, 1] == pytest.approx(1)  # pooled variance (3 + 3) / 6
-    assert 0 < p[0, 1] < 1
-    single = Moments(1, torch.ones(shape), torch.zeros(shape))
-    _, effect, p = shift.compare_moments(single, reference)
-    assert np.isnan([effect, p]).all()
+@pytest.mark.parametrize(("images", "reference_images"), [(1, 2), (2, 60), (20, 20), (20, 580), (100, 60)])
+def test_the_test_of_pairs_is_the_mann_whitney_test(images, reference_images):
+    rng = np.random.default_rng(images)
+    skewed = rng.lognormal(sigma=2, size=(images + reference_images, 6)).astype(np.float32)
+    skewed[:, 2:4] = np.round(skewed[:, 2:4])  # ties
+    skewed[rng.random(len(skewed)) < 0.7, 4:] = 0  # most images are tied
+    skewed[0] = 1.5
+    group, reference = skewed[:images], skewed[images:]
+    effect, p = shift.compare_pairs(torch.from_numpy(group), torch.from_numpy(reference))
+    exact = (group.astype(float), reference.astype(float))  # scipy would compute in float32
+    expected = stats.mannwhitneyu(*exact, axis=0, method="asymptotic", use_continuity=True)
+    np.testing.assert_allclose(p, expected.pvalue, rtol=1e-10)
+    wins = (group[:, None] > reference).mean((0, 1)) - (group[:, None] < reference).mean((0, 1))
+    np.testing.assert_allclose(effect, wins, atol=1e-12)
+
+
+def test_pairs_are_compared_block_by_block(monkeypatch):
+    group, reference = torch.rand(4, 11), torch.rand(6, 11)
+    whole = shift.compare_pairs(group, reference)
+    monkeypatch.setattr(shift, "_BLOCK", 30)  # 3 pairs
+    np.testing.assert_array_equal(shift.compare_pairs(group, reference), whole)
+
+
+def test_pairs_that_are_constant_in_each_group_have_the_largest_effect_and_those_that_never_vary_have_no_p():
+    group, reference = torch.zeros(30, 4), torch.zeros(50, 4)
+    group[:, 0], reference[:, 0] = 2, 1
+    group[:, 1], reference[:, 1] = -2, -1
+    group[:, 2], reference[:, 2] = 1, np.nextafter(np.float32(1), np.float32(2)).item()  # differ by rounding
+    effect, p = shift.compare_pairs(group, reference)
+    assert effect.tolist() == [1, -1, 0, 0]
+    expected = stats.mannwhitneyu(group[:, 0], reference[:, 0], method="asymptotic").pvalue
+    assert p[:2] == pytest.approx([expected, expected])
+    assert np.isnan(p[2:]).all()
+
+
+def test_q_is_adjusted_within_each_group():
+    table = pd.DataFrame({"group": list("abab"), "p": [0.01, 1e-9, 0.04, 1e-9]}, index=[3, 2, 1, 0])
+    assert shift.adjust_by_group(table).to_dict() == pytest.approx({3: 0.02, 2: 1e-9, 1: 0.04, 0: 1e-9})
 
 
 def test_q_values_cover_only_tests_with_a_p():
@@ -106,6 +133,28 @@ def test_the_first_group_is_the_reference_unless_named():
     assert shift.groups_of(group, "b", "") == {"a": ["b"], "b": []}
     assert shift.groups_of(pd.Series(["10", "9"]), None, "") == {"9": [], "10": ["9"]}
     assert shift.sort_groups(["10", "9", "b"]) == ["10", "9", "b"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2018-9", "2018-10", "2019-01"],
+        ["2018-9-1", "2018-9-10", "2018-10-2"],
+        ["2018", "2018-2", "2018-11-30"],
+        ["-1.5", "2", "10"],
+    ],
+)
+def test_numbers_and_dates_are_in_order_and_have_a_trend(names):
+    assert shift.sort_groups(names[::-1]) == names
+    assert shift.groups_of(pd.Series(names[::-1]), None, "")[names[-1]] == [names[0]]
+    result = shift.trend(np.arange(9.0), np.repeat(names, 3), names)
+    assert result["trend"] == pytest.approx(stats.kendalltau(np.repeat([0, 1, 2], 3), np.arange(9)).statistic)
+
+
+@pytest.mark.parametrize("names", [["2018-10", "2018-13", "2018-9"], ["-5", "2018-10", "2018-9"], ["10", "9", "x"]])
+def test_groups_that_are_not_all_numbers_or_all_dates_are_in_the_order_of_text_and_have_no_trend(names):
+    assert shift.sort_groups(names[::-1]) == names
+    assert np.isnan(shift.trend(np.arange(9.0), np.repeat(names, 3), names)["trend"])
 
 
 def test_a_rolling_reference_is_the_groups_before(scores):
@@ -151,12 +200,20 @@ def test_only_ordered_groups_have_a_trend(scores):
     assert shift.trend(value, dated, names)["trend"] == pytest.approx(expected.statistic)
 
 
-def test_small_groups_are_marked(scores):
+def test_small_groups_are_marked_and_not_tested(scores):
     table, labels, _ = scores
     few = table[(table["group"] != "2020") | (table["image_id"] < 45)]
     compared = shift.compare_groups(few, labels, AGAINST_FIRST, 0.9, small=20).set_index(["concept", "group"])
     assert compared["small"].groupby("group").all().to_dict() == {"2019": False, "2020": True, "2021": False}
     assert compared.loc[("rising", "2020"), "n"] == 5
+    assert compared[["p", "q"]].notna().all(axis=1).groupby("group").all().to_dict() == {
+        "2019": False,
+        "2020": False,
+        "2021": True,
+    }
+    assert compared.loc[("rising", "2020"), ["effect", "mean", "mean_low"]].notna().all()
+    alone = shift.compare_groups(table[table["group"] != "2020"], labels, {"2019": [], "2021": ["2019"]}, 0.9)
+    assert compared.loc[(slice(None), "2021"), "q"].tolist() == alone.loc[alone["group"] == "2021", "q"].tolist()
     assert (shift.compare_groups(few, labels, {"2020": [], "2021": ["2020"]}, 0.9)["small"]).all()
 
 

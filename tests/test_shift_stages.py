@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from stage_run import noise
 
 from nadpipe.errors import NadpipeError
@@ -12,6 +13,7 @@ from nadpipe.stages.score_shift import score_shift
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.features import CONTRIBUTIONS
 from nadpipe.store.kinds.shift import DISCOVERED
+from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.tables import read_parquet
 
 
@@ -33,14 +35,46 @@ def test_shifts_follow_the_labels_of_the_table_and_refuse_wrong_ones(run):
     ranked = run.folder / "ranked.parquet"
     rank_shifts(run.folder / "images.parquet", contributions, run.folder / "pairs.parquet", ranked)
     discovered = read_parquet(ranked, DISCOVERED)
-    assert discovered["effect"].abs().dropna().is_monotonic_decreasing
     assert discovered[["n", "n_reference", "small"]].drop_duplicates().to_numpy().tolist() == [[3, 3, True]]
-    first = discovered.iloc[0]
-    of_pair = np.concatenate(
-        [open_zarr(path, CONTRIBUTIONS)["coefficient"][:, first["head"], first["neuron"]] for path in contributions]
-    )
-    toward = np.sign(of_pair[3:].mean() - of_pair[:3].mean()) * of_pair[3:]
-    assert first["images"].tolist() == (3 + np.argsort(-toward)).tolist()
+    assert discovered[["p", "q"]].isna().all(axis=None)
+    assert discovered["effect"].abs().is_monotonic_decreasing
+
+
+def test_discovered_shifts_are_those_of_the_coefficients(run):
+    year = np.array([1] * 7 + [2] * 5 + [3] * 2 + [4] * 8)
+    references = {"2": [1], "3": [1, 2], "4": [2, 3]}
+    run.write_images(noise(22), group=list(year))
+    contributions = run.decompose()
+    run.tabulate("pair", contributions)
+    ranked = run.folder / "ranked.parquet"
+    rank_shifts(run.folder / "images.parquet", contributions, run.folder / "pairs.parquet", ranked, "rolling:2", 3, 5)
+    discovered = read_parquet(ranked, DISCOVERED)
+    coefficient = np.concatenate([open_zarr(path, CONTRIBUTIONS).read("coefficient") for path in contributions]).astype(float)
+    assert len(discovered) == len(references) * coefficient[0].size
+    norm = read_parquet(run.folder / "pairs.parquet", UNIT_TABLES["pair"]).set_index(["head", "neuron"])["write_norm"]
+    for name, rows in discovered.groupby("group"):
+        members, base = np.flatnonzero(year == int(name)), np.flatnonzero(np.isin(year, references[name]))
+        assert rows["reference"].unique().tolist() == [" to ".join(map(str, references[name]))]
+        counts = rows[["n", "n_reference", "small"]].drop_duplicates().to_numpy().tolist()
+        assert counts == [[len(members), len(base), name == "3"]]
+        of_pair = coefficient[:, rows["head"], rows["neuron"]]
+        difference = of_pair[members].mean(0) - of_pair[base].mean(0)
+        np.testing.assert_allclose(rows["difference"], difference, atol=1e-6)
+        norms = norm.loc[pd.MultiIndex.from_frame(rows[["head", "neuron"]])].to_numpy()
+        np.testing.assert_allclose(rows["contribution"], difference * norms, atol=1e-6)
+        test = stats.mannwhitneyu(of_pair[members], of_pair[base], axis=0, method="asymptotic")
+        np.testing.assert_allclose(rows["effect"], 2 * test.statistic / (len(members) * len(base)) - 1, atol=1e-6)
+        varies = np.ptp(of_pair[[*members, *base]], axis=0) > 0
+        q = np.full(len(rows), np.nan)
+        if name != "3":
+            q[varies] = stats.false_discovery_control(test.pvalue[varies])
+        np.testing.assert_allclose(rows["q"], q, rtol=1e-9)
+        shown = np.argsort(np.where(rows["effect"] < 0, 1, -1) * of_pair[members], axis=0)[:3].T
+        assert np.array_equal(np.stack(rows["images"])[varies][:, : len(members)], members[shown][varies])
+    tested = discovered["q"].notna()
+    assert tested.sum() == tested.argmin()  # the others come last
+    assert discovered["q"].dropna().is_monotonic_increasing
+    assert all(rows["effect"].abs().is_monotonic_decreasing for _, rows in discovered.groupby("q"))
 
 
 @pytest.mark.parametrize(
@@ -69,9 +103,11 @@ def test_shifts_with_few_groups_or_few_images_are_refused_or_marked(run, groups,
     assert len(table) == 2 * 2 * rows  # concepts and scores
     assert table["reference"].notna().sum() == 2 * 2 * compared
     assert table["small"].all()
+    assert table[["p", "q"]].isna().all(axis=None)
     stages[1]()
     discovered = read_parquet(run.folder / "ranked.parquet", DISCOVERED)
     assert discovered["group"].nunique() == compared
+    assert discovered[["p", "q"]].isna().all(axis=None)
 
 
 def test_a_batch_is_scored_like_a_group_of_the_same_images(run):
@@ -80,13 +116,14 @@ def test_a_batch_is_scored_like_a_group_of_the_same_images(run):
     run.tabulate("pair", contributions)
     run.select(contributions, ("a", "b"))
     everything = (run.folder / "images.parquet", contributions, run.folder / "s.zarr", run.pool)
-    score_shift(*everything, run.folder / "shift.csv", run.folder / "scores.parquet")
+    score_shift(*everything, run.folder / "shift.csv", run.folder / "scores.parquet", small_group=4)
     run.write_images(noise(8)[4:], a=[0, 1] * 2)
     batch = run.decompose(name="batch")
     paths = (run.folder / "images.parquet", batch, run.folder / "s.zarr", run.folder / "scores.parquet", run.pool)
-    score_batch(*paths, run.folder / "batch.csv", "april")
+    score_batch(*paths, run.folder / "batch.csv", "april", small_group=4)
     monitored, new = pd.read_csv(run.folder / "shift.csv").query("group == 2"), pd.read_csv(run.folder / "batch.csv")
-    same = ["concept", "score", "n", "mean", "mean_low", "mean_high", "effect", "p", "label_rate"]
+    same = ["concept", "score", "n", "mean", "mean_low", "mean_high", "effect", "p", "q", "label_rate"]
+    assert new["q"].notna().all()
     pd.testing.assert_frame_equal(new[same], monitored[same].reset_index(drop=True), rtol=1e-4)
     assert new["reference"].tolist() == [1] * 4
     assert new["group"].unique().tolist() == ["april (batch)"]

@@ -5,7 +5,6 @@ another shard), and `result` returns the statistic. Merging gives the same resul
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -214,81 +213,3 @@ class TopPairs:
             columns = [torch.cat(both, dim=1) for both in zip(kept, columns, strict=True)]
         order = columns[0].argsort(dim=1, descending=True, stable=True)[:, : self.k]
         self.selection = Selection(*(column.gather(1, order) for column in columns))
-
-
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Number of views, mean, and sum of squared deviations of every pair's coefficient."""
-
-    views: int
-    mean: Float[Tensor, "head neuron"]
-    square: Float[Tensor, "head neuron"]
-
-    def merged(self, other: "Moments") -> "Moments":
-        """Return the moments over the views of both (Chan's update)."""
-        views = self.views + other.views
-        gap = other.mean - self.mean
-        square = self.square + other.square + gap.square() * self.views * other.views / views
-        return Moments(views, self.mean + gap * other.views / views, square)
-
-
-class GroupMoments:
-    """Moments of every pair's coefficient in each group of images."""
-
-    def __init__(self) -> None:
-        self.groups: dict[str, Moments] = {}
-
-    def add(self, group: str, block: Float[Tensor, "view head neuron"]) -> None:
-        """Include a block of views of one group."""
-        block = block.double()
-        mean = block.mean(0)
-        self._merge(group, Moments(len(block), mean, (block - mean).square().sum(0)))
-
-    def merge(self, other: "GroupMoments") -> None:
-        """Include an accumulator of other views."""
-        for group, moments in other.groups.items():
-            self._merge(group, moments)
-
-    def result(self) -> dict[str, Moments]:
-        """Return the moments by group."""
-        return dict(self.groups)
-
-    def _merge(self, group: str, new: Moments) -> None:
-        self.groups[group] = self.groups[group].merged(new) if group in self.groups else new
-
-
-def pool_groups(moments: dict[str, Moments], groups: Sequence[str]) -> Moments:
-    """Return the moments over several groups."""
-    pooled = moments[groups[0]]
-    for group in groups[1:]:
-        pooled = pooled.merged(moments[group])
-    return pooled
-
-
-class Examples:
-    """The images in which every pair's signed coefficient is largest."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.value: Float[Tensor, "kept head neuron"] | None = None
-        self.image: Int[Tensor, "kept head neuron"] | None = None
-
-    def add(self, signed: Float[Tensor, "view head neuron"], image_id: Int[Tensor, " view"]) -> None:
-        """Include a block of coefficients, multiplied by the sign of the direction of interest."""
-        self._keep(signed, image_id[:, None, None].expand_as(signed))
-
-    def merge(self, other: "Examples") -> None:
-        """Include an accumulator of other views."""
-        if other.value is not None and other.image is not None:
-            self._keep(other.value, other.image)
-
-    def result(self) -> Int[Tensor, "kept head neuron"]:
-        """Return the image ids, largest coefficient first."""
-        assert self.image is not None
-        return self.image
-
-    def _keep(self, value: Float[Tensor, "view head neuron"], image: Int[Tensor, "view head neuron"]) -> None:
-        if self.value is not None and self.image is not None:
-            value, image = torch.cat([self.value, value]), torch.cat([self.image, image])
-        self.value, order = value.topk(min(self.keep, len(value)), dim=0)
-        self.image = image.gather(0, order)

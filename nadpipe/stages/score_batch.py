@@ -42,7 +42,7 @@ def score_batch(
         reference: Group of the stored scores (default: the first), or rolling:<n> for its last n groups.
         confidence: Confidence of the intervals.
         test: mann_whitney, welch or ks (Kolmogorov-Smirnov).
-        small_group: Groups and references with fewer images are marked.
+        small_group: Groups and references with fewer images are marked as small and not tested.
     """
     weights, model = read_readout(readout)
     selected = read_selection(selection, model)

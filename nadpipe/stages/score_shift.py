@@ -49,7 +49,7 @@ def score_shift(
         reference: Group to compare the others with (default: the first), or rolling:<n> for the n groups before each.
         confidence: Confidence of the intervals.
         test: mann_whitney, welch or ks (Kolmogorov-Smirnov).
-        small_group: Groups and references with fewer images are marked.
+        small_group: Groups and references with fewer images are marked as small and not tested.
     """
     weights, model = read_readout(readout)
     manifest = read_images(images).set_index("image_id")
