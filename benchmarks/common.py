@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pandas as pd
 import torch
 import yaml
 from PIL import Image
+from scipy import stats
 
 from nadpipe.circuit import attention as pooling
 from nadpipe.circuit import readout as circuit
@@ -262,6 +264,23 @@ def run_workflow(config: dict[str, Any], *targets: str) -> None:
     Path("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     place = ("--directory", Path.cwd(), "--configfile", Path.cwd() / "config.yaml")
     run_command(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "all", *targets, *place)
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def welch_pairs(group: torch.Tensor, reference: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the difference of means and the p of Welch's test per pair, with the interface of `compare_pairs`."""
+    group_value, base = group.double().numpy(), reference.double().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # pairs that never vary
+        return group_value.mean(0) - base.mean(0), stats.ttest_ind(group_value, base, equal_var=False).pvalue
+
+
+def interval(count: int, trials: int) -> str:
+    """Return a share with its exact 95% binomial interval, such as `0.04 (0.00 to 0.14)`."""
+    exact = stats.binomtest(count, trials).proportion_ci(0.95)
+    return f"{count / trials:.2f} ({exact.low:.2f} to {exact.high:.2f})"
 
 
 # -------------------------------------------------------------------------------------------------------------- report

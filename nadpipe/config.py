@@ -426,9 +426,11 @@ class Shift(_Section):
         description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each."
     )
     test: Literal["mann_whitney", "welch", "ks"] = Field(
-        description="Test of a group against its reference. `ks` is Kolmogorov-Smirnov."
+        description="Test of a group against its reference in shift.csv. `ks` is Kolmogorov-Smirnov. Prefer the other two to "
+        "`welch`, which raises too many false alarms for skewed scores in groups of unequal size. Discovered shifts always use "
+        "`mann_whitney`."
     )
-    small_group: Count = Field(description="Groups with fewer images, and comparisons with them, are marked as small.")
+    small_group: Count = Field(description="Groups with fewer images, and comparisons with them, are marked as small and not tested.")
     examples: Count = Field(description="Example images per pair in the table of discovered shifts.")
     confidence: Confidence = Field(description="Confidence level of the intervals.")
 
