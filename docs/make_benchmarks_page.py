@@ -23,6 +23,7 @@ HEADINGS = {
     "end_to_end": "Whole workflow",
     "coverage": "Coverage of intervals",
     "drift_detection": "Drift detection",
+    "shift_calibration": "False discoveries of shift",
     "naming": "Accuracy of names",
 }
 VECTOR_UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")  # those that decide what is fast

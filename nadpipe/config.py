@@ -430,7 +430,9 @@ class Shift(_Section):
         "`welch`, which raises too many false alarms for skewed scores in groups of unequal size. Discovered shifts always use "
         "`mann_whitney`."
     )
-    small_group: Count = Field(description="Groups with fewer images, and comparisons with them, are marked as small and not tested.")
+    small_group: Count = Field(
+        description="Groups with fewer images, and comparisons with them, are marked as small and not tested."
+    )
     examples: Count = Field(description="Example images per pair in the table of discovered shifts.")
     confidence: Confidence = Field(description="Confidence level of the intervals.")
 

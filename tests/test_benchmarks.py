@@ -96,9 +96,11 @@ def check_directions(rows):
 
 
 def check_drift_detection(rows):
-    assert len(rows) == 4
-    for strength in ("strength 0.0", "strength 1.0"):
-        assert ((column(rows, strength) >= 0) & (column(rows, strength) <= 1)).all()
+    assert len(rows) == 5
+    comparisons = [name for name in rows[0] if name.startswith("strength")]
+    assert len(comparisons) == 4  # two strengths with equal groups, and no drift with two unequal ones
+    for name in comparisons:
+        assert ((column(rows, name) >= 0) & (column(rows, name) <= 1)).all()
 
 
 def check_end_to_end(rows):
@@ -161,6 +163,17 @@ def check_sparse_text(rows):
     assert all(row["same supports"].startswith("100.0%") for row in rows)
 
 
+def check_shift_calibration(rows):
+    assert {(row["comparison"].split(",")[0], row["tests of"]) for row in rows} == {
+        (name, unit)
+        for name in ("random split", "shuffled years", "unmoved group", "real years")
+        for unit in ("pairs", "concepts")
+    }
+    for test in ("Welch", "ranks"):
+        share, mean = column(rows, f"{test}: runs with a discovery"), column(rows, f"{test}: mean discoveries")
+        assert ((share > 0) == (mean > 0)).all()
+
+
 def check_storage(rows):
     single, half = rows
     assert float(single["embedding error from rounded coefficients"]) == 0
@@ -196,7 +209,7 @@ def test_every_benchmark_runs_at_a_tiny_size(script, work, tmp_path, monkeypatch
         assert os.environ.get("NADPIPE_BROWSER") != "1"  # .ci/run sets it: there, a skip is a failure
         pytest.skip("browser: chromium is not installed (Debian package chromium)")
     options = []
-    if script in ("naming", "drift_detection", "segmentation_methods"):
+    if script in ("naming", "drift_detection", "segmentation_methods", "shift_calibration"):
         options = ["--work", str(work)]
     elif script == "sparse_text" and importlib.util.find_spec("orthogonal_matching_pursuit_gpu") is None:
         options = ["--sides", "nadpipe", "scikit-learn"]

@@ -77,11 +77,16 @@ def test_the_test_of_pairs_is_the_mann_whitney_test(images, reference_images):
     skewed[0] = 1.5
     group, reference = skewed[:images], skewed[images:]
     effect, p = shift.compare_pairs(torch.from_numpy(group), torch.from_numpy(reference))
-    exact = (group.astype(float), reference.astype(float))  # scipy would compute in float32
-    expected = stats.mannwhitneyu(*exact, axis=0, method="asymptotic", use_continuity=True)
-    np.testing.assert_allclose(p, expected.pvalue, rtol=1e-10)
-    wins = (group[:, None] > reference).mean((0, 1)) - (group[:, None] < reference).mean((0, 1))
-    np.testing.assert_allclose(effect, wins, atol=1e-12)
+    for pair in range(6):
+        one, other = group[:, pair].astype(float), reference[:, pair].astype(float)
+        wins, losses = (one[:, None] > other).sum(), (one[:, None] < other).sum()
+        assert effect[pair] == pytest.approx((wins - losses) / (images * reference_images), abs=1e-12)
+        _, tied = np.unique(np.concatenate([one, other]), return_counts=True)
+        total = images + reference_images
+        variance = images * reference_images / 12 * (total + 1 - (tied**3 - tied).sum() / (total * (total - 1)))
+        z = (abs(wins - losses) / 2 - 0.5) / variance**0.5  # with the correction for continuity
+        assert p[pair] == pytest.approx(min(1, 2 * stats.norm.sf(z)), rel=1e-10)
+        assert p[pair] == pytest.approx(stats.mannwhitneyu(one, other, method="asymptotic").pvalue, rel=1e-10)
 
 
 def test_pairs_are_compared_block_by_block(monkeypatch):

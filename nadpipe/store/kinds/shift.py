@@ -30,15 +30,21 @@ DISCOVERED = TableKind(
         "reference": Column("text", "group, or groups, compared with"),
         "n": Column("int32", "images of the group"),
         "n_reference": Column("int32", "images of the reference"),
-        "small": Column("bool", "whether the group or its reference has fewer than shift.small_group images; if so, it is not tested"),
+        "small": Column(
+            "bool", "whether the group or its reference has fewer than shift.small_group images; if so, it is not tested"
+        ),
         "difference": Column("float32", "difference of mean coefficients"),
-        "effect": Column("float32", "Cliff's delta of the coefficients against the reference, -1 to 1; 0 if the pair never varies"),
+        "effect": Column(
+            "float32", "Cliff's delta of the coefficients against the reference, -1 to 1; 0 if the pair never varies"
+        ),
         "p": Column("float64", "Mann-Whitney test, two-sided; empty for small groups and pairs that never vary"),
         "q": Column("float64", "Benjamini-Hochberg over the group's pairs; rows are sorted by q, then by |effect|"),
         "contribution": Column("float32", "difference · ‖w[h, n]‖: how far the pair moved the embedding"),
         "nearest_text": Column("text", "dictionary text nearest to the pair's direction"),
         "active_text": Column("text", "text whose similarity to the discovery images correlates most with the coefficient"),
-        "images": Column("list<int64>", "image_id of the group's images with the most extreme coefficients in the direction of effect"),
+        "images": Column(
+            "list<int64>", "image_id of the group's images with the most extreme coefficients in the direction of effect"
+        ),
     },
     Final(
         "rank_shifts",
