@@ -71,6 +71,8 @@ def test_discovered_shifts_are_those_of_the_coefficients(run):
         np.testing.assert_allclose(rows["q"], q, rtol=1e-9)
         shown = np.argsort(np.where(rows["effect"] < 0, 1, -1) * of_pair[members], axis=0)[:3].T
         assert np.array_equal(np.stack(rows["images"])[varies][:, : len(members)], members[shown][varies])
+        opposite = np.argsort(np.where(rows["effect"] < 0, -1, 1) * of_pair[base], axis=0)[:3].T
+        assert np.array_equal(np.stack(rows["reference_images"])[varies], base[opposite][varies])
     tested = discovered["q"].notna()
     assert tested.sum() == tested.argmin()  # the others come last
     assert discovered["q"].dropna().is_monotonic_increasing

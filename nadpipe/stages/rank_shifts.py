@@ -50,7 +50,7 @@ def rank_shifts(
         coefficient = head_coefficients(stores, head)
         for name, compared in references.items():
             members, base = (np.flatnonzero(np.isin(group_of_view, names)) for names in ([name], compared))
-            table = _compare(coefficient[members], coefficient[base], image_id[members], examples)
+            table = _compare(coefficient[members], coefficient[base], image_id[members], image_id[base], examples)
             tables.append(table.assign(head=head, group=name, reference=group_range(compared)))
     discovered = pd.concat(tables, ignore_index=True)
     discovered["small"] = discovered[["n", "n_reference"]].min(axis=1) < small_group
@@ -62,11 +62,14 @@ def rank_shifts(
     write_parquet(output, DISCOVERED, _clearest_first(discovered), model.made_by(__name__))
 
 
-def _compare(group: torch.Tensor, reference: torch.Tensor, image_id: np.ndarray, examples: int) -> pd.DataFrame:
+def _compare(
+    group: torch.Tensor, reference: torch.Tensor, image_id: np.ndarray, reference_id: np.ndarray, examples: int
+) -> pd.DataFrame:
     """Return a table of one head's pairs, given the coefficients (image, neuron) of a group and of its reference."""
     effect, p = compare_pairs(group, reference)
-    toward = group * torch.from_numpy(np.where(effect < 0, -1, 1))
-    shown = image_id[toward.topk(min(examples, len(group)), dim=0).indices.numpy()]
+    toward = torch.from_numpy(np.where(effect < 0, -1, 1))
+    shown = (group * toward).topk(min(examples, len(group)), dim=0).indices
+    opposite = (reference * toward).topk(min(examples, len(reference)), dim=0, largest=False).indices
     columns = {
         "neuron": np.arange(group.shape[1]),
         "n": len(group),
@@ -74,7 +77,8 @@ def _compare(group: torch.Tensor, reference: torch.Tensor, image_id: np.ndarray,
         "difference": (group.double().mean(0) - reference.double().mean(0)).numpy(),
         "effect": effect,
         "p": p,
-        "images": list(shown.T),
+        "images": list(image_id[shown.numpy()].T),
+        "reference_images": list(reference_id[opposite.numpy()].T),
     }
     return pd.DataFrame(columns)
 

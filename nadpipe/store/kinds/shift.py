@@ -45,6 +45,9 @@ DISCOVERED = TableKind(
         "images": Column(
             "list<int64>", "image_id of the group's images with the most extreme coefficients in the direction of effect"
         ),
+        "reference_images": Column(
+            "list<int64>", "image_id of the reference's images with the most extreme coefficients against the direction of effect"
+        ),
     },
     Final(
         "rank_shifts",
