@@ -264,6 +264,7 @@ EDITS = {
     "pages/pictures.py": edited("build_explorer", "draw_overlays", "draw_contact_sheets", "draw_retrieval"),
     "pages/plots.py": edited("plot_table", "plot_classes"),
     "pages/report.py": edited("make_report"),
+    "pages/shift_texts.py": edited("make_report"),
 }
 
 

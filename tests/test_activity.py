@@ -4,7 +4,7 @@ from conftest import activations
 
 from nadpipe.circuit import activity
 from nadpipe.circuit.attention import trace
-from nadpipe.circuit.readout import coefficients
+from nadpipe.circuit.readout import coefficients, pair_constants, pair_scores, sum_pairs
 
 
 def test_end_images_equal_those_of_a_sort():
@@ -43,3 +43,26 @@ def test_maps_of_bytes_are_within_half_a_step():
     steps, scale = activity.as_bytes(maps)
     assert scale.tolist() == maps.abs().amax(1).tolist()
     assert ((steps.float() / 127 * scale[:, None] - maps).abs() <= scale[:, None] / 254 + 1e-12).all()
+
+
+def test_maps_of_a_pair_share_the_largest_scale_and_stay_within_a_step():
+    maps = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(3)) * torch.tensor([1.0, 0.05, 0])[:, None]
+    maps[3] = 0
+    steps, scale = activity.share_scale(*activity.as_bytes(maps))
+    assert scale.tolist() == maps.abs().amax((1, 2)).tolist()
+    assert ((steps.float() / 127 * scale[:, None, None] - maps).abs() <= scale[:, None, None] / 127 + 1e-12).all()
+    assert steps[:3, 1].abs().max() < 127 / 5  # a view that fires weakly looks weak
+
+
+def test_maps_of_the_cosine_sum_to_the_pairs_scores(pool):
+    views = trace(activations(pool, 1), pool)
+    x, attention = views.activation[0], views.attention[0]
+    coefficient = coefficients(views, pool.readout)[0]
+    text = torch.nn.functional.normalize(torch.randn(pool.embed, generator=torch.Generator().manual_seed(4)), dim=0)
+    head, neuron = torch.tensor([0, pool.heads - 1, 0]), torch.tensor([pool.neurons - 1, 0, 1])
+    length = float(sum_pairs(coefficient[None], pool.readout).norm())
+    maps = activity.cosine_maps(attention, x, head, neuron, text, length, pool.readout)
+    pooled = attention[head, 0] * x[0, neuron] / coefficient[head, neuron]  # share of the pooled token
+    constant = pair_constants(pool.readout)[head] @ text / length
+    scores = pair_scores(coefficient, text[None], pool.readout)[0, head, neuron]
+    torch.testing.assert_close(maps.sum(1), (scores - constant) * (1 - pooled), rtol=1e-4, atol=1e-6)

@@ -11,7 +11,9 @@ from nadpipe.circuit.metrics import (
     count_rare,
     mean_iou,
     mean_iou_without_one,
+    mean_true_iou,
     metrics,
+    pixel_accuracy,
 )
 
 
@@ -143,3 +145,25 @@ def test_intervals_shrink_with_the_root_of_the_images_and_have_the_bootstraps_er
     assert widths[1] / widths[2] == pytest.approx(2, rel=0.35)
     drawn = np.random.default_rng(0).integers(0, 800, (600, 800))
     assert widths[2] / 2 / 1.96 == pytest.approx(mean_iou(totals[drawn].sum(1)).std(), rel=0.1)
+
+
+def test_a_stray_class_does_not_make_an_image_the_worst():
+    truth = np.zeros((3, 100), int)
+    truth[:, 50:] = 1
+    stray, halved = truth[0].copy(), truth[1].copy()
+    stray[0], halved[50:75] = 2, 0  # one pixel of a class that the truth lacks; half of a class
+    nothing = np.full(100, IGNORED)
+    images = [(truth[0], stray), (truth[1], halved), (nothing, stray)]
+    cells = pd.DataFrame(
+        [
+            {"image_id": image, **cell}
+            for image, (true, predicted) in enumerate(images)
+            for cell in confusion_cells(true[None], predicted[None], 3)
+        ]
+    )
+    totals = class_totals(cells, np.arange(3), 3)
+    scores = mean_true_iou(totals)
+    assert scores[:2].tolist() == pytest.approx([(49 / 50 + 1) / 2, (50 / 75 + 25 / 50) / 2])
+    assert mean_iou(totals)[0] == pytest.approx((49 / 50 + 1 + 0) / 3)
+    assert pixel_accuracy(totals)[:2].tolist() == [0.99, 0.75]
+    assert np.isnan([scores[2], pixel_accuracy(totals)[2]]).all()

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 
@@ -123,14 +124,79 @@ def test_images_that_were_skipped_are_in_the_report(page, results, tmp_path, mon
     assert "x.jpg: not a readable image (<b>cut</b>)" in text
 
 
-def test_the_report_prints_dark_on_light(page, results):
+PAPER = 718  # pixels between the margins of A4
+
+MARKS = """[...document.querySelectorAll(".chart svg .role-mark path, .chart svg .role-mark line, .chart svg .role-axis text")]
+  .map((mark) => {
+    const style = getComputedStyle(mark), ink = style.stroke === "none" ? "fill" : "stroke";
+    return [mark.closest("figure").innerText.slice(0, 40), mark.parentNode.getAttribute("class"), style[ink],
+      style.opacity * style[`${ink}Opacity`]];
+  })"""
+
+
+def luminance(colour):
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(ink, opacity, background):
+    """Return WCAG's contrast ratio of an ink of some opacity on its background. Colours are as in CSS: rgb(1, 2, 3)."""
+    ink, background = ([int(value) / 255 for value in re.findall(r"\d+", colour)[:3]] for colour in (ink, background))
+    shown = [opacity * one + (1 - opacity) * other for one, other in zip(ink, background, strict=True)]
+    one, other = sorted((luminance(shown), luminance(background)))
+    return (other + 0.05) / (one + 0.05)
+
+
+def weakest_marks(page):
+    """Return charts, kinds and contrasts of the lines, points, intervals and labels that are hard to see."""
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    shown = [mark for mark in page.evaluate(MARKS) if mark[-1]]  # labels that would overlap have opacity 0
+    ratios = [(*mark, contrast(ink, opacity, background)) for *mark, ink, opacity in shown]
+    assert {"rule", "line", "symbol"} <= {kind.split("-")[1].split()[0] for _, kind, _ in ratios if kind.startswith("mark-")}
+    return sorted({(chart, kind, round(ratio, 1)) for chart, kind, ratio in ratios if ratio < 3 and "mark-rect" not in kind})
+
+
+def test_marks_of_charts_can_be_seen_in_every_theme(page, results):
     page.goto((results / "report.html").as_uri())
+    page.wait_for_selector("body[data-drawn]")
+    assert contrast("rgb(0, 0, 0)", 1, "rgb(20, 23, 27)") < 1.5 < 20 < contrast("rgb(0, 0, 0)", 1, "rgb(255, 255, 255)")
+    assert weakest_marks(page) == []
     page.click("#theme")
-    page.wait_for_selector("body[data-drawn=dark]")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+    assert weakest_marks(page) == []
     page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--page')") == "#fff"
+    assert weakest_marks(page) == []
+
+
+def test_the_report_prints_dark_on_light_and_within_the_paper(page, results):
+    page.goto((results / "report.html").as_uri())
+    page.wait_for_selector("body[data-drawn]")
+    page.click("#theme")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": PAPER, "height": 1000})
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
     assert page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill") == "rgb(27, 31, 36)"
     assert not page.locator("#theme").is_visible()
+    wide = "[...document.querySelectorAll('svg, img, table')].filter((e) => e.getBoundingClientRect().right > innerWidth)"
+    assert page.evaluate(f"{wide}.map((e) => e.parentNode.outerHTML.slice(0, 200))") == []
+    assert page.evaluate("[...document.querySelectorAll('.chart svg')].every((e) => e.getBoundingClientRect().width > 200)")
+
+
+def test_every_link_of_the_report_opens_from_disk(page, results):
+    report = (results / "report.html").as_uri()
+    page.goto(report)
+    links = page.evaluate("[...document.querySelectorAll('a[href]')].map((link) => link.href)")
+    sections = [link.removeprefix(f"{report}#") for link in links if link.startswith(f"{report}#")]
+    assert page.evaluate("ids => ids.filter((id) => !document.getElementById(id))", sections) == []
+    others = sorted({link for link in links if not link.startswith(f"{report}#")})
+    assert {re.sub(r"\d+", "0", link.partition("#")[2]) for link in others} >= {"", "/pair/0/0", "/neuron/0"}
+    for link in others:
+        page.goto(link)
+        shown = link.partition("#")[2]
+        page.wait_for_function("path => document.getElementById('main').dataset.shown === path", arg=f"#{shown or '/'}")
+        assert page.inner_text("h1") != "Not found", link
+        assert page.locator("table tbody tr").count() > 0
 
 
 @pytest.mark.parametrize("page", SIZES, indirect=True, ids=str)
@@ -159,9 +225,15 @@ def test_a_search_finds_the_pair_and_its_page_shows_it(page, address, results):
     maps = (
         "[...document.querySelectorAll('.shot canvas')].map(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
     )
-    assert page.evaluate(f"{maps}.every(data => data.some(value => value > 0))")
+    opacities = page.evaluate(f"{maps}.map(data => Math.max(...data.filter((_, index) => index % 4 === 3)))")
+    assert max(opacities) >= 216  # the largest value of all images is opaque, and weak images look weak
+    values = [abs(float(text.split()[1])) for text in page.locator(".shots figcaption").all_inner_texts()]
+    assert values[0] == max(values)
+    assert opacities[-1] < opacities[0]
+    assert page.inner_text(".scale").split()[0] == f"-{page.inner_text('.scale').split()[-1]}"
     page.uncheck("#maps")
     assert page.locator(".shot canvas:visible").count() == 0
+    assert page.locator(".scale:visible").count() == 0
 
 
 def test_pages_are_reached_by_link_by_number_and_by_key(page, address):
@@ -182,7 +254,8 @@ def test_pages_are_reached_by_link_by_number_and_by_key(page, address):
 def test_a_missing_page_is_reported(page, address):
     show(page, address, "#/pair/3/100000")
     assert page.inner_text("h1") == "Not found"
-    assert all("Failed to load resource" in problem for problem in page.problems)
+    assert "100000" in page.inner_text("main")
+    assert all("Failed to load resource" in problem or "100000" in problem for problem in page.problems)
     page.problems.clear()
 
 

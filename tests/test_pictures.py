@@ -2,8 +2,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nadpipe.circuit.label_values import IGNORED
 from nadpipe.errors import NadpipeError
-from nadpipe.pages.pictures import contact_sheet, overlay, panel, shrink
+from nadpipe.pages.pictures import (
+    ERROR_COLOURS,
+    colour_bar,
+    contact_sheet,
+    error_map,
+    heat_image,
+    heat_overlay,
+    heat_steps,
+    overlay,
+    panel,
+    shrink,
+)
 from nadpipe.store.label_maps import class_colours, indexed_image, read_label_map, write_label_map
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -68,11 +80,44 @@ def test_a_panel_shows_every_picture_over_a_legend_of_colours():
 
 def test_a_contact_sheet_has_its_sections_one_under_the_other():
     best, worst = Image.new("RGB", (300, 200), RED), Image.new("RGB", (300, 200), BLUE)
-    drawn = contact_sheet("nad", {"best": [("1: 0.9", [best, best])], "worst": [("2: 0.1", [worst])]}, {"sky": (0, 255, 0)})
+    sections = {"best": [("1: 0.9", [("image", best), ("truth", best)])], "worst": [("2: 0.1", [("", worst)])]}
+    drawn = contact_sheet("nad", sections, {"sky": (0, 255, 0)})
     pixels = np.asarray(drawn)
     red, blue = ((pixels == colour).all(2) for colour in (RED, BLUE))
     assert red.sum() == 2 * 150 * 100
     assert blue.sum() == 150 * 100
     assert np.nonzero(red)[0].max() < np.nonzero(blue)[0].min()
     assert (0, 255, 0) in colours_of(drawn, (0, drawn.height - 25, drawn.width, drawn.height))
+    untitled = contact_sheet("nad", sections | {"best": [("1: 0.9", [("", best), ("", best)])]}, {"sky": (0, 255, 0)})
+    assert untitled.height < drawn.height
     assert contact_sheet("nad", {"best": [], "worst": []}, {"sky": BLUE}).height < 80
+
+
+def test_error_maps_tell_correct_wrong_and_ignored_pixels_apart():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1, 4, 3), dtype=np.uint8))
+    drawn = np.asarray(error_map(image, np.array([[0, 1, IGNORED, 2]]), np.array([[0, 2, 0, 2]])))
+    wrong, ignored = (list(ERROR_COLOURS[name]) for name in ("wrong", "ignored"))
+    assert drawn[0, 1:3].tolist() == [wrong, ignored]
+    assert (np.ptp(drawn[0, [0, 3]], axis=1) == 0).all()  # grey
+    assert (drawn[0, [0, 3]] >= 180).all()
+
+
+def test_heat_images_keep_their_steps_and_look_like_overlays(tmp_path):
+    steps = np.arange(-127, 129, dtype=np.int16).clip(max=127).astype(np.int8).reshape(16, 16)
+    heat_image(steps).save(tmp_path / "h.png")
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    with Image.open(tmp_path / "h.png") as reopened:
+        assert (heat_steps(reopened) == steps).all()
+        placed = Image.alpha_composite(photograph.convert("RGBA"), reopened.convert("RGBA")).convert("RGB")
+    expected = np.asarray(heat_overlay(photograph, steps / 127)).astype(int)
+    assert np.abs(np.asarray(placed) - expected).max() <= 2
+
+
+def test_a_colour_bar_runs_from_blue_to_orange_over_its_numbers():
+    bar = np.asarray(colour_bar(0.25)).astype(int)
+    left, middle, right = bar[3, 0], bar[3, bar.shape[1] // 2], bar[3, -1]
+    assert left.argmax() == 2
+    assert right.argmax() == 0
+    assert middle.min() > 250
+    assert (bar[14:] < 100).any(axis=(0, 2))[:20].any()  # numbers at both ends
+    assert (bar[14:] < 100).any(axis=(0, 2))[-20:].any()

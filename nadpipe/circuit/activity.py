@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
+from nadpipe.circuit.readout import Readout, write_vectors
+
 
 def end_images(value: Float[Tensor, "view unit"], count: int) -> Int[Tensor, "unit shown"]:
     """Return the `count` views with the largest values of each unit, then those with the smallest; extremes first."""
@@ -35,8 +37,38 @@ def firing(
     return attention[head, 1:] * x[1:, neuron].T
 
 
+def cosine_maps(
+    attention: Float[Tensor, "head token"],
+    x: Float[Tensor, "token neuron"],
+    head: Int[Tensor, " pair"],
+    neuron: Int[Tensor, " pair"],
+    text: Float[Tensor, " embed"],
+    length: float,
+    readout: Readout,
+) -> Float[Tensor, "pair spatial"]:
+    """Compute what pairs add to the cosine of a view and a text at each spatial token: a[h, t] x_t[n] ⟨w[h, n], q⟩ / ‖y‖.
+
+    text: q, of unit length. length: ‖y‖, the norm of the view's embedding. With token 0 and ⟨b[h], q⟩ / ‖y‖, the maps sum to
+    the scores of `pair_scores`.
+    """
+    write = torch.stack([write_vectors(readout, h)[n] for h, n in zip(head.tolist(), neuron.tolist(), strict=True)])
+    return firing(attention, x, head, neuron) * (write @ text / length)[:, None]
+
+
 def as_bytes(maps: Float[Tensor, "*map spatial"]) -> tuple[Int8[Tensor, "*map spatial"], Float[Tensor, "*map"]]:
     """Quantise maps to steps of 1/127 of each map's largest magnitude; return them and that magnitude."""
     scale = maps.abs().amax(-1)
     steps = maps / torch.where(scale > 0, scale, 1)[..., None] * 127
     return steps.round().to(torch.int8), scale
+
+
+def share_scale(
+    steps: Int8[Tensor, "*pair view spatial"], scale: Float[Tensor, "*pair view"]
+) -> tuple[Int8[Tensor, "*pair view spatial"], Float[Tensor, "*pair"]]:
+    """Rescale the maps of each pair (see `as_bytes`) to the largest scale of its views; return them and that scale.
+
+    The result is within one step of the maps.
+    """
+    shared = scale.amax(-1)
+    share = scale / torch.where(shared > 0, shared, 1)[..., None]
+    return (steps * share[..., None]).round().to(torch.int8), shared

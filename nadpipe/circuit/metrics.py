@@ -89,11 +89,29 @@ def class_totals(
 
 def mean_iou(totals: Float[np.ndarray, "*set 3 classes"] | Integer[np.ndarray, "*set 3 classes"]) -> Float[np.ndarray, "*set"]:
     """Compute the mean IoU of sets of images from their summed `class_totals`; NaN for a set without classes."""
+    return _mean_iou(totals, totals.sum(-2) > 0)
+
+
+def mean_true_iou(totals: Integer[np.ndarray, "*set 3 classes"]) -> Float[np.ndarray, "*set"]:
+    """Compute the mean IoU of sets of images over the classes in the truth; NaN for a set without labelled pixels.
+
+    A class that is only predicted lowers the IoU of the classes whose pixels it takes. It does not count as a zero of its own,
+    which would outweigh all other pixels of a single image.
+    """
+    return _mean_iou(totals, totals[..., 1, :] > 0)
+
+
+def pixel_accuracy(totals: Integer[np.ndarray, "*set 3 classes"]) -> Float[np.ndarray, "*set"]:
+    """Compute the share of correct pixels of sets of images; NaN for a set without labelled pixels."""
+    hit, truth, _ = np.moveaxis(totals, -2, 0).sum(-1)
+    return np.divide(hit, truth, out=np.full(truth.shape, np.nan), where=truth > 0)
+
+
+def _mean_iou(totals: np.ndarray, counted: Bool[np.ndarray, "*set classes"]) -> Float[np.ndarray, "*set"]:
+    """Compute the mean IoU over the counted classes, which must have pixels on either side."""
     hit, truth, predicted = np.moveaxis(totals, -2, 0)
-    union = truth + predicted - hit
-    present = union > 0
-    iou = np.divide(hit, union, out=np.zeros(union.shape), where=present)
-    count = present.sum(-1)
+    iou = np.divide(hit, truth + predicted - hit, out=np.zeros(hit.shape), where=counted)
+    count = counted.sum(-1)
     return np.divide(iou.sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 

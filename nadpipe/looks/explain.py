@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nadpipe.circuit.activity import as_bytes, firing
+from nadpipe.circuit.activity import cosine_maps
 from nadpipe.circuit.attention import AttentionPool, token_scores, trace
 from nadpipe.circuit.naming import normalise
 from nadpipe.circuit.readout import coefficients, pair_scores
 from nadpipe.data.views import centre_box, crop_pixels, read_image
 from nadpipe.errors import NadpipeError
 from nadpipe.pages.html import image_source, render_template
-from nadpipe.pages.pictures import crop_to_square, heat_overlay
+from nadpipe.pages.pictures import colour_bar, crop_to_square, heat_overlay
 from nadpipe.store.atomic import atomic_path
 from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.tables import read_parquet
@@ -81,17 +81,19 @@ def explain(
 class _Decomposition:
     """The embedding of one image, split into pairs and into tokens.
 
-    crop: the part of the image that the model sees. pairs, tokens: the amount that each adds to the cosine with each text.
-    cosine: from the model's own image embedding.
+    crop: the part of the image that the model sees. text: of unit length. pairs, tokens: the amount that each adds to the
+    cosine with each text. cosine, length: cosine and norm of the model's own image embedding.
     """
 
     crop: Image.Image
     pool: AttentionPool
     x: Float[Tensor, "token neuron"]
     attention: Float[Tensor, "head token"]
+    text: Float[Tensor, "text embed"]
     pairs: Float[Tensor, "text head neuron"]
     tokens: Float[Tensor, "text token"]
     cosine: Float[Tensor, " text"]
+    length: float
 
 
 def _model_of(results: Path) -> tuple[str, str | None]:
@@ -123,8 +125,8 @@ def _decompose(model: Model, photograph: Image.Image, prompts: list[str]) -> _De
     corner = (box.crop_top, box.crop_left, box.crop_size, box.resized_height, box.resized_width)
     crop = crop_to_square(photograph, *corner, _SIDE)
     cosine = (normalise(embedding) @ text.T)[0]
-    results = (view.activation[0], view.attention[0], pairs, tokens, cosine)
-    return _Decomposition(crop, pool, *(values.cpu() for values in results))
+    scores = (pairs.cpu(), tokens.cpu(), cosine.cpu())
+    return _Decomposition(crop, pool, view.activation[0], view.attention[0], text, *scores, float(embedding.norm()))
 
 
 def _pair_names(results: Path, model: Model) -> dict[tuple[int, int], str]:
@@ -144,12 +146,13 @@ def _section(
     order = scores.flatten().argsort(descending=True)
     listed = torch.cat([order[:most], order[-most:]]).unique_consecutive()
     heads, neurons = listed // decomposition.pool.neurons, listed % decomposition.pool.neurons
-    pair_maps, _ = as_bytes(firing(decomposition.attention, decomposition.x, heads, neurons))
-    token_map, _ = as_bytes(decomposition.tokens[index, 1:])
+    view = (decomposition.attention, decomposition.x, heads, neurons, decomposition.text[index], decomposition.length)
+    pair_maps, token_map = cosine_maps(*view, decomposition.pool.readout).cpu(), decomposition.tokens[index, 1:]
+    pair_reach, token_reach = float(pair_maps.abs().max()), float(token_map.abs().max())
     side = decomposition.pool.grid
 
-    def overlay(steps: Tensor) -> str:
-        return _source(heat_overlay(decomposition.crop, steps.reshape(side, side).numpy() / 127))
+    def overlay(values: Tensor, reach: float) -> str:
+        return _source(heat_overlay(decomposition.crop, values.reshape(side, side).numpy() / (reach or 1)))
 
     rows = [
         {
@@ -157,9 +160,9 @@ def _section(
             "neuron": neuron,
             "score": float(scores[head, neuron]),
             "name": names.get((head, neuron)),
-            "source": overlay(steps),
+            "source": overlay(values, pair_reach),
         }
-        for head, neuron, steps in zip(heads.tolist(), neurons.tolist(), pair_maps, strict=True)
+        for head, neuron, values in zip(heads.tolist(), neurons.tolist(), pair_maps, strict=True)
     ]
     total = float(scores.double().sum())
     return {
@@ -169,7 +172,11 @@ def _section(
         "rest": total - sum(row["score"] for row in rows),
         "others": scores.numel() - len(rows),
         "rows": rows,
-        "source": overlay(token_map),
+        "source": overlay(token_map, token_reach),
+        "bar": image_source(colour_bar(token_reach), "PNG"),
+        "token_reach": token_reach,
+        "pair_bar": image_source(colour_bar(pair_reach), "PNG"),
+        "pair_reach": pair_reach,
     }
 
 

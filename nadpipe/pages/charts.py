@@ -58,7 +58,7 @@ def accuracy_chart(table: pd.DataFrame, x: str, group: str, title: str, log: boo
         tooltip=[group, x, *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("accuracy", "accuracy_low", "accuracy_high"))],
     )
     accuracy = alt.Y("accuracy:Q", title="zero-shot accuracy", scale=alt.Scale(domain=[0, 1]))
-    band = base.mark_rule(strokeWidth=4, strokeOpacity=0.35).encode(y=alt.Y("accuracy_low:Q"), y2="accuracy_high:Q")
+    band = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("accuracy_low:Q"), y2="accuracy_high:Q")
     return _spec((band + base.mark_line(point=True).encode(y=accuracy)).add_params(selected), height=_TALL)
 
 
@@ -70,7 +70,7 @@ def miou_chart(table: pd.DataFrame) -> Chart:
     )
     miou = alt.X("miou:Q", title="mIoU", scale=alt.Scale(zero=False))
     bars = base.mark_rule(strokeWidth=3, opacity=0.5).encode(x=alt.X("miou_low:Q", title="mIoU"), x2="miou_high:Q")
-    return _spec(bars + base.mark_point(filled=True, size=70).encode(x=miou), height=28 * table["name"].nunique())
+    return _spec(bars + base.mark_point(filled=True, opacity=1, size=70).encode(x=miou), height=28 * table["name"].nunique())
 
 
 def per_class_chart(table: pd.DataFrame) -> Chart:
@@ -103,7 +103,7 @@ def shift_chart(table: pd.DataFrame) -> Chart:
             *(alt.Tooltip(f"{name}:Q", format=".3g") for name in ("mean", "mean_low", "mean_high", "effect", "q")),
         ],
     )
-    rule = base.mark_rule(strokeWidth=4, strokeOpacity=0.4).encode(y=alt.Y("mean_low:Q", title="mean score"), y2="mean_high:Q")
+    rule = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("mean_low:Q", title="mean score"), y2="mean_high:Q")
     return _spec((rule + base.mark_line(point=True).encode(y="mean:Q")).add_params(selected), height=_TALL)
 
 

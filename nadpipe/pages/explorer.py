@@ -12,7 +12,7 @@ from jaxtyping import Int8
 from PIL import Image
 
 from nadpipe.errors import NadpipeError
-from nadpipe.pages.pictures import contact_sheet, heat_overlay
+from nadpipe.pages.pictures import colour_bar, contact_sheet, heat_overlay, heat_steps
 
 NAMING_RULES = {"active": "texts by correlation", "nearest": "texts by direction", "sparse": "sparse code"}
 
@@ -34,10 +34,10 @@ class Explorer:
         return self.load("texts")
 
     def load(self, name: str) -> Any:
-        """Return the content of data/<name>.json."""
-        path = self.folder / "data" / f"{name}.json"
+        """Return the content of data/<name>.js."""
+        path = self.folder / "data" / f"{name}.js"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(path.read_text(encoding="utf-8").removeprefix(f'receive("{name}",').removesuffix(");"))
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from None
 
@@ -49,11 +49,13 @@ class Explorer:
         return index
 
     def firing(self, head: int, neuron: int) -> Int8[np.ndarray, "shown row column"]:
-        """Read maps of where a pair fires in its top and bottom images, in steps of 1/127 of each map's largest value."""
-        path = self.folder / "data" / "firing" / f"{neuron}.bin"
+        """Read maps of where a pair fires in its top and bottom images, in steps of 1/127 of the pair's scale."""
+        path = self.folder / "data" / "firing" / f"{neuron}.png"
         grid = self.sizes["grid"]
         try:
-            return np.fromfile(path, np.int8).reshape(self.sizes["heads"], -1, grid, grid)[head]
+            with Image.open(path) as image:
+                steps = heat_steps(image)
+            return steps.reshape(self.sizes["heads"], grid, -1, grid)[head].swapaxes(0, 1)
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from None
 
@@ -66,10 +68,10 @@ class Explorer:
         except OSError as error:
             raise _unreadable(path, error) from None
 
-    def pictures(self, pair: dict[str, Any], neuron: int) -> list[Image.Image]:
-        """Return a pair's top images, then its bottom images, overlaid with maps of where the pair fires."""
-        maps = self.firing(pair["head"], neuron)
-        return [heat_overlay(self.image(image_id), steps / 127) for image_id, steps in zip(pair["images"], maps, strict=True)]
+    def pictures(self, pair: dict[str, Any], neuron: int) -> list[tuple[str, Image.Image]]:
+        """Return a pair's top images, then its bottom images, titled with their coefficients, under maps of where it fires."""
+        rows = zip(pair["images"], pair["values"], self.firing(pair["head"], neuron), strict=True)
+        return [(f"{value:.3g}", heat_overlay(self.image(image_id), steps / 127)) for image_id, value, steps in rows]
 
     def sheet(self, title: str, pairs: Sequence[tuple[dict[str, Any], int]]) -> Image.Image:
         """Return a contact sheet with the top and bottom images of pairs. pairs: each pair with its neuron."""
@@ -78,7 +80,11 @@ class Explorer:
             pictures = self.pictures(pair, neuron)
             half = len(pictures) // 2
             name = f"pair {pair['head']}/{neuron}: {self.format_texts(pair['texts'].get('active', [])[:1])}"
-            sections[name] = [("top images", pictures[:half]), ("bottom images", pictures[half:])]
+            sections[name] = [
+                ("top images, with coefficients along the direction", pictures[:half]),
+                ("bottom images", pictures[half:]),
+                ("colour: part of the coefficient from each token", [("", colour_bar(pair["scale"]))]),
+            ]
         return contact_sheet(title, sections, {})
 
     def format_texts(self, texts: Sequence[Sequence[int | float]]) -> str:

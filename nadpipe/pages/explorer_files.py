@@ -1,4 +1,8 @@
-"""Files of the explorer: static pages, and the data of all pairs in small JSON files, which the pages load when needed."""
+"""Files of the explorer: static pages, and the data of all pairs in small files, which the pages load when needed.
+
+Pages that are opened from disk may load scripts and images, but no JSON. Data files are therefore scripts that call `receive`
+with their name and their content, and maps of where pairs fire are images.
+"""
 
 import dataclasses
 import json
@@ -13,7 +17,7 @@ from jaxtyping import Int
 
 from nadpipe.circuit.attention import AttentionPool
 from nadpipe.data.views import read_image
-from nadpipe.pages.pictures import crop_to_square
+from nadpipe.pages.pictures import crop_to_square, heat_image
 from nadpipe.progress import track
 from nadpipe.store.arrays import ZarrStore
 from nadpipe.store.explorer import Extremes, FiringMaps
@@ -98,10 +102,10 @@ def write_pages(
         "page": _PAGE,
         "texts": _TEXTS,
     }
-    _write_json(data / "about.json", sizes)
-    _write_json(data / "texts.json", texts.texts)
+    _write_data(data, "about", sizes)
+    _write_data(data, "texts", texts.texts)
     for chunk, pairs in texts.chunks(tables.pairs):
-        _write_json(data / "texts" / f"{chunk}.json", pairs)
+        _write_data(data, f"texts/{chunk}", pairs)
     _write_rankings(data, tables, texts, pool.heads)
     _write_neurons(data, tables, texts, extremes, maps, image_id, pool)
 
@@ -126,7 +130,7 @@ def write_images(
         crop = crop_to_square(read_image(row["path"]), top, left, size, height, width, side)
         crop.save(data / "images" / f"{image}.jpg", quality=85)
         metadata[image] = {"file": Path(row["path"]).name, "label": row["label"], "group": row["group"]}
-    _write_json(data / "images.json", metadata)
+    _write_data(data, "images", metadata)
 
 
 def _write_rankings(data: Path, tables: Tables, texts: PairTexts, heads: int) -> None:
@@ -134,11 +138,11 @@ def _write_rankings(data: Path, tables: Tables, texts: PairTexts, heads: int) ->
     rows = _ranking_rows(tables.pairs, texts)
     order = np.argsort(tables.pairs["contribution_rank"].to_numpy())
     for page, start in enumerate(range(0, len(order), _PAGE)):
-        _write_json(data / "ranked" / f"{page}.json", [rows[index] for index in order[start : start + _PAGE]])
+        _write_data(data, f"ranked/{page}", [rows[index] for index in order[start : start + _PAGE]])
     head_of_pair = tables.pairs["head"].to_numpy()[order]
     for head in range(heads):
         pairs = [rows[index] for index in order[head_of_pair == head]]
-        _write_json(data / "heads" / f"{head}.json", {"about": _summary(tables.heads.loc[head]), "pairs": pairs})
+        _write_data(data, f"heads/{head}", {"about": _summary(tables.heads.loc[head]), "pairs": pairs})
 
 
 def _write_neurons(
@@ -150,10 +154,11 @@ def _write_neurons(
     image_id: Int[np.ndarray, " view"],
     pool: AttentionPool,
 ) -> None:
-    """Write one file per neuron with all its pairs, and one with their maps as bytes."""
+    """Write one file per neuron with all its pairs, and one image with their maps on one scale per pair."""
     (data / "firing").mkdir()
     for neuron in track(range(pool.neurons), "writing neurons", "neuron"):
         texts_by_head = texts.of_neuron(neuron)
+        steps, scale = activity.share_scale(maps.steps[:, neuron], maps.scale[:, neuron])
         pairs = []
         for head in range(pool.heads):
             row = tables.pairs.iloc[head * pool.neurons + neuron]
@@ -166,13 +171,13 @@ def _write_neurons(
                 "texts": texts_by_head.get(head, {}),
                 "images": image_id[extremes.views[head, neuron]].tolist(),
                 "values": [_round(value) for value in extremes.values[head, neuron]],
-                "scale": [_round(value) for value in maps.scale[head, neuron]],
+                "scale": _round(float(scale[head])),
                 "reach": [_round(value) for value in extremes.range[head, neuron]],
                 "counts": extremes.counts[head, neuron].tolist(),
             }
             pairs.append(_summary(row) | pair)
-        _write_json(data / "neurons" / f"{neuron}.json", {"about": _summary(tables.neurons.loc[neuron]), "pairs": pairs})
-        (data / "firing" / f"{neuron}.bin").write_bytes(maps.steps[:, neuron].numpy().tobytes())
+        _write_data(data, f"neurons/{neuron}", {"about": _summary(tables.neurons.loc[neuron]), "pairs": pairs})
+        heat_image(_tile(steps, pool.grid)).save(data / "firing" / f"{neuron}.png")
 
 
 def _ranking_rows(pairs: pd.DataFrame, texts: PairTexts) -> list[list]:
@@ -194,6 +199,14 @@ def _round(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_data(data: Path, name: str, content: Any) -> None:
+    """Write the script data/<name>.js, which passes the content to the pages."""
+    path = data / f"{name}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    path.write_text(f'receive("{name}",{json.dumps(content, ensure_ascii=False, separators=(",", ":"))});', encoding="utf-8")
+
+
+def _tile(steps: Int8[Tensor, "head shown spatial"], grid: int) -> Int8[np.ndarray, "height width"]:
+    """Return maps next to each other: a row of maps per head, and a column per image shown."""
+    heads, shown, _ = steps.shape
+    return steps.numpy().reshape(heads, shown, grid, grid).swapaxes(1, 2).reshape(heads * grid, shown * grid)

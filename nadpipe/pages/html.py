@@ -18,8 +18,8 @@ def render_template(file: str, filters: Mapping[str, Callable] | None = None, /,
     return environment.from_string(template).render(**content)
 
 
-def image_source(image: Image.Image, kind: str, quality: int) -> str:
-    """Return a data URL that contains the image. kind: an image format of Pillow's, such as JPEG or WEBP."""
+def image_source(image: Image.Image, kind: str, **options: Any) -> str:
+    """Return a data URL that contains the image. kind: an image format of Pillow's, such as JPEG; options: of the format."""
     stream = io.BytesIO()
-    image.save(stream, kind, quality=quality)
+    image.save(stream, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -4,9 +4,10 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int8, Integer
 from PIL import Image, ImageDraw, ImageFont
 
+from nadpipe.circuit.label_values import IGNORED
 from nadpipe.store.label_maps import Colour
 
 _TEXT = 13  # size of the font in pixels
@@ -14,6 +15,10 @@ _LINE = 20  # height of a line in pixels
 _GAP = 4  # pixels
 _COLUMNS = 5  # largest number of pictures per row of a panel
 _POSITIVE, _NEGATIVE = (230, 110, 0), (0, 90, 220)  # orange, blue
+_OPACITY = 0.85  # of the largest value of a heat map
+_ZERO = 128  # index of step 0 in the palette of heat maps
+_BAR = (150, 12)  # size of a colour bar in pixels
+ERROR_COLOURS: dict[str, Colour] = {"correct": (225, 225, 225), "wrong": (200, 0, 40), "ignored": (40, 40, 40)}
 
 
 def overlay(
@@ -26,6 +31,17 @@ def overlay(
     return Image.fromarray(
         np.where((classes >= 0)[..., None], grey * (1 - strength) + tint * strength, pixels).astype(np.uint8)
     )
+
+
+def error_map(
+    image: Image.Image, truth: Integer[np.ndarray, "height width"], predicted: Integer[np.ndarray, "height width"]
+) -> Image.Image:
+    """Return the image in pale grey where the prediction is correct, with wrong and ignored pixels in `ERROR_COLOURS`."""
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    pale = 180 + grey * (60 / 255)
+    wrong, ignored = ((truth != predicted) & (truth != IGNORED))[..., None], (truth == IGNORED)[..., None]
+    pixels = np.where(wrong, ERROR_COLOURS["wrong"], np.where(ignored, ERROR_COLOURS["ignored"], pale.repeat(3, axis=2)))
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def shrink(image: Image.Image, longest: int) -> Image.Image:
@@ -41,10 +57,35 @@ def heat_overlay(image: Image.Image, values: Float[np.ndarray, "row column"]) ->
     """Return the image under a map of values from -1 to 1: orange if positive, blue if negative, more opaque if larger."""
     smooth = Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
     heat = np.asarray(smooth)[..., None]
-    tint = np.where(heat > 0, _POSITIVE, _NEGATIVE)
-    strength = np.abs(heat).clip(0, 1) * 0.85
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    tint, strength = np.where(heat > 0, _POSITIVE, _NEGATIVE), np.abs(heat).clip(0, 1) * _OPACITY
     return Image.fromarray((pixels * (1 - strength) + tint * strength).astype(np.uint8))
+
+
+def heat_image(steps: Int8[np.ndarray, "height width"]) -> Image.Image:
+    """Return a heat map of steps of 1/127 as a transparent indexed image in the colours of `heat_overlay`."""
+    value = np.arange(256)[:, None] - _ZERO
+    palette = np.concatenate([np.where(value > 0, _POSITIVE, _NEGATIVE), np.abs(value) / 127 * _OPACITY * 255], axis=1)
+    image = Image.fromarray((steps.astype(np.int16) + _ZERO).astype(np.uint8)).convert("P")
+    image.putpalette(palette.round().astype(np.uint8).tobytes(), "RGBA")
+    return image
+
+
+def heat_steps(image: Image.Image) -> Int8[np.ndarray, "height width"]:
+    """Return the steps of a `heat_image`."""
+    return (np.asarray(image).astype(np.int16) - _ZERO).astype(np.int8)
+
+
+def colour_bar(reach: float) -> Image.Image:
+    """Return the colours of heat maps from -reach to reach on white, with these numbers below."""
+    width, height = _BAR
+    gradient = np.broadcast_to(np.linspace(-1, 1, width, dtype=np.float32), (height, width))
+    bar = Image.new("RGB", (width, height + _LINE), "white")
+    bar.paste(heat_overlay(Image.new("RGB", _BAR, "white"), np.ascontiguousarray(gradient)), (0, 0))
+    pen = ImageDraw.Draw(bar)
+    for x, anchor, value in ((0, "la", -reach), (width // 2, "ma", 0), (width, "ra", reach)):
+        pen.text((x, height + 2), f"{value:.3g}", fill="black", font=_font(), anchor=anchor)
+    return bar
 
 
 def crop_to_square(
@@ -65,18 +106,20 @@ def panel(pictures: Mapping[str, Image.Image], legend: Mapping[str, Colour], lon
 
 def contact_sheet(
     title: str,
-    sections: Mapping[str, Sequence[tuple[str, Sequence[Image.Image]]]],
+    sections: Mapping[str, Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]],
     legend: Mapping[str, Colour],
     longest: int = 150,
 ) -> Image.Image:
     """Return a titled sheet of sections, such as "best" and "worst".
 
-    Each entry of a section is a caption above pictures side by side. Pictures larger than `longest` are scaled down.
+    Each entry of a section is a caption above pictures side by side, each below its title. Pictures without a title use no room
+    for one. Pictures larger than `longest` are scaled down.
     """
     blocks = [_line(title, bold=True)]
     for name, entries in sections.items():
         tiles = [
-            _titled(caption, _side_by_side([shrink(picture, longest) for picture in pictures])) for caption, pictures in entries
+            _titled(caption, _side_by_side([_titled(heading, shrink(picture, longest)) for heading, picture in pictures]))
+            for caption, pictures in entries
         ]
         if tiles:
             blocks += [_line(name), _in_rows(tiles, 2)]
@@ -97,7 +140,9 @@ def _line(text: str, bold: bool = False) -> Image.Image:
 
 
 def _titled(title: str, picture: Image.Image) -> Image.Image:
-    """Return a picture below its title."""
+    """Return a picture below its title, or the picture itself for an empty title."""
+    if not title:
+        return picture
     width = max(picture.width, round(_font().getlength(title)) + _GAP)
     tile = Image.new("RGB", (width, picture.height + _LINE), "white")
     ImageDraw.Draw(tile).text((1, 2), title, fill="black", font=_font())

@@ -15,6 +15,13 @@ from nadpipe.pages import charts
 from nadpipe.pages.charts import Chart
 from nadpipe.pages.html import image_source, render_template
 from nadpipe.pages.pictures import shrink
+from nadpipe.pages.shift_texts import (
+    describe_concepts,
+    describe_pairs,
+    describe_trends,
+    describe_untested,
+    group_by_text,
+)
 from nadpipe.store.kinds.analyses import RECONSTRUCTION, SPARSITY
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.segmentation import PER_CLASS, REGISTERS, SEGMENTATION
@@ -29,8 +36,8 @@ Charts = dict[str, Chart]
 _LARGEST = 10  # pairs in the table of the largest pairs
 _OVERLAYS = 3  # per data set
 _OVERLAY_SIDE = 1400  # pixels
-_DISCOVERED = 15  # pairs in the table of the largest shifts
-_PICTURED = 6  # pairs of this table that are shown with images
+_TEXTS = 10  # texts in the table of shifted pairs
+_PICTURED = 3  # images of the reference, and of the group, per text
 _THUMBNAIL_SIDE = 96  # pixels
 _SINK_NEURONS = 8
 
@@ -50,13 +57,14 @@ def render_report(
     units, unit_charts = _units(results)
     sparsity, sparsity_charts = _sparsity(results)
     segmentation, segmentation_charts = _segmentation(results, segmented)
-    shift, shift_charts = _shift(results, concepts, copy)
+    run = _run(results, largest_residual)
+    shift, shift_charts = _shift(results, concepts, run["config"]["shift"]["small_group"], copy)
     registers, register_charts = _registers(results)
     specifications = unit_charts | sparsity_charts | segmentation_charts | shift_charts | register_charts
     return render_template(
         "report.html.j2",
-        {"share": _share, "number": _number},
-        run=_run(results, largest_residual),
+        {"share": _share, "number": _number, "percent": _percent},
+        run=run,
         times=_times(results / "benchmarks"),
         units=units,
         sparsity=sparsity,
@@ -136,20 +144,33 @@ def _name_variants(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(name=table["method"].astype(str) + suffix.where(swept, ""))
 
 
-def _shift(results: Path, concepts: Sequence[str], copy: tuple[str, str] | None) -> tuple[dict[str, Any], Charts]:
-    """Return each concept's row for the last group and the pairs that shifted most, and a chart of concepts over groups."""
+def _shift(
+    results: Path, concepts: Sequence[str], small_group: int, copy: tuple[str, str] | None
+) -> tuple[dict[str, Any], Charts]:
+    """Return what the tests of concepts and of pairs found, in sentences and rows, and a chart of concepts over groups."""
     table = read_csv(results / "shift.csv", SHIFT, text=("group", "reference"))
     table["concept"] = pd.Categorical(table["concept"], categories=list(concepts) or table["concept"].unique())
     projections = table[table["score"] == "projection"].sort_values("concept", kind="stable")
-    chart = charts.shift_chart(projections.assign(concept=projections["concept"].astype(str)))
-    last = projections.groupby("concept", observed=True).tail(1)
+    projections = projections.assign(concept=projections["concept"].astype(str))
     discovered = read_parquet(results / "shift" / "discovered.parquet", DISCOVERED)
+    signs = read_parquet(results / "pairs.parquet", UNIT_TABLES["pair"], columns=["head", "neuron", "sign"])
+    shifted = group_by_text(discovered, signs.set_index(["head", "neuron"])["sign"])
     paths = read_images(results / "artifacts" / "monitoring" / "images.parquet", copy).set_index("image_id")["path"]
-    rows = discovered.head(_DISCOVERED).to_dict("records")
-    for position, row in enumerate(rows):
-        row["pictures"] = [_thumbnail(paths.loc[image_id]) for image_id in row["images"]] if position < _PICTURED else []
-    moved = int((discovered["q"] < 0.05).sum())
-    return {"concepts": last.to_dict("records"), "discovered": rows, "moved": moved}, {"shift": chart}
+    rows = shifted.head(_TEXTS).to_dict("records")
+    for row in rows:
+        for name in ("reference_images", "images"):
+            row[name] = [(image_id, _thumbnail(paths.loc[image_id])) for image_id in row[name][:_PICTURED]]
+    content = {
+        "concepts": projections.groupby("concept", sort=False).tail(1).to_dict("records"),
+        "concepts_found": describe_concepts(projections),
+        "trends_found": describe_trends(projections),
+        "concepts_untested": describe_untested(projections, small_group),
+        "pairs": rows,
+        "texts": len(shifted),
+        "pairs_found": describe_pairs(discovered),
+        "pairs_untested": describe_untested(discovered, small_group),
+    }
+    return content, {"shift": charts.shift_chart(projections)}
 
 
 def _registers(results: Path) -> tuple[dict[str, Any], Charts]:
@@ -191,6 +212,10 @@ def _script(chart: Mapping[str, Any]) -> str:
 
 def _share(value: float) -> str:
     return "–" if pd.isna(value) else f"{100 * value:.1f}%"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g}%"
 
 
 def _number(value: float, digits: int = 3) -> str:

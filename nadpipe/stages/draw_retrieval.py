@@ -61,6 +61,6 @@ def _caption(unit: Any) -> str:
     return f"{'; '.join(texts)}, spread {unit.spread:.2f}"
 
 
-def _entry(unit: Any, paths: pd.Series, shown: int) -> tuple[str, list[Image.Image]]:
-    """Return the top images of a unit, without a caption."""
-    return "", [shrink(read_image(paths.loc[image_id]), _SIDE) for image_id in unit.images[:shown]]
+def _entry(unit: Any, paths: pd.Series, shown: int) -> tuple[str, list[tuple[str, Image.Image]]]:
+    """Return the top images of a unit, without caption and titles."""
+    return "", [("", shrink(read_image(paths.loc[image_id]), _SIDE)) for image_id in unit.images[:shown]]

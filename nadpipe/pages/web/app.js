@@ -1,5 +1,6 @@
 "use strict";
-// The explorer. The URL hash selects a page (#/pair/12/345). Each page loads a few small files from data/.
+// The explorer. The URL hash selects a page (#/pair/12/345). Each page loads a few small files from data/. These are scripts and
+// images, which a browser also loads for pages that are opened from disk; it would refuse JSON.
 
 const main = document.getElementById("main");
 const status = document.getElementById("status");
@@ -14,22 +15,28 @@ const FIRST = 20; // pairs of a text that are listed before "more"
 // ------------------------------------------------------------------------------------------------------------ data
 
 const cache = new Map();
+const waiting = new Map();
 
 function load(name) {
-  if (!cache.has(name)) cache.set(name, fetchJSON(name));
+  if (!cache.has(name)) cache.set(name, new Promise((resolve, reject) => {
+    waiting.set(name, resolve);
+    const script = make("script", { src: `data/${name}.js`, onerror: () => reject(new Error(`data/${name}.js: not readable`)) });
+    script.addEventListener("load", () => script.remove());
+    document.head.append(script);
+  }));
   return cache.get(name);
 }
 
-async function fetchJSON(name) {
-  const response = await fetch(`data/${name}.json`);
-  if (!response.ok) throw new Error(`data/${name}.json: ${response.status}`);
-  return response.json();
+// Every file of data calls this function.
+function receive(name, content) {
+  waiting.get(name)(content);
+  waiting.delete(name);
 }
 
 async function loadFiring(neuron) {
-  const response = await fetch(`data/firing/${neuron}.bin`);
-  if (!response.ok) throw new Error(`data/firing/${neuron}.bin: ${response.status}`);
-  return new Int8Array(await response.arrayBuffer());
+  const maps = make("img", { src: `data/firing/${neuron}.png` });
+  await maps.decode().catch(() => { throw new Error(`data/firing/${neuron}.png: not readable`); });
+  return maps;
 }
 
 // ------------------------------------------------------------------------------------------------------- elements
@@ -157,14 +164,10 @@ async function pair(whichHead, whichNeuron) {
   ]);
   const selected = content.pairs[+whichHead];
   if (!selected) throw new Error(`no head ${whichHead}`);
-  const spatial = about.grid * about.grid;
   const shown = selected.images.length;
   const slots = selected.images.map((_, slot) => slot);
   const gallery = (title, explanation, gallerySlots) => make("section", {}, make("h2", {}, title), make("p", { class: "quiet" }, explanation),
-    make("div", { class: "shots" }, gallerySlots.map((slot) => {
-      const start = (+whichHead * shown + slot) * spatial;
-      return shot(selected, slot, images[selected.images[slot]], maps.subarray(start, start + spatial), about.grid);
-    })));
+    make("div", { class: "shots" }, gallerySlots.map((slot) => shot(selected, slot, images[selected.images[slot]], maps, about.grid))));
   const toggle = make("input", { type: "checkbox", id: "maps", checked: "", onchange: (event) => main.classList.toggle("plain", !event.target.checked) });
   main.classList.remove("plain");
   return [
@@ -182,7 +185,10 @@ async function pair(whichHead, whichNeuron) {
     ),
     make("div", { class: "sides" }, Object.entries(NAMING_RULES).map(([rule, [title, explanation]]) =>
       namedBy(title, explanation, selected.texts[rule] ?? [], texts))),
-    make("p", {}, toggle, " ", make("label", { for: "maps" }, "show where the pair fires (attention × activation): orange along the direction, blue against it")),
+    make("p", {}, toggle, " ", make("label", { for: "maps" }, "show where the pair fires")),
+    make("div", { class: "legend" }, colourBar(selected.scale),
+      make("p", { class: "quiet" }, "Part of the coefficient that comes from each token: attention × activation, orange along the direction, "
+        + "blue against it. All images of a pair have the same scale; other pairs have others.")),
     gallery("Top images", "largest coefficients along the direction", slots.slice(0, shown / 2)),
     gallery("Bottom images", "smallest coefficients along the direction", slots.slice(shown / 2)),
     make("h2", {}, `Pairs of the same neuron`),
@@ -213,19 +219,20 @@ function histogram(pair, images) {
     make("figcaption", {}, `${description}.`));
 }
 
-function shot(pair, slot, metadata, map, grid) {
+function colourBar(reach) {
+  const ends = [-reach, 0, reach].map((value) => make("span", {}, number(value)));
+  return make("div", { class: "scale", role: "img", "aria-label": `Colours from ${number(-reach)} (blue) to ${number(reach)} (orange)` },
+    make("div", { class: "colours" }), make("div", { class: "ends" }, ends));
+}
+
+function shot(pair, slot, metadata, maps, grid) {
   const id = pair.images[slot];
   const canvas = make("canvas", { width: grid, height: grid, "aria-hidden": "true" });
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(grid, grid);
-  map.forEach((value, index) => {
-    pixels.data.set([...(value >= 0 ? [230, 110, 0] : [0, 90, 220]), Math.min(215, Math.abs(value) * 1.7)], index * 4);
-  });
-  context.putImageData(pixels, 0, 0);
+  canvas.getContext("2d").drawImage(maps, slot * grid, pair.head * grid, grid, grid, 0, 0, grid, grid);
   const groups = [metadata.label, metadata.group].filter(Boolean).join(", ");
   return make("figure", {},
     make("div", { class: "shot" }, make("img", { src: `data/images/${id}.jpg`, alt: `image ${id}${groups ? `: ${groups}` : ""}`, loading: "lazy" }), canvas),
-    make("figcaption", {}, `${number(pair.values[slot])} · image ${id}${groups ? `, ${groups}` : ""}`));
+    make("figcaption", {}, `coefficient ${number(pair.values[slot])} · image ${id}${groups ? `, ${groups}` : ""}`));
 }
 
 async function search(encoded) {
