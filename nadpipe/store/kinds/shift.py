@@ -46,7 +46,8 @@ DISCOVERED = TableKind(
             "list<int64>", "image_id of the group's images with the most extreme coefficients in the direction of effect"
         ),
         "reference_images": Column(
-            "list<int64>", "image_id of the reference's images with the most extreme coefficients against the direction of effect"
+            "list<int64>",
+            "image_id of the reference's images with the most extreme coefficients against the direction of effect",
         ),
     },
     Final(
