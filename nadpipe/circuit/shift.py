@@ -63,7 +63,8 @@ def compare_groups(
     Columns per group: n, mean with interval (`mean_interval`), Cliff's delta against the reference (-1 to 1: the probability
     that a value of the group is larger minus the probability that it is smaller), two-sided p of the test, Benjamini-Hochberg q
     over the group's concepts and scores, and label rate. If the group or its reference has fewer than `small` images, it is
-    marked as small and not tested. Columns over all images: trend (see `trend`) and agreement with the label (see `label_agreement`). Undefined values (one image, one class of label) are NaN.
+    marked as small and not tested. Columns over all images: trend (see `trend`) and agreement with the label (see
+    `label_agreement`). Undefined values (one image, one class of label) are NaN.
     """
     rows = []
     for (concept, score), images in scores.groupby(["concept", "score"], sort=False):

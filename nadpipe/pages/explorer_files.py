@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Int, Int8
+from torch import Tensor
 
+from nadpipe.circuit import activity
 from nadpipe.circuit.attention import AttentionPool
 from nadpipe.data.views import read_image
 from nadpipe.pages.pictures import crop_to_square, heat_image
