@@ -3,8 +3,8 @@
     python benchmarks/segmentation_methods.py
 
 There are two sets of scenes, which neither the model nor the directions were fitted to: variations were chosen on `tuning`, and
-are compared on `held out`, drawn from another seed. The workflow makes the features. Each variation is one more function in the
-registry of methods, and the workflow's own stage runs it.
+are compared on `held out`, drawn from another seed. The demo's own segmentation images are a third set. The workflow makes the
+features. Each variation is one more function in the registry of methods, and the workflow's own stage runs it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from nadpipe.store.selection import SelectedPairs, read_selection
 from nadpipe.store.shards import blocks, open_shards
 from nadpipe.store.tables import read_parquet
 
-SETS = {"tuning": 0, "held_out": 1}  # data set: seed
+SETS = {"tuning": 0, "held_out": 1}  # data set: seed of the demo's scenes `methods`
 CALIBRATION = 200  # discovery images for a class's mean logit
 
 Logits = Callable[[Tokens, Pairs], Tensor]
@@ -62,7 +62,7 @@ def measure(given: argparse.Namespace) -> list[dict]:
     for dataset, seed in SETS.items():
         table = Path(f"{dataset}.csv").resolve()
         with contextlib.redirect_stderr(io.StringIO()):
-            make_demo_data("segmentation", given.images, seed, Path(dataset).resolve(), table)
+            make_demo_data("methods", given.images, seed, Path(dataset).resolve(), table)
         config["datasets"][dataset] = config["datasets"]["segmentation"] | {"path": str(table)}
     config["segmentation"] |= {"datasets": list(SETS), "k": [given.k]}
     artifacts = Path("results/artifacts")

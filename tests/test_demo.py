@@ -93,6 +93,33 @@ def test_the_same_seed_draws_the_same_files(tmp_path):
         assert CLASSES.index(row.background) in mask
 
 
+def test_no_scene_of_the_demo_was_used_to_choose_a_method():
+    """The benchmark of the methods draws the set `methods` from seeds 0 and 1; the demo draws `segmentation` from any seed."""
+
+    def drawn(name, seed):
+        return {scene.image.tobytes() for scene, _ in draw_set(name, 6, seed)}
+
+    sets = [drawn(name, seed) for name in ("methods", "segmentation") for seed in (0, 1)]
+    assert len(set.union(*sets)) == 4 * 6
+    sizes = [Counter(scene.image.shape for scene, _ in draw_set(name, 12, 0)) for name in ("methods", "segmentation")]
+    assert all(len(counts) > 1 for counts in sizes)
+
+
+def test_the_scenes_that_chose_the_methods_and_those_of_the_other_sets_stay_the_same():
+    """A scene depends on its stream of random numbers, so another stream would change every table of the demo."""
+    streams = {"discovery": 7919, "methods": 7920, "monitoring": 7921}
+    for name, stream in streams.items():
+        scene, _ = next(draw_set(name, 1, 3))
+        rng = np.random.default_rng([3, stream, 0, 0])
+        if name == "methods":
+            size = ((192, 192), (192, 256), (256, 192), (240, 288))[rng.integers(4)]
+            odds = Odds(count=(0.0, 0.4, 0.4, 0.2), radius=(34.0, 66.0))
+        else:
+            size = (192, 192)
+            odds = Odds(weight={word: first for word, (first, _) in DRIFTS.items()} if name == "monitoring" else {})
+        np.testing.assert_array_equal(scene.image, draw_scene(rng, *size, odds).image)
+
+
 @pytest.mark.slow
 def test_planted_concepts_drift_and_the_others_do_not():
     rows = pd.DataFrame([row for _, row in draw_set("monitoring", 120, 0)])

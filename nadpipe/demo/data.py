@@ -10,7 +10,10 @@ YEARS = range(2018, 2026)
 # Word -> weight in the first and in the last year. Within a group, each increase is balanced by a decrease, so that no other
 # word drifts.
 DRIFTS = {"fish": (0.2, 1.8), "snail": (1.8, 0.2), "sand": (0.2, 1.8), "sky": (1.8, 0.2)}
-SETS = ("discovery", "segmentation", "monitoring")
+# Stream of random numbers of each set: sets share no scene, whatever their seeds. `methods` resembles `segmentation`. Its scenes
+# chose the variants of the segmentation methods (benchmarks/segmentation_methods.py), so `segmentation` must not contain them.
+SETS = {"discovery": 7919, "methods": 7920, "monitoring": 7921, "segmentation": 7922}
+_SEGMENTED = ("segmentation", "methods")
 
 
 def draw_set(name: str, images: int, seed: int) -> Iterator[tuple[Scene, dict[str, object]]]:
@@ -26,9 +29,9 @@ def draw_set(name: str, images: int, seed: int) -> Iterator[tuple[Scene, dict[st
         share = position / (len(years) - 1) if len(years) > 1 else 0
         weight = {word: first + share * (last - first) for word, (first, last) in DRIFTS.items()} if year else {}
         for number in range(images):
-            rng = np.random.default_rng([seed, 7919 + SETS.index(name), position, number])
-            height, width = (192, 192) if name != "segmentation" else _SIZES[rng.integers(len(_SIZES))]
-            odds = Odds(weight=weight) if name != "segmentation" else Odds(count=(0.0, 0.4, 0.4, 0.2), radius=(34.0, 66.0))
+            rng = np.random.default_rng([seed, SETS[name], position, number])
+            height, width = _SIZES[rng.integers(len(_SIZES))] if name in _SEGMENTED else (192, 192)
+            odds = Odds(count=(0.0, 0.4, 0.4, 0.2), radius=(34.0, 66.0)) if name in _SEGMENTED else Odds(weight=weight)
             scene = draw_scene(rng, height, width, odds)
             row = {
                 "caption": write_caption(rng, scene),

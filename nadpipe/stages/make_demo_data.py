@@ -16,7 +16,7 @@ def make_demo_data(name: str, images: int, seed: int, output_folder: Path, outpu
     """Draw scenes. Write images/*.jpg and masks/*.png to a folder, and a table next to it.
 
     Args:
-        name: Name of the set: discovery, segmentation or monitoring.
+        name: Name of the set: discovery, segmentation, monitoring or methods.
         images: Number of images; for monitoring, of each year.
         seed: Random seed.
         output_folder: Folder for the images and masks.
