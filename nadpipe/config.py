@@ -455,9 +455,13 @@ class Analyses(_Section):
     shares: Annotated[list[Share], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         description="Shares of the pairs to keep; the other pairs are set to their mean."
     )
-    draws: Count = Field(description="Random selections, as controls.")
+    draws: Count = Field(description="Random selections and random dictionaries, as controls.")
     atoms: Annotated[list[Count], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         description="Numbers of texts that replace a direction, at most `assignments.atoms`."
+    )
+    control_units: Count = Field(
+        description="Largest number of units of a kind whose sparse codes are compared with codes over random atoms. If more "
+        "have a code, the largest are compared. The time of the control grows with this number and with `draws`."
     )
     top: Annotated[Integer, Field(ge=2)] = Field(description="Top images of a unit.")
     sheets: Count = Field(description="Neurons whose top images, and those of their pairs, are drawn.")

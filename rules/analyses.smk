@@ -108,6 +108,9 @@ rule measure_sparse_text:
         most=config["analyses"]["images"],
         confidence=config["analyses"]["confidence"],
         atoms=config["analyses"]["atoms"],
+        control_units=config["analyses"]["control_units"],
+        draws=config["analyses"]["draws"],
+        seed=config["seed"],
         code=code("measure_sparse_text"),
     shell:
         """
@@ -118,6 +121,7 @@ rule measure_sparse_text:
             --dictionary {input.dictionary:q} \
             --readout {input.readout:q} --output {output.table:q} \
             --dataset {params.dataset} --most {params.most} --confidence {params.confidence} --atoms {params.atoms} \
+            --control-units {params.control_units} --draws {params.draws} --seed {params.seed} \
             2>{log}
         """
 

@@ -85,11 +85,27 @@ def test_fidelity_by_hand():
     text = torch.eye(2)
     embedding = torch.tensor([[2.0, 0.1], [0.1, 3.0], [1.0, 0.9], [0.2, 1.0]])
     label = torch.tensor([0, 1, 1, 1])
-    same = ablation.fidelity(embedding, embedding, text, label, 0.95)
+    none = ablation.Attributes(torch.empty(0, 2), torch.empty(4, 0, dtype=torch.bool))
+    same = ablation.fidelity(embedding, embedding, text, label, none, 0.95)
+    assert np.isnan(same.average_precision)
     assert (same.accuracy, same.relative_error, same.explained) == (0.75, 0, 1)
     interval = binomtest(3, 4).proportion_ci(0.95, "wilson")
     assert (same.accuracy_low, same.accuracy_high) == pytest.approx((interval.low, interval.high))
-    mean = ablation.fidelity(embedding.mean(0).expand(4, 2), embedding, text, label, 0.95)
+    mean = ablation.fidelity(embedding.mean(0).expand(4, 2), embedding, text, label, none, 0.95)
     assert mean.explained == pytest.approx(0, abs=1e-6)
     assert mean.accuracy == 0.75  # the mean is nearer to the second text
-    assert ablation.fidelity(embedding * 2, embedding, text, label, 0.95).relative_error == pytest.approx(1)
+    assert ablation.fidelity(embedding * 2, embedding, text, label, none, 0.95).relative_error == pytest.approx(1)
+
+
+def test_average_precision_by_hand():
+    """Images are ranked by their cosine to each attribute's text. Without differences, its precision is its prevalence."""
+    embedding = torch.tensor([[1.0, 0.0], [9.0, 3.0], [1.0, 1.0], [0.0, 2.0]])
+    truth = torch.tensor([[1, 0], [0, 0], [1, 1], [0, 1]], dtype=torch.bool)
+    attributes = ablation.Attributes(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), truth)
+    label = torch.tensor([0, 0, 0, 1])
+    measured = ablation.fidelity(embedding, embedding, torch.eye(2), label, attributes, 0.95)
+    first = (1 / 1 + 2 / 3) / 2  # the images with the attribute have ranks 1 and 3
+    second = (1 / 1 + 2 / 2) / 2
+    assert measured.average_precision == pytest.approx((first + second) / 2)
+    same = ablation.fidelity(embedding.mean(0).expand(4, 2), embedding, torch.eye(2), label, attributes, 0.95)
+    assert same.average_precision == pytest.approx(0.5)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ink
+from sklearn.metrics import average_precision_score
 from stage_run import noise
 
 from nadpipe.errors import NadpipeError
@@ -28,27 +29,45 @@ from nadpipe.store.tables import read_parquet
 def test_analyses_start_at_the_mean_and_end_at_the_model(run):
     """With all pairs, directions or texts, embeddings are the model's own; without any, they are the mean."""
     labels = ["cat", "dog", None, "dog", "cat"] * 2
-    run.write_images(noise(10), group=labels)
+    attributes = {"big_eyes": [1, 0, 1, 1, 0] * 2, "dog": [0, 1, 0, 1, 0] * 2, "flat": [1] * 10}
+    run.write_images(noise(10), group=labels, **attributes)
     index_images("table", run.folder / "t.csv", run.folder / "images.parquet", label_column="group")
     contributions = run.decompose(shards=2)
     for unit in ("pair", "neuron", "head"):
         run.tabulate(unit, contributions)
     embed_texts(output=run.folder / "labels.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
-    assert open_zarr(run.folder / "labels.zarr", TEXT).texts() == ["cat", "dog"]
+    assert open_zarr(run.folder / "labels.zarr", TEXT).texts() == ["cat", "dog", "big eyes", "flat"]
     labelled = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr")
     units = [run.folder / f"{unit}.zarr" for unit in ("pair", "neuron", "head")]
 
-    measure_sparsity(*labelled, *units[:2], run.pool, run.folder / "sparsity.csv", shares=(0.1, 1.0), draws=2)
-    sparsity = pd.read_csv(run.folder / "sparsity.csv").set_index(["unit", "kept", "draw", "share"])
-    assert sparsity.xs(1.0, level="share")["relative_error"].max() < 1e-5
+    measure_sparsity(*labelled, *units[:2], run.pool, run.folder / "sparsity.csv", shares=(0.1001, 0.1, 1.0), draws=2)
+    sparsity = pd.read_csv(run.folder / "sparsity.csv").set_index(["unit", "kept", "draw", "pairs"])
+    kept = {"neuron": [52, 512], "pair": [51, 512]}  # both shares of a tenth are 13 of 128 neurons, and 51 of 512 pairs
+    assert sparsity.groupby("unit").apply(lambda rows: sorted(set(rows.index.get_level_values("pairs")))).to_dict() == kept
+    assert sparsity.index.is_unique
+    assert sorted(set(sparsity["share"].loc["neuron"])) == pytest.approx([13 / 128, 1])
+    assert sorted(set(sparsity["share"].loc["pair"])) == pytest.approx([51 / 512, 1])
+    everything = sparsity.xs(512, level="pairs")
+    assert everything["relative_error"].max() < 1e-5
     assert set(sparsity["images"]) == {8}
-    assert sparsity["pairs"].xs(0.1, level="share").groupby("unit").unique().map(list).to_dict() == {
-        "neuron": [52],
-        "pair": [51],
-    }
-    for unit in ("pair", "neuron"):
+    assert set(sparsity["classes"]) == {2}
+    assert set(sparsity["attributes"]) == {2}  # flat is true of all images
+    assert set(sparsity["prevalence"]) == {0.5}
+    for unit, (tenth, _) in kept.items():
         energy = sparsity["energy"][unit]
-        assert energy["top", 0, 0.1] > energy["random", 1, 0.1] > energy["bottom", 0, 0.1]
+        assert energy["top", 0, tenth] > energy["random", 1, tenth] > energy["bottom", 0, tenth]
+    label_store = open_zarr(run.folder / "labels.zarr", TEXT)
+    text = dict(zip(label_store.texts(), label_store.read("embedding"), strict=True))
+    embedding = np.concatenate([open_zarr(path, CONTRIBUTIONS).read("embedding") for path in contributions])
+    labelled_rows = [row for row, label in enumerate(labels) if label]
+    score = embedding[labelled_rows] / np.linalg.norm(embedding[labelled_rows], axis=1, keepdims=True)
+    expected = np.mean(
+        [
+            average_precision_score(np.array(attributes[column])[labelled_rows], score @ text[name])
+            for column, name in (("big_eyes", "big eyes"), ("dog", "dog"))
+        ]
+    )
+    assert everything["average_precision"].to_numpy() == pytest.approx(expected)
     measure_reconstruction(*labelled, *units, run.pool, run.folder / "reconstruction.csv")
     table = pd.read_csv(run.folder / "reconstruction.csv").set_index(["unit", "components"])
     assert table.index.tolist() == [(u, c) for u, n in (("pair", 1), ("neuron", 2), ("head", 2)) for c in range(n + 1)]
@@ -58,14 +77,31 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
         assert table.loc[unit]["explained"].is_monotonic_increasing
     texts = [run.folder / f"{unit}-texts.parquet" for unit in ("pair", "neuron", "head")]
     words = run.folder / "words.zarr"
-    measure_sparse_text(*labelled, *units, *texts, words, run.pool, run.folder / "sparse_text.csv", atoms=(1, 2, 99))
-    coded = pd.read_csv(run.folder / "sparse_text.csv").set_index(["unit", "atoms"])
+    measure_sparse_text(*labelled, *units, *texts, words, run.pool, run.folder / "sparse_text.csv", atoms=(1, 2, 99), draws=2)
+    every = pd.read_csv(run.folder / "sparse_text.csv")
+    assert every.groupby(["unit", "dictionary"], sort=False)["draw"].unique().map(list).tolist() == 3 * [[0], [1, 2]]
+    assert (every.groupby("unit")["units"].nunique() == 1).all()
+    for _, rows in every.groupby(["unit", "dictionary", "draw"]):
+        assert rows["explained"].is_monotonic_increasing
+    coded = every[every["dictionary"] == "texts"].set_index(["unit", "atoms"])
     assert coded.index.tolist() == [(unit, count) for unit in ("pair", "neuron", "head") for count in (0, 1, 2)]
     assert coded.loc["pair"]["explained"].is_monotonic_increasing
     for unit in ("pair", "neuron", "head"):  # a code is at most the direction that it stands for
         assert coded.loc[(unit, 2), "relative_error"] >= table.loc[(unit, 1), "relative_error"]
         assert coded.loc[(unit, 0), "relative_error"] == pytest.approx(table.loc[(unit, 0), "relative_error"])
     assert (coded["coded"] == 1).all()
+    measure_sparse_text(
+        *labelled, *units, *texts, words, run.pool, run.folder / "few.csv", atoms=(2,), control_units=5, draws=1
+    )
+    few = pd.read_csv(run.folder / "few.csv").query("atoms == 2").groupby("unit")
+    assert few["dictionary"].apply(list).to_dict() == {
+        "head": ["texts", "random"],  # of the 4 heads, none is left out
+        "neuron": ["texts", "texts", "random"],
+        "pair": ["texts", "texts", "random"],
+    }
+    assert few["units"].apply(list)[["head", "pair"]].map(lambda counts: counts[1:]).tolist() == [[4], [5, 5]]
+    assert few["coded"].apply(list)["pair"][0] == pytest.approx(1)
+    assert few["coded"].apply(list)["pair"][1] == few["coded"].apply(list)["pair"][2] < 0.5
     for name in ("sparsity", "reconstruction", "sparse_text"):
         plot_table(name, run.folder / f"{name}.csv", run.folder / f"{name}.png")
         assert 0.01 < ink(run.folder / f"{name}.png") < 0.9
@@ -74,6 +110,49 @@ def test_analyses_start_at_the_mean_and_end_at_the_model(run):
         embed_texts(output=run.folder / "x.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
     with pytest.raises(NadpipeError, match="no image has a label"):
         measure_sparsity(*labelled, *units[:2], run.pool, run.folder / "sparsity.csv")
+
+
+def test_the_control_of_sparse_codes_differs_in_its_atoms_alone(run, monkeypatch):
+    """With the texts in place of random atoms, the control has the numbers of the texts."""
+    run.write_images(noise(6), group=["cat", "dog"] * 3)
+    index_images("table", run.folder / "t.csv", run.folder / "images.parquet", label_column="group")
+    contributions = run.decompose()
+    for unit in ("pair", "neuron", "head"):
+        run.tabulate(unit, contributions)
+    embed_texts(output=run.folder / "labels.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
+    units = [run.folder / f"{unit}.zarr" for unit in ("pair", "neuron", "head")]
+    texts = [run.folder / f"{unit}-texts.parquet" for unit in ("pair", "neuron", "head")]
+    inputs = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr", *units, *texts)
+    output = run.folder / "sparse_text.csv"
+
+    def measure():
+        measure_sparse_text(*inputs, run.folder / "words.zarr", run.pool, output, atoms=(1, 2), control_units=20, draws=1)
+        table = pd.read_csv(output)
+        smallest = table.groupby("unit")["units"].transform("min")
+        return table[table["units"] == smallest].set_index(["dictionary", "unit", "atoms"])[["relative_error", "explained"]]
+
+    random = measure()
+    assert (random.loc["random"] - random.loc["texts"]).abs().max(axis=None) > 1e-3
+    monkeypatch.setattr("nadpipe.stages.measure_sparse_text.random_atoms", lambda atom, generator: atom)
+    same = measure()
+    pd.testing.assert_frame_equal(same.loc["random"], same.loc["texts"], rtol=1e-5)
+
+
+def test_data_sets_without_attributes_have_no_average_precision(run):
+    run.write_images(noise(6), group=["cat", "dog"] * 3)
+    index_images("table", run.folder / "t.csv", run.folder / "images.parquet", label_column="group")
+    contributions = run.decompose()
+    units = [run.fit(unit, contributions) for unit in ("pair", "neuron")]
+    embed_texts(output=run.folder / "labels.zarr", labels=run.folder / "images.parquet", device="cpu", **run.model)
+    labelled = (run.folder / "images.parquet", contributions, run.folder / "labels.zarr")
+    measure_sparsity(*labelled, *units, run.pool, run.folder / "sparsity.csv", shares=(0.1,), draws=1)
+    table = pd.read_csv(run.folder / "sparsity.csv")
+    assert table[["average_precision", "prevalence"]].isna().all(axis=None)
+    assert (table["attributes"] == 0).all()
+    plot_table("sparsity", run.folder / "sparsity.csv", run.folder / "sparsity.png")
+    other = run.embed("other", ("cat", "horse"))
+    with pytest.raises(NadpipeError, match=r"other\.zarr: has no text 'dog'; embed the labels"):
+        measure_sparsity(*labelled[:2], other, *units, run.pool, run.folder / "sparsity.csv")
 
 
 def test_top_images_of_pairs_and_neurons(run):

@@ -174,6 +174,14 @@ def check_shift_calibration(rows):
         assert ((share > 0) == (mean > 0)).all()
 
 
+def check_sparsity(rows):
+    assert [row["pairs kept"] for row in rows][-4:] == ["largest 30%", "random 30%", "smallest 30%", "all"]
+    selected = [column(rows, name) for name in rows[0] if name.endswith("selected")]
+    np.testing.assert_allclose(sum(selected), 1, atol=0.003)  # each pair selects one attribute
+    precision = dict(zip([row["pairs kept"] for row in rows], column(rows, "all, precision"), strict=True))
+    assert precision["all"] > precision["smallest 1%"] + 0.2
+
+
 def check_storage(rows):
     single, half = rows
     assert float(single["embedding error from rounded coefficients"]) == 0
@@ -209,7 +217,7 @@ def test_every_benchmark_runs_at_a_tiny_size(script, work, tmp_path, monkeypatch
         assert os.environ.get("NADPIPE_BROWSER") != "1"  # .ci/run sets it: there, a skip is a failure
         pytest.skip("browser: chromium is not installed (Debian package chromium)")
     options = []
-    if script in ("naming", "drift_detection", "segmentation_methods", "shift_calibration"):
+    if script in ("naming", "drift_detection", "segmentation_methods", "shift_calibration", "sparsity"):
         options = ["--work", str(work)]
     elif script == "sparse_text" and importlib.util.find_spec("orthogonal_matching_pursuit_gpu") is None:
         options = ["--sides", "nadpipe", "scikit-learn"]

@@ -64,7 +64,8 @@ def fidelity(rows, **columns):
     """Return a table with one row per combination of values in rows, and made-up accuracies."""
     table = pd.DataFrame(rows).assign(**columns)
     table["accuracy"] = np.linspace(0.2, 0.8, len(table))
-    return table.assign(accuracy_low=table["accuracy"] - 0.1, accuracy_high=table["accuracy"] + 0.1, explained=0.5)
+    ends = {"accuracy_low": table["accuracy"] - 0.1, "accuracy_high": table["accuracy"] + 0.1}
+    return table.assign(**ends, explained=0.5, average_precision=0.7)
 
 
 def lines(figure):
@@ -81,17 +82,47 @@ def test_sparsity_averages_draws_and_has_one_line_per_ranking_and_unit():
     ]
     table = fidelity(rows)
     drawn = lines(sparsity.draw(table))
-    assert list(drawn) == ["top pairs", "random pairs", "top neurons", "random neurons"]
+    assert list(drawn) == ["pairs, top", "pairs, random", "neurons, top", "neurons, random"]
     random = table.query("unit == 'pair' and kept == 'random'").groupby("share")["accuracy"].mean()
-    assert drawn["random pairs"] == [[share, round(accuracy, 3)] for share, accuracy in random.items()]
+    assert drawn["pairs, random"] == [[share, round(accuracy, 3)] for share, accuracy in random.items()]
 
 
-@pytest.mark.parametrize(("figure", "column"), [(reconstruction, "components"), (sparse_text, "atoms")])
-def test_curves_over_counts_leave_out_zero(figure, column):
-    table = fidelity([{"unit": unit, column: count} for unit in ("pair", "head") for count in (0, 1, 2)])
-    drawn = lines(figure.draw(table))
+def test_curves_over_counts_leave_out_zero():
+    table = fidelity([{"unit": unit, "components": count} for unit in ("pair", "head") for count in (0, 1, 2)])
+    drawn = lines(reconstruction.draw(table))
     assert list(drawn) == ["pair", "head"]
     assert [[count for count, _ in points] for points in drawn.values()] == [[1, 2], [1, 2]]
+
+
+def test_codes_are_drawn_beside_codes_over_random_atoms_of_the_same_units():
+    variants = [("pair", "texts", 0, 900), ("pair", "texts", 0, 400)]
+    variants += [("pair", "random", draw, 400) for draw in (1, 2)]
+    variants += [("head", "texts", 0, 12), ("head", "random", 1, 12)]
+    names = ("unit", "dictionary", "draw", "units")
+    rows = [dict(zip(names, variant, strict=True)) | {"atoms": atoms} for variant in variants for atoms in (0, 1, 2)]
+    figure = sparse_text.draw(fidelity(rows))
+    drawn = lines(figure)
+    assert list(drawn) == [
+        "pair, texts",
+        "pair, texts, largest 400",
+        "pair, random atoms, largest 400",
+        "head, texts",
+        "head, random atoms",
+    ]
+    assert all([count for count, _ in points] == [1, 2] for points in drawn.values())
+    shown = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()}
+    assert len(set(shown.values())) == 5
+    assert shown["pair, texts"][0] == shown["pair, random atoms, largest 400"][0] != shown["head, texts"][0]
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == list(drawn)
+
+
+def test_average_precision_has_a_panel_if_there_are_attributes():
+    table = fidelity([{"unit": "pair", "components": count} for count in (1, 2)])
+    titles = ["zero-shot accuracy", "mean average precision", "share of the embedding's variance"]
+    assert [axes.get_title() for axes in reconstruction.draw(table).axes] == titles
+    without = reconstruction.draw(table.assign(average_precision=np.nan))
+    assert [axes.get_title() for axes in without.axes] == [titles[0], titles[2]]
 
 
 def test_naming_draws_agreement_and_chance():
@@ -133,7 +164,8 @@ def test_every_figure_plots_the_final_table_of_its_name():
 
 def test_the_command_draws_a_table_and_names_the_figures(tmp_path, capsys):
     rows = [{"unit": "pair", "kept": "top", "draw": 0, "share": share} for share in (0.1, 1.0)]
-    table = fidelity(rows, dataset="d", pairs=1, energy=0.5, relative_error=0.1, images=3, classes=2)
+    counts = {"images": 3, "classes": 2, "attributes": 1}
+    table = fidelity(rows, dataset="d", pairs=1, energy=0.5, relative_error=0.1, prevalence=0.3, **counts)
     write_csv(tmp_path / "t.csv", SPARSITY, table)
     files = ["--table", str(tmp_path / "t.csv"), "--output", str(tmp_path / "p.png")]
     assert main(["plot-table", "--name", "sparsity", *files]) == 0

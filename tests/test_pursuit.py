@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import orthogonal_mp
 
 from nadpipe.circuit.naming import normalise
-from nadpipe.circuit.pursuit import Strongest, matching_pursuit
+from nadpipe.circuit.pursuit import Strongest, matching_pursuit, random_atoms
 
 
 def unit_rows(count, width, seed):
@@ -91,3 +91,29 @@ def test_equal_atoms_are_not_taken_twice():
         kept = row[row >= 0].tolist()
         assert len({max(atom, 2) for atom in kept}) == len(kept)  # atoms 0, 1 and 2 are equal
     assert torch.isfinite(code.weight).all()
+
+
+def test_random_atoms_have_the_dictionarys_mean_and_covariance_and_no_text():
+    generator = torch.Generator().manual_seed(0)
+    scale = 0.95 ** torch.arange(60)
+    scale[50:] = 0
+    dictionary = normalise(torch.randn(4000, 60, generator=generator) * scale + torch.tensor([1.0] + 59 * [0.0]))
+    drawn = random_atoms(dictionary, generator)
+    assert drawn.shape == dictionary.shape
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(4000))
+    torch.testing.assert_close(drawn.mean(0), dictionary.mean(0), rtol=0, atol=0.01)
+    spread, expected = drawn.T.cov(), dictionary.T.cov()
+    assert (spread - expected).norm() < 0.15 * expected.norm()
+    assert (torch.eye(60).mul(expected.trace() / 60) - expected).norm() > 0.5 * expected.norm()  # far from a sphere
+    assert drawn[:, 50:].abs().max() < 1e-6  # no text has a part there
+    assert (drawn @ dictionary[:500].T).max(0).values.median() < 0.9999
+    again = random_atoms(dictionary, torch.Generator().manual_seed(7))
+    assert torch.equal(again, random_atoms(dictionary, torch.Generator().manual_seed(7)))
+    assert not torch.equal(again, drawn)
+
+
+def test_fewer_atoms_than_dimensions_have_a_control_too():
+    dictionary = normalise(torch.randn(3, 12, generator=torch.Generator().manual_seed(0)))
+    drawn = random_atoms(dictionary, torch.Generator().manual_seed(1))
+    basis, _ = torch.linalg.qr(dictionary.T)
+    torch.testing.assert_close(drawn @ basis @ basis.T, drawn, rtol=0, atol=1e-5)

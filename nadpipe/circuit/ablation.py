@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy import stats
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from nadpipe.circuit.naming import normalise
@@ -25,6 +26,15 @@ class Fidelity:
     accuracy_high: float
     relative_error: float  # mean over images of ‖rebuilt - y‖ / ‖y‖
     explained: float  # share of the variance of y over the images; 1 for y itself, 0 for its mean
+    average_precision: float  # mean over attributes; NaN without any
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes:
+    """0/1 labels of images that are not exclusive, such as colours. Each is true of some but not of all images."""
+
+    text: Float[Tensor, "attribute embed"]
+    truth: Bool[Tensor, "image attribute"]
 
 
 def fidelity(
@@ -32,14 +42,17 @@ def fidelity(
     embedding: Float[Tensor, "image embed"],
     text: Float[Tensor, "class embed"],
     label: Int[Tensor, " image"],
+    attributes: Attributes,
     confidence: float,
 ) -> Fidelity:
-    """Measure the zero-shot accuracy of rebuilt embeddings and their distance from the original ones.
+    """Measure zero-shot accuracy and average precision of rebuilt embeddings, and their distance from the original ones.
 
     The predicted class of an image is the one whose text has the largest cosine to it (Radford et al., arXiv 2103.00020,
-    section 3.1). label: row of `text` per image. confidence: of the Wilson interval, 0 to 1.
+    section 3.1). The average precision of an attribute is that of the images ranked by their cosine to its text.
+    label: row of `text` per image. confidence: of the Wilson interval, 0 to 1.
     """
-    correct = int(((normalise(rebuilt) @ normalise(text).T).argmax(1) == label).sum())
+    image = normalise(rebuilt)
+    correct = int(((image @ normalise(text).T).argmax(1) == label).sum())
     interval = stats.binomtest(correct, len(label)).proportion_ci(confidence, method="wilson")
     error = rebuilt - embedding
     variance = (embedding - embedding.mean(0)).square().sum()
@@ -49,7 +62,15 @@ def fidelity(
         accuracy_high=float(interval.high),
         relative_error=float((error.norm(dim=1) / embedding.norm(dim=1)).mean()),
         explained=float(1 - error.square().sum() / variance) if variance > 0 else float("nan"),
+        average_precision=_average_precision(image @ normalise(attributes.text).T, attributes.truth),
     )
+
+
+def _average_precision(score: Float[Tensor, "image attribute"], truth: Bool[Tensor, "image attribute"]) -> float:
+    """Return the mean average precision over the attributes; NaN without any."""
+    columns = zip(truth.T.numpy(), score.T.numpy(), strict=True)
+    precisions = [average_precision_score(true, scores) for true, scores in columns]
+    return float(np.mean(precisions)) if precisions else float("nan")
 
 
 def keep_pairs(

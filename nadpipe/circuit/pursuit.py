@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nadpipe.circuit.naming import normalise
+
 
 @dataclasses.dataclass(frozen=True)
 class SparseCode:
@@ -72,6 +74,19 @@ def _orthogonal(
         inside[again] += correction
         outside[again] -= torch.einsum("ur,ure->ue", correction, basis[again])
     return outside, inside
+
+
+def random_atoms(dictionary: Float[Tensor, "atom embed"], generator: torch.Generator) -> Float[Tensor, "atom embed"]:
+    """Draw as many random atoms of unit length as a dictionary has, from the normal distribution with its mean and covariance.
+
+    A code over them is a control for a code over texts: it needs no text to explain what it explains.
+    """
+    atom = dictionary.double()
+    mean = atom.mean(0)
+    value, vector = torch.linalg.eigh((atom - mean).T @ (atom - mean) / len(atom))
+    root = (vector * value.clamp(min=0).sqrt()) @ vector.T  # symmetric: it does not depend on the signs of the eigenvectors
+    standard = torch.randn(atom.shape, generator=generator, dtype=atom.dtype)
+    return normalise(standard @ root + mean).to(dictionary.dtype)
 
 
 class Strongest:

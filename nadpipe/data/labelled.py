@@ -5,11 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nadpipe.data.labels import label_texts
+from nadpipe.circuit import ablation
+from nadpipe.circuit.ablation import Attributes
+from nadpipe.data.labels import attribute_columns, label_texts
 from nadpipe.errors import NadpipeError
 from nadpipe.store.arrays import ZarrStore, open_zarr
 from nadpipe.store.kinds.features import CONTRIBUTIONS
@@ -21,13 +24,14 @@ from nadpipe.store.stamp import Stamp
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Images with a class label, and the texts of all classes."""
+    """Images with a class label, the texts of all classes, and the attributes of the images."""
 
     stores: list[ZarrStore]
     rows: list[Int[np.ndarray, " view"]]  # rows of the images in each store
     embedding: Float[Tensor, "image embed"]
     label: Int[Tensor, " image"]  # row of `text`
     text: Float[Tensor, "class embed"]
+    attributes: Attributes
 
     def coefficient(self, head: int) -> Float[Tensor, "image neuron"]:
         """Return s[head] of all images."""
@@ -46,11 +50,22 @@ class Labelled:
                 if len(selected):
                     yield store.tensor("coefficient", slice(start, start + step))[selected].float()
 
+    def fidelity(self, rebuilt: Float[Tensor, "image embed"], confidence: float) -> dict[str, float]:
+        """Return the columns that measure how well rebuilt embeddings replace the images' own."""
+        measured = ablation.fidelity(rebuilt, self.embedding, self.text, self.label, self.attributes, confidence)
+        truth = self.attributes.truth
+        counts = {"images": len(self.label), "classes": len(self.text), "attributes": truth.shape[1]}
+        return dataclasses.asdict(measured) | {"prevalence": float(truth.float().mean())} | counts
+
 
 def read_labelled(images: Path, contributions: Sequence[Path], labels: Path, model: Stamp, limit: int) -> Labelled:
-    """Read at most `limit` labelled images of a data set, evenly spaced. Raises NadpipeError if no image has a label."""
+    """Read at most `limit` labelled images of a data set, evenly spaced.
+
+    Raises NadpipeError if no image has a label, or if a label or a 0/1 column has no embedded text.
+    """
     text_store = open_zarr(labels, TEXT, model)
-    label_of_image = read_images(images).set_index("image_id")["label"]
+    manifest = read_images(images).set_index("image_id")
+    label_of_image = manifest["label"]
     stores = open_shards(contributions, CONTRIBUTIONS, model)
     store_labels = [label_of_image.loc[store.read("image_id")] for store in stores]
     candidates = [(shard, row) for shard, names in enumerate(store_labels) for row in np.flatnonzero(names.notna())]
@@ -61,15 +76,30 @@ def read_labelled(images: Path, contributions: Sequence[Path], labels: Path, mod
     spaced = np.unique(np.linspace(0, len(candidates) - 1, min(limit, len(candidates))).astype(int))
     chosen = [candidates[index] for index in spaced]
     rows = [np.array([row for shard, row in chosen if shard == index], dtype=int) for index in range(len(stores))]
-    names = [name for labelled, selected in zip(store_labels, rows, strict=True) for name in labelled.iloc[selected]]
-    unique = sorted(set(names))
-    text_of_name = dict(zip(unique, label_texts(unique), strict=True))
-    row_of_text = {text: row for row, text in enumerate(text_store.texts())}
-    embedding = torch.cat([store.tensor("embedding")[selected] for store, selected in zip(stores, rows, strict=True)])
+    labelled = pd.concat([names.iloc[selected] for names, selected in zip(store_labels, rows, strict=True)])
+    unique = sorted(label_of_image.dropna().unique())
+    text_of_label = dict(zip(unique, label_texts(unique), strict=True))
+    classes = list(dict.fromkeys(text_of_label.values()))
+    columns = attribute_columns(manifest)
+    truth = manifest.loc[labelled.index, columns].to_numpy(dtype=bool)
+    varying = truth.any(0) & ~truth.all(0)
+    text = text_store.tensor("embedding")
     return Labelled(
         stores=stores,
         rows=rows,
-        embedding=embedding,
-        label=torch.tensor([row_of_text[text_of_name[name]] for name in names]),
-        text=text_store.tensor("embedding"),
+        embedding=torch.cat([store.tensor("embedding")[selected] for store, selected in zip(stores, rows, strict=True)]),
+        label=torch.tensor([classes.index(text_of_label[name]) for name in labelled]),
+        text=text[_rows(text_store, classes)],
+        attributes=Attributes(
+            text=text[_rows(text_store, label_texts(columns))][torch.from_numpy(varying)],
+            truth=torch.from_numpy(truth[:, varying]),
+        ),
     )
+
+
+def _rows(store: ZarrStore, texts: Sequence[str]) -> Int[Tensor, " text"]:
+    """Return the rows of texts in a store. Raises NadpipeError if one is missing."""
+    rows = pd.Index(store.texts()).get_indexer(pd.Index(texts, dtype=object))
+    if (rows < 0).any():
+        raise NadpipeError(f"{store.path}: has no text {texts[rows.argmin()]!r}; embed the labels of this data set")
+    return torch.from_numpy(rows)

@@ -1,7 +1,9 @@
-"""Texts of a data set's class labels, for zero-shot classification."""
+"""Texts of a data set's class labels, for zero-shot classification, and of its 0/1 columns."""
 
 import re
 from collections.abc import Sequence
+
+import pandas as pd
 
 from nadpipe.errors import NadpipeError
 from nadpipe.towers.word_lists import imagenet_names, imagenet_synsets
@@ -21,3 +23,8 @@ def label_texts(labels: Sequence[str]) -> list[str]:
     if unknown:
         raise NadpipeError(f"label {unknown[0]}: not one of ImageNet's 1,000 classes; name the labels in a column of a table")
     return [names[label] for label in labels]
+
+
+def attribute_columns(images: pd.DataFrame) -> list[str]:
+    """Return the columns of a manifest that hold 0 or 1 for every image."""
+    return [name for name in images.columns if images[name].isin([0, 1]).all()]

@@ -10,8 +10,8 @@ YEARS = range(2018, 2026)
 # Word -> weight in the first and in the last year. Within a group, each increase is balanced by a decrease, so that no other
 # word drifts.
 DRIFTS = {"fish": (0.2, 1.8), "snail": (1.8, 0.2), "sand": (0.2, 1.8), "sky": (1.8, 0.2)}
-# Stream of random numbers of each set: sets share no scene, whatever their seeds. `methods` resembles `segmentation`. Its scenes
-# chose the variants of the segmentation methods (benchmarks/segmentation_methods.py), so `segmentation` must not contain them.
+# Set -> stream of random numbers, so that no two sets share a scene, whatever their seeds. `methods` resembles `segmentation`.
+# Its scenes chose the variants of the segmentation methods (benchmarks/segmentation_methods.py).
 SETS = {"discovery": 7919, "methods": 7920, "monitoring": 7921, "segmentation": 7922}
 _SEGMENTED = ("segmentation", "methods")
 

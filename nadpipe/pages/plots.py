@@ -48,28 +48,43 @@ def per_class_bars(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def accuracy_curves(table: pd.DataFrame, x: str, group: str, label: str, log: bool = True) -> Figure:
-    """Draw zero-shot accuracy with its interval, and the share of variance explained, against column x.
+def accuracy_curves(
+    table: pd.DataFrame, x: str, group: str, label: str, log: bool = True, control: str | None = None
+) -> Figure:
+    """Draw zero-shot accuracy with its interval, average precision and the share of variance explained, against column x.
 
-    Each value of column group has one line. Rows with the same x and group (random draws) are averaged.
+    Each value of column group has a colour. Each value of column control, if given, has a line style, so that a curve and its
+    controls share a colour. Rows with the same x, group and control (random draws) are averaged. Without attributes, the panel
+    of average precision is left out.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for index, (name, rows) in enumerate(table.groupby(group, sort=False)):
-        mean = rows.groupby(x)[["accuracy", "accuracy_low", "accuracy_high", "explained"]].mean()
-        colour = COLOURS[index % len(COLOURS)]
-        marker = MARKERS[index % len(MARKERS)]
-        panels[0].plot(mean.index, mean["accuracy"], color=colour, marker=marker, label=name)
-        panels[0].fill_between(mean.index, mean["accuracy_low"], mean["accuracy_high"], color=colour, alpha=0.15)
-        panels[1].plot(mean.index, mean["explained"], color=colour, marker=marker, label=name)
-    for axes, title in zip(panels, ("zero-shot accuracy", "share of the embedding's variance"), strict=True):
-        axes.set(xlabel=label, title=title)
+    shown = {name: title for name, title in _PANELS.items() if table[name].notna().any()}
+    keys = [group] if control is None else [group, control]
+    colours = {value: (COLOURS[index], MARKERS[index]) for index, value in enumerate(table[group].unique())}
+    styles = {value: _STYLES[index] for index, value in enumerate([] if control is None else table[control].unique())}
+    figure = Figure(figsize=(4.2 * len(shown) + 1.8, 4), layout="constrained")
+    panels = dict(zip(shown, figure.subplots(1, len(shown)), strict=True))
+    for names, rows in table.groupby(keys, sort=False):
+        mean = rows.groupby(x)[[*shown, "accuracy_low", "accuracy_high"]].mean()
+        colour, marker = colours[names[0]]
+        style = {"color": colour, "marker": marker, "linestyle": styles.get(names[-1], "-"), "label": ", ".join(names)}
+        panels["accuracy"].fill_between(mean.index, mean["accuracy_low"], mean["accuracy_high"], color=colour, alpha=0.1)
+        for name, axes in panels.items():
+            axes.plot(mean.index, mean[name], **style)
+    for name, axes in panels.items():
+        axes.set(xlabel=label, title=shown[name], ylim=(-0.05, 1.05))
         if log:
             axes.set_xscale("log")
         remove_box(axes)
-    panels[1].set_ylim(-0.05, 1.05)
-    panels[0].legend(frameon=False)
+    figure.legend(handles=panels["accuracy"].get_lines(), loc="outside right center", frameon=False, handlelength=3.2)
     return figure
+
+
+_PANELS = {
+    "accuracy": "zero-shot accuracy",
+    "average_precision": "mean average precision",
+    "explained": "share of the embedding's variance",
+}
+_STYLES = ("-", "--", ":", "-.")
 
 
 def remove_box(axes: Axes) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from nadpipe.data.class_tables import read_classes
 from nadpipe.data.classes import class_texts
 from nadpipe.data.dictionaries import read_dictionary, read_templates
-from nadpipe.data.labels import label_texts
+from nadpipe.data.labels import attribute_columns, label_texts
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.progress import track
@@ -54,7 +54,7 @@ def embed_texts(
             words, or imagenet for its class names.
         classes: Table of classes, whose names are embedded.
         background_names: Embed the names of a class called background, too.
-        labels: Manifest, whose image labels are embedded.
+        labels: Manifest, whose image labels and names of 0/1 columns are embedded.
         templates: Prompts with {} in place of the text; or imagenet or imagenet-simple for open_clip's sets.
         batch_size: Prompts per step.
         device: auto, cpu, cuda, cuda:1, ….
@@ -103,13 +103,17 @@ def _read_texts(
 
 
 def _read_labels(manifest: Path) -> list[str]:
-    """Return the texts of a manifest's labels without repetition. Raises NadpipeError if it has fewer than two labels."""
-    labels = sorted(read_images(manifest)["label"].dropna().unique())
+    """Return the texts of a manifest's labels, then of its 0/1 columns, without repetition.
+
+    Raises NadpipeError if it has fewer than two labels.
+    """
+    images = read_images(manifest)
+    labels = sorted(images["label"].dropna().unique())
     if len(labels) < 2:
         raise NadpipeError(
             f"{manifest}: {len(labels)} different labels; zero-shot classification needs at least two, set label_column"
         )
-    return list(dict.fromkeys(label_texts(labels)))
+    return list(dict.fromkeys([*label_texts(labels), *label_texts(attribute_columns(images))]))
 
 
 def _cache_folder(cache: Path, stamp: Stamp, templates: list[str]) -> Path:

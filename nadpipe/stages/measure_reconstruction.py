@@ -4,7 +4,6 @@ Source: Bu & Gandelsman, arXiv 2509.19943, who find that one direction approxima
 their reconstruct.py --pcs_paths (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd).
 """
 
-import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +37,7 @@ def measure_reconstruction(
     most: int = 1000,
     confidence: float = 0.95,
 ) -> None:
-    """Write zero-shot accuracy and error per kind of unit and number of directions, from 0 to all fitted ones.
+    """Write zero-shot accuracy, average precision and error per kind of unit and number of directions, 0 to all fitted.
 
     Args:
         images: Manifest with labels.
@@ -88,7 +87,5 @@ def _rows(
     rows = []
     for unit in UNITS:
         for components, deviation in enumerate([torch.zeros_like(written[unit][0]), *written[unit]]):
-            fidelity = ablation.fidelity(base + deviation, labelled.embedding, labelled.text, labelled.label, confidence)
-            key = {"unit": unit, "components": components, "images": len(labelled.label), "classes": len(labelled.text)}
-            rows.append(key | dataclasses.asdict(fidelity))
+            rows.append({"unit": unit, "components": components} | labelled.fidelity(base + deviation, confidence))
     return rows

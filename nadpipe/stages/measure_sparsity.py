@@ -1,11 +1,10 @@
-"""Measure sparsity: zero-shot accuracy if only some pairs, or some neurons, are kept and the others are set to their mean.
+"""Measure sparsity: accuracy and precision if only some pairs, or some neurons, are kept and the others are set to their mean.
 
 Source: Bu & Gandelsman, arXiv 2509.19943, who find that only a sparse set of pairs contributes significantly to the output.
 Their get_masks.py and ablation.py (github.com/edmundbu/clip-neur-attn-decomposition, cc5abfd) rank units by the mean norm of
 the top images (`top_norm`). This stage ranks them by the root mean square over all images (`std_norm`).
 """
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,9 @@ def measure_sparsity(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> None:
-    """Write zero-shot accuracy by the share of pairs, or of neurons, that is kept: the largest, the smallest or random ones.
+    """Write zero-shot accuracy and average precision by the share of pairs, or of neurons, that is kept.
+
+    The largest, the smallest and random units are kept. Shares that keep the same number of units have one row.
 
     Args:
         images: Manifest with labels.
@@ -63,30 +64,28 @@ def measure_sparsity(
     for unit, norm in norms.items():
         rng = np.random.default_rng(seed)
         order = ablation.rank_units(norm)
+        counts = sorted({max(1, round(share * norm.size)) for share in shares})
         orders = {("top", 0): order, ("bottom", 0): order[::-1]}
         orders |= {("random", draw): rng.permutation(order) for draw in range(1, draws + 1)}
         for (kept_by, draw), ranked in orders.items():
-            for share in sorted(shares):
-                count = max(1, round(share * norm.size))
-                kept[unit, kept_by, draw, share] = ablation.select_units(ranked, count, norm.shape)
+            for count in counts:
+                kept[unit, kept_by, draw, count] = ablation.select_units(ranked, count, norm.shape)
     labelled = read_labelled(images, contributions, labels, model, most)
     rebuilt: dict[tuple, list[torch.Tensor]] = {key: [] for key in kept}
     for block in track(labelled.blocks(), "ablating pairs", "block"):
         for key, mask in kept.items():
             rebuilt[key].append(ablation.keep_pairs(block, mean, mask.expand(mean.shape), weights))
     rows = []
-    for (unit, kept_by, draw, share), mask in kept.items():
-        embedding = torch.cat(rebuilt[unit, kept_by, draw, share])
-        fidelity = ablation.fidelity(embedding, labelled.embedding, labelled.text, labelled.label, confidence)
+    for (unit, kept_by, draw, count), mask in kept.items():
         norm = norms[unit]
         columns = {
             "dataset": dataset,
             "unit": unit,
             "kept": kept_by,
             "draw": draw,
-            "share": share,
+            "share": count / norm.size,
             "pairs": int(mask.expand(mean.shape).sum()),
             "energy": float((norm[mask.numpy()] ** 2).sum() / (norm**2).sum()),
         }
-        rows.append(columns | dataclasses.asdict(fidelity) | {"images": len(labelled.label), "classes": len(labelled.text)})
+        rows.append(columns | labelled.fidelity(torch.cat(rebuilt[unit, kept_by, draw, count]), confidence))
     write_csv(output, SPARSITY, pd.DataFrame(rows))

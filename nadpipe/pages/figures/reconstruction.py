@@ -10,6 +10,6 @@ KIND = RECONSTRUCTION
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw accuracy and explained variance against the number of directions, one line per unit."""
+    """Draw accuracy, precision and explained variance against the number of directions, one line per unit."""
     shown = table[table["components"] > 0]
     return accuracy_curves(shown, "components", "unit", "directions kept of each unit", log=False)

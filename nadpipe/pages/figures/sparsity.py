@@ -1,4 +1,4 @@
-"""Plot of zero-shot accuracy by the share of units that are kept."""
+"""Plot of accuracy and precision by the share of units that are kept."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,6 +10,6 @@ KIND = SPARSITY
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw accuracy and explained variance against the share of units kept, one line per ranking and unit."""
-    named = table.assign(kept=table["kept"] + " " + table["unit"] + "s")
-    return accuracy_curves(named, "share", "kept", "share of units kept, others at their mean")
+    """Draw accuracy, precision and explained variance against the share of units kept, one line per unit and ranking."""
+    named = table.assign(unit=table["unit"] + "s")
+    return accuracy_curves(named, "share", "unit", "share of units kept, others at their mean", control="kept")

@@ -9,8 +9,12 @@ _FIDELITY = {
     "accuracy_high": "upper end",
     "relative_error": "mean over images of ‖rebuilt - embedding‖ / ‖embedding‖",
     "explained": "share of the embeddings' variance over the images that is kept; 0 for their mean, can be negative",
+    "average_precision": "mean over the attributes of the average precision of the images ranked by their cosine to the "
+    "attribute's text; empty without attributes",
+    "prevalence": "mean over the attributes of the share of images that have it: the average precision of a random ranking",
     "images": "labelled images",
     "classes": "labels to choose from",
+    "attributes": "0/1 columns of the table that vary over the images",
 }
 RECONSTRUCTION = CsvKind(
     "reconstruction",
@@ -73,7 +77,8 @@ SPARSITY = CsvKind(
         "unit": "pair or neuron: the units that are kept or ablated",
         "kept": "top: units of largest std_norm; bottom: of smallest; random",
         "draw": "number of the random choice, 0 for top and bottom",
-        "share": "share of the units that is kept; the others are set to their mean over the discovery images",
+        "share": "share of the units that is kept, after rounding to whole units; the others are set to their mean over the "
+        "discovery images",
         "pairs": "pairs kept; for a neuron, its pairs with all heads",
         "energy": "share of the summed std_norm² of all units in the kept units",
         **_FIDELITY,
@@ -91,8 +96,11 @@ SPARSE_TEXT = CsvKind(
     {
         "dataset": "data set",
         "unit": "pair, neuron or head: the units that write along their (first) direction",
-        "atoms": "texts of its sparse code that replace each direction; 0 for the mean alone",
-        "coded": "share of the energy (std_norm²) of the units that have a code; the others are set to their mean",
+        "dictionary": "texts; random: as a control, as many random atoms with the mean and covariance of the texts",
+        "draw": "number of the random atoms, 0 for texts",
+        "units": "units that write along their code: all that have one, or the largest (analyses.control_units)",
+        "coded": "share of the energy (std_norm²) of these units; the others are set to their mean",
+        "atoms": "atoms of its sparse code that replace each direction; 0 for the mean alone",
         **_FIDELITY,
     },
     Final(
