@@ -3,8 +3,8 @@
     python benchmarks/sparsity.py
 
 A pair selects the attribute (0/1 column of the monitoring images) that its coefficient correlates with most. The average
-precision of an attribute is that of the images ranked by the cosine of their rebuilt embedding to its text: some pairs are kept,
-and the others are set to their mean, as in results/sparsity.csv.
+precision of an attribute is that of the images ranked by the cosine of their rebuilt embedding to its text. As in
+results/sparsity.csv, some pairs are kept, and the others are set to their mean.
 """
 
 from pathlib import Path

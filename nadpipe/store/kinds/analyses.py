@@ -86,8 +86,8 @@ SPARSITY = CsvKind(
     Final(
         "measure_sparsity",
         "Analyses",
-        "Zero-shot accuracy when a share of the pairs is kept and the others are set to their mean, for the largest, random "
-        "and smallest pairs.",
+        "Zero-shot accuracy, mean average precision of the 0/1 columns and share of variance when a share of the units is kept "
+        "and the others are set to their mean: the largest units, and as controls the smallest and random ones.",
     ),
 )
 SPARSE_TEXT = CsvKind(
@@ -106,7 +106,8 @@ SPARSE_TEXT = CsvKind(
     Final(
         "measure_sparse_text",
         "Analyses",
-        "Zero-shot accuracy with directions replaced by their sparse codes, by number of texts.",
+        "Zero-shot accuracy, mean average precision of the 0/1 columns and share of variance with directions replaced by their "
+        "sparse codes, by number of atoms: texts, and as a control random atoms with the mean and covariance of the texts.",
     ),
 )
 POLYSEMANTICITY = TableKind(
