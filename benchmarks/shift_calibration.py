@@ -116,7 +116,8 @@ def count(name: str, unit: str, runs: int, compare: Callable[[Generator], Compar
     size, reference = map(len, next(iter(groups.values())))
     row = {"comparison": name, "tests of": unit, "images": f"{size} / {reference}", "runs": runs}
     for test, discoveries in found.items():
-        row[f"{test}: runs with a discovery"] = interval(np.count_nonzero(discoveries), runs)
+        hits = np.count_nonzero(discoveries)
+        row[f"{test}: runs with a discovery"] = interval(hits, runs) if runs > 1 else f"{hits} of 1"
         row[f"{test}: mean discoveries"] = f"{np.mean(discoveries):.1f}"
     return row
 
