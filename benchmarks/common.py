@@ -266,6 +266,16 @@ def run_workflow(config: dict[str, Any], *targets: str) -> None:
     run_command(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "all", *targets, *place)
 
 
+def run_with_random_model(config: dict[str, Any], architecture: str, *targets: str) -> Path:
+    """Make some targets of a workflow with random weights in the folder `random`, and return its folder of results."""
+    folder = Path.cwd() / "random"
+    folder.mkdir(exist_ok=True)
+    _, model = random_checkpoint(architecture, folder)
+    with contextlib.chdir(folder):
+        run_workflow(config | {"model": model}, *targets)
+    return folder / "results"
+
+
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 

@@ -117,13 +117,14 @@ def steps_on_all_images(given: argparse.Namespace, work: Path) -> list[Step]:
         ("extract-features (small model)", "extract-features", small_features),
         ("compute-contributions", "compute-contributions", decompose),
         ("average-heads", "average-heads", {"means": work / "means.zarr", "output": work / "head-means.zarr"}),
-        ("accumulate-pairs", "accumulate-pairs", {**contributions, "output": work / "moments.zarr"}),
+        ("accumulate-pairs", "accumulate-pairs", {**images, **contributions, "output": work / "moments.zarr"}),
     ]
     for unit in ("pair", "neuron", "head"):
         options = {"unit": unit, **moments, **readout, "output": work / f"{unit}.zarr"}
         steps.append((f"fit-directions, {unit}", "fit-directions", options | ({} if unit == "pair" else contributions)))
     for name, k in zip(("concepts", "classes"), given.pairs, strict=True):
-        options = {"text": work / f"{name}.zarr", **pair_directions, **readout, "k": k}
+        texts = work / f"{name}.zarr"
+        options = {"text": texts, "reference": texts, **pair_directions, **readout, "k": k}
         steps.append((f"select-pairs, {name}", "select-pairs", options | {"output": work / f"{name}-selection.zarr"}))
     assign = {"unit": "pair", **pair_directions, **dictionary, **readout, "sparse_share": 0.02, "output": assignments}
     correlate = {**contributions, **pair_directions, **dictionary, "output": correlated}

@@ -9,6 +9,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 HEADINGS = {
     "contributions": "Contributions of all pairs",
     "directions": "Directions of all pairs",
+    "signs": "Signs of directions",
+    "selection": "Selection of pairs by text",
     "segmentation_stage": "Segmentation stage",
     "segmentation_methods": "Accuracy of segmentation methods",
     "segmentation": "Segmentation logits",

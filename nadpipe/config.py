@@ -326,7 +326,15 @@ class Dense(_Section):
 class Directions(_Section):
     """The directions of pairs, neurons and heads."""
 
-    top_images: Count = Field(description="Images with the largest norm that a direction is fitted to.")
+    top_share: Share = Field(
+        description="Share of the discovery images, those with the largest norm, that a direction is fitted to and that decide "
+        "its sign: at least 10 images and at most 50. With more than a fifth of the images, signs follow the median image "
+        "instead of the extremes; the log and the report then show a warning."
+    )
+    top_images: Annotated[Count | None, BeforeValidator(_parse_null)] = Field(
+        description="Number of these images, instead of the share (published: 50 of 1,000). At most the number of discovery "
+        "images; memory grows with it."
+    )
     components: Count = Field(description="Directions per neuron and per head. A pair has one.")
 
 
@@ -422,6 +430,10 @@ class Shift(_Section):
     concepts: Texts = Field(description="Texts to score.")
     k: Count = Field(description="Pairs selected per concept.")
     select_by: SelectBy = Field(description=f"Ranking of the pairs: {_SELECT_BY}.")
+    centre: Literal["dictionary", "none"] = Field(
+        description="Centring of the concepts: `dictionary` subtracts the mean of `text.dictionary`, `none` subtracts nothing "
+        "(published)."
+    )
     reference: Annotated[str, AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")] | None = Field(
         description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each."
     )
@@ -518,6 +530,15 @@ class Config(_Section):
                 f"segmentation.crop: {self.segmentation.crop} is larger than segmentation.scale, {self.segmentation.scale}; "
                 "crops must fit in the resized image"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_top_images(self) -> "Config":
+        """Raise ValueError if the demo has fewer discovery images than top images. Other data sets are counted by a job."""
+        top, images = self.directions.top_images, self.demo.discovery_images
+        drawn = Path(self.datasets["discovery"].path) == DEMO_FOLDER / "discovery.csv"
+        if drawn and top is not None and top > images:
+            raise ValueError(f"directions.top_images: {top} exceeds demo.discovery_images, {images}; lower it")
         return self
 
     @model_validator(mode="after")

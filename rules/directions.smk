@@ -3,6 +3,7 @@ include: "helpers/directions.smk"
 
 rule accumulate_pairs:
     input:
+        images="results/artifacts/discovery/images.parquet",
         contributions="results/artifacts/discovery/contributions/{shard}.zarr",
     output:
         moments=directory("results/artifacts/discovery/moments/{shard}.zarr"),
@@ -17,13 +18,13 @@ rule accumulate_pairs:
         mem_mb=memory(4000),
         runtime=60,
     params:
-        top_images=config["directions"]["top_images"],
+        top=top_options(),
         code=code("accumulate_pairs"),
     shell:
         """
         nadpipe accumulate-pairs \
-            --contributions {input.contributions:q} \
-            --output {output.moments:q} --top-images {params.top_images} \
+            --images {input.images:q} --contributions {input.contributions:q} \
+            --output {output.moments:q} {params.top} \
             2>{log}
         """
 

@@ -8,6 +8,7 @@ rule describe_results:
             "results/artifacts/{dataset}/images.parquet", dataset=used_datasets()
         ),
         readout="results/artifacts/model/readout.zarr",
+        directions="results/artifacts/directions/pair.zarr",
     output:
         provenance="results/provenance.json",
     log:
@@ -27,6 +28,7 @@ rule describe_results:
         """
         nadpipe describe-results \
             --tables {input.tables:q} --images {input.images:q} --readout {input.readout:q} \
+            --directions {input.directions:q} \
             --config {params.config:q} --output {output.provenance:q} \
             2>{log}
         """

@@ -57,11 +57,12 @@ rule select_pairs:
     params:
         k=lambda wildcards: selected_k(wildcards.set),
         select_by=lambda wildcards: selection_section(wildcards.set)["select_by"],
+        reference=lambda wildcards, input: centring_options(input.reference),
         code=code("select_pairs"),
     shell:
         """
         nadpipe select-pairs \
-            --text {input.text:q} --reference {input.reference:q} --directions {input.directions:q} --readout {input.readout:q} \
+            --text {input.text:q} {params.reference:q} --directions {input.directions:q} --readout {input.readout:q} \
             --output {output.selection:q} --k {params.k} --select-by {params.select_by} \
             2>{log}
         """

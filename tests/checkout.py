@@ -15,7 +15,6 @@ from warm import Server
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 30},
-    "directions": {"top_images": 20, "components": 3},
     "text": {"cache": None},  # with a cache, last bits depend on which set of texts was embedded first
     "segmentation": {"overlays": 3},
     "registers": {"images": 20},

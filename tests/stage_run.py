@@ -26,6 +26,7 @@ from nadpipe.stages.segment_images import segment_images
 from nadpipe.stages.select_pairs import select_pairs
 from nadpipe.stages.tabulate_units import tabulate_units
 from nadpipe.store.kinds.units import UNIT_TABLES
+from nadpipe.store.manifest import read_images
 from nadpipe.store.tables import read_parquet
 
 METHODS = ("nad", "nad_centred", "neurons", "maskclip", "sclip", "attention")
@@ -73,8 +74,10 @@ class Run:
     def accumulate(self, contributions):
         """Write the moments of all shards."""
         moments = tuple(path.with_name(f"moments-{path.name}") for path in contributions)
+        images = self.folder / "images.parquet"
+        top_images = min(4, len(read_images(images)))
         for path, output in zip(contributions, moments, strict=True):
-            accumulate_pairs(path, output, top_images=4)
+            accumulate_pairs(images, path, output, top_images=top_images)
         return moments
 
     def fit(self, unit, contributions):
@@ -101,7 +104,8 @@ class Run:
 
     def select(self, contributions, texts=("a", "b", "c"), k=9, **options):
         words = self.embed("classes", texts)
-        select_pairs(words, self.fit("pair", contributions), self.pool, self.folder / "s.zarr", k=k, **options)
+        paths = (words, self.fit("pair", contributions), self.pool, self.folder / "s.zarr")
+        select_pairs(*paths, **{"k": k, "reference": words, **options})
         return self.folder / "s.zarr"
 
     def sample(self, contributions, **options):

@@ -154,8 +154,28 @@ def check_segmentation_stage(rows):
     assert {row["views per image"] for row in rows} == {2}
 
 
+def check_selection(rows):
+    assert {row["model"] for row in rows} == {"demo", "tiny, random weights"}
+    assert (column(rows, "least") <= column(rows, "in common")).all()
+    assert (column(rows, "in common") <= column(rows, "most")).all()
+    common = {(row["texts"], row["k"], row["compared with write, centred"]): row for row in rows if row["model"] == "demo"}
+    assert len(common) == 7
+    published = common["concepts", 300, "direction, not centred"]
+    assert float(published["chance"]) < float(published["in common"]) < 1
+
+
 def check_sharding(rows):
     assert column(rows, "largest difference between embeddings").tolist() == [0]
+
+
+def check_signs(rows):
+    largest_part = [row for row in rows if row["model"] == "demo" and row["images of a part"] == 12]
+    assert [row["top images"] for row in largest_part] == [1, 2, 6, 10]
+    positive = column(largest_part, "sign +")
+    assert positive[0] > 0.9  # coefficients are skewed to the right, and the few farthest images are there
+    assert positive[-1] < 0.2  # nearly all images, whose majority is below the mean
+    assert column(largest_part, "same as from a twentieth")[-1] < 0.2
+    assert (column(rows, "same sign") <= 1).all()
 
 
 def check_sparse_text(rows):
@@ -217,7 +237,7 @@ def test_every_benchmark_runs_at_a_tiny_size(script, work, tmp_path, monkeypatch
         assert os.environ.get("NADPIPE_BROWSER") != "1"  # .ci/run sets it: there, a skip is a failure
         pytest.skip("browser: chromium is not installed (Debian package chromium)")
     options = []
-    if script in ("naming", "drift_detection", "segmentation_methods", "shift_calibration", "sparsity"):
+    if script in ("naming", "drift_detection", "segmentation_methods", "selection", "shift_calibration", "signs", "sparsity"):
         options = ["--work", str(work)]
     elif script == "sparse_text" and importlib.util.find_spec("orthogonal_matching_pursuit_gpu") is None:
         options = ["--sides", "nadpipe", "scikit-learn"]

@@ -71,6 +71,10 @@ TREE = {"layout": "tree", "path": "docs"}
         ("segmentation.datasets", ["discovery"], "segmentation.datasets: discovery .*centre crop.*; .*another name"),
         ("dense.datasets", ["voc"], "dense.datasets: no data set 'voc'; .*discovery"),
         ("analyses.dataset", "voc", "analyses.dataset: no data set 'voc'; .*discovery"),
+        ("directions.top_images", 601, "directions.top_images: 601 exceeds demo.discovery_images, 600; lower it$"),
+        ("directions.top_images", 0, "directions.top_images: 0 .*; .*greater than or equal to 1"),
+        ("directions.top_share", 0, "directions.top_share: 0 .*; .*greater than 0"),
+        ("shift.centre", "set", "shift.centre: 'set' .*; .*'dictionary' or 'none'"),
         ("segmentation.crop", 2, "segmentation.crop: 2.0 .*segmentation.scale, 1.0; .*fit"),
         ("segmentation.scale", 0.5, "segmentation.scale: 0.5 .*; .*greater than or equal to 1"),
         ("segmentation.block", -1, "segmentation.block: -1 .*; .*greater than or equal to 0"),
@@ -159,6 +163,14 @@ def test_a_dictionary_is_accepted_by_name_and_the_cache_can_be_turned_off():
         assert check(changed("text.dictionary", dictionary))["text"]["dictionary"] == dictionary
     for cache in (None, "null"):  # `snakemake --config` passes null as text
         assert check(changed("text.cache", cache))["text"]["cache"] is None
+
+
+def test_the_number_of_top_images_is_compared_with_the_demo_only_if_it_is_used():
+    for number in (None, "null"):  # `snakemake --config` passes null as text
+        assert check(changed("directions.top_images", number))["directions"]["top_images"] is None
+    config = changed("directions.top_images", 601)
+    config["datasets"]["discovery"] = TREE  # a job counts these images
+    assert check(config)["directions"]["top_images"] == 601
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

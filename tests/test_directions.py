@@ -9,6 +9,7 @@ from nadpipe.circuit.accumulators import Extremes, Mean, TopByNorm, subtract_mea
 from nadpipe.circuit.attention import trace
 from nadpipe.circuit.readout import coefficients, write_vectors
 from nadpipe.circuit.units import SUBSPACE_UNITS
+from nadpipe.errors import NadpipeError
 from nadpipe.store.arrays import create_zarr
 from nadpipe.store.kinds.units import DIRECTIONS
 from nadpipe.store.pairs import open_pair_directions
@@ -95,6 +96,37 @@ def test_a_pair_that_does_not_write_has_no_direction():
     assert (direction[3] == 0).all()
     others = torch.arange(8) != 3
     torch.testing.assert_close(direction[others].norm(dim=1), torch.ones(7))
+
+
+@pytest.mark.parametrize(("images", "top"), [(600, 30), (1000, 50), (5000, 50), (300, 15), (60, 10), (7, 7)])
+def test_top_images_are_a_share_of_at_least_10_and_at_most_50_images(images, top):
+    assert directions.count_top_images(images, 0.05) == top
+
+
+def test_a_number_of_top_images_replaces_the_share_and_is_at_most_the_number_of_images():
+    assert directions.count_top_images(60, 0.05, 60) == 60
+    with pytest.raises(NadpipeError, match=r"^directions\.top_images: 200 exceeds the 60 discovery images; lower it, .*null"):
+        directions.count_top_images(60, 0.05, 200)
+
+
+@pytest.mark.parametrize(("images", "top", "enough"), [(50, 10, 50), (49, 10, 50), (30, 10, 50), (60, 50, 250), (7, 7, 35)])
+def test_more_than_a_fifth_of_the_images_gives_a_warning(images, top, enough):
+    warning = directions.warn_of_top_images(images, top)
+    if images >= enough:
+        assert warning is None
+    else:
+        assert f"{top} of {images} discovery images are more than a fifth" in warning
+        assert f"use at least {enough} discovery images" in warning
+
+
+def test_few_top_images_follow_the_extremes_and_most_images_follow_the_median():
+    """The coefficients are skewed to the right, as those of pairs are: the farthest are above the mean, most are below it."""
+    extremes = Extremes(60)
+    extremes.add(torch.from_numpy(np.random.default_rng(0).exponential(size=(60, 1, 500))))
+    deviation = extremes.result().farthest[:, 0]
+    few, most = (directions.fit_pairs(deviation[:top], torch.ones(500, 1)).sign for top in (3, 50))
+    assert (few == 1).float().mean() > 0.95
+    assert (most == -1).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("unit", SUBSPACE_UNITS)

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -106,22 +107,27 @@ def test_the_report_holds_the_tables_numbers(page, results):
     assert all(f"{100 * value:.1f}%" in text for value in scores["miou"])
     largest = pd.read_parquet(results / "pairs.parquet").nsmallest(10, "contribution_rank")
     assert all(f"{row.head}/{row.neuron}" in page.inner_text("#units") for row in largest.itertuples())
+    assert "Warning" not in page.inner_text("#run")
     assert "No images were skipped." in page.inner_text("#skipped")
 
 
-def test_images_that_were_skipped_are_in_the_report(page, results, tmp_path, monkeypatch):
+def test_skipped_images_and_warnings_are_in_the_report(page, results, tmp_path, monkeypatch):
     monkeypatch.chdir(results.parent)
     shutil.copytree(results, tmp_path / "results", ignore=shutil.ignore_patterns("demo", "explorer", "*.zarr"))
     path = tmp_path / "results/artifacts/discovery/images.parquet"
     manifest = read_parquet(path, IMAGES)
     manifest.loc[len(manifest) - 1, ["image_id", "problem"]] = -1, "x.jpg: not a readable image (<b>cut</b>)"
     write_parquet(path, IMAGES, manifest, Stamp(), sources=True)
+    path = tmp_path / "results/provenance.json"
+    provenance = json.loads(path.read_text())
+    path.write_text(json.dumps(provenance | {"warnings": ["directions.top_images: too many; use fewer"]}))
     head_means = tuple((results / "artifacts/discovery/head_means").iterdir())
     make_report(tmp_path / "results", head_means, tmp_path / "report.html", segmented=("segmentation",))
     page.goto((tmp_path / "report.html").as_uri())
     text = page.inner_text("#skipped")
     assert "Images that could not be used: 1" in text
     assert "x.jpg: not a readable image (<b>cut</b>)" in text
+    assert "Warning: directions.top_images: too many; use fewer." in page.inner_text("#run")
 
 
 PAPER = 718  # pixels between the margins of A4

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ink
 from PIL import Image
 from stage_run import METHODS, noise
@@ -18,6 +19,9 @@ from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES
 from nadpipe.store.kinds.segmentation import CONFUSION, DIFFERENCES
 from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.kinds.units import SELECTION
+from nadpipe.store.pairs import open_pair_directions
+from nadpipe.store.readout import read_readout
 from nadpipe.store.tables import read_parquet
 
 
@@ -80,6 +84,21 @@ def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
         run.decompose(views="sliding", name="x", block=1)
 
 
+def test_texts_without_a_reference_are_not_centred(run):
+    run.write_images(noise(3))
+    contributions = run.decompose()
+    texts = open_zarr(run.embed("classes", ("a", "b", "c")), TEXT).tensor("embedding")
+    for reference, expected in [(run.folder / "classes.zarr", texts - texts.mean(0)), (None, texts)]:
+        selection = open_zarr(run.select(contributions, reference=reference), SELECTION)
+        assert selection.attributes["centred"] == (reference is not None)
+        query = expected / expected.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(selection.tensor("query"), query)
+        readout, model = read_readout(run.pool)
+        pairs = open_pair_directions(run.folder / "pair.zarr", readout, model)
+        cosine = torch.stack([pairs.direction(head) for head in range(readout.heads)]).flatten(0, 1) @ query.T
+        torch.testing.assert_close(selection.tensor("cosine"), cosine.topk(9, dim=0).values.T)
+
+
 def test_pixels_without_a_probable_name_are_background(run):
     Image.fromarray(np.zeros((70, 90), np.uint8)).save(run.folder / "m.png")
     run.write_images(noise(3), mask=["m.png"] * 3)
@@ -87,7 +106,8 @@ def test_pixels_without_a_probable_name_are_background(run):
     path = run.classes(("background, sky", "a", "b"))
     assert open_zarr(run.folder / "classes.zarr", TEXT).texts() == ["background", "sky", "a", "b"]
     embed_texts(output=run.folder / "classes.zarr", classes=path, background_names=False, device="cpu", **run.model)
-    select_pairs(run.folder / "classes.zarr", run.fit("pair", contributions), run.pool, run.folder / "s.zarr", k=9)
+    texts = run.folder / "classes.zarr"
+    select_pairs(texts, run.fit("pair", contributions), run.pool, run.folder / "s.zarr", k=9, reference=texts)
     with pytest.raises(NadpipeError, match=r"s\.zarr: .*other texts than"):
         run.segment(contributions)
     confusion, _ = run.segment(contributions, background_names=False)

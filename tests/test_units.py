@@ -1,5 +1,6 @@
 """Stages from contributions to tables of units on a tiny random model: extreme data sets, shards, texts."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,8 +12,11 @@ from stage_run import noise
 from nadpipe.errors import NadpipeError
 from nadpipe.stages.accumulate_pairs import accumulate_pairs
 from nadpipe.stages.assign_texts import assign_texts
+from nadpipe.stages.describe_results import describe_results
 from nadpipe.stages.fit_directions import fit_directions
 from nadpipe.stages.index_images import index_images
+from nadpipe.store.arrays import open_zarr
+from nadpipe.store.kinds.features import PAIR_MOMENTS
 from nadpipe.store.kinds.units import ASSIGNMENTS
 from nadpipe.store.tables import read_parquet
 
@@ -56,6 +60,26 @@ def test_missing_repeated_and_foreign_shards_are_refused(run):
         run.fit("pair", (first[0], run.decompose(shards=2, name="other")[1]))
 
 
+def test_the_number_of_top_images_comes_from_all_images_not_from_a_shard(run, capsys):
+    run.write_images(noise(12))
+    images, contributions = run.folder / "images.parquet", run.decompose(shards=2)
+    moments = [path.with_name(f"moments-{path.name}") for path in contributions]
+    for path, output in zip(contributions, moments, strict=True):
+        accumulate_pairs(images, path, output)
+        assert open_zarr(output, PAIR_MOMENTS).attributes["top_images"] == 10  # of 12 images; a shard has 6
+    logged = capsys.readouterr().err
+    assert "warning: directions.top_images: 10 of 12 discovery images are more than a fifth" in logged
+    fit_directions("pair", tuple(moments), run.pool, run.folder / "pair.zarr")
+    describe_results((), (), run.pool, run.folder / "pair.zarr", "{}", run.folder / "provenance.json")
+    provenance = json.loads((run.folder / "provenance.json").read_text())
+    assert provenance["directions"] == {"images": 12, "top_images": 10}
+    assert provenance["warnings"] == [line.removeprefix("warning: ") for line in logged.splitlines() if "warning" in line][:1]
+    accumulate_pairs(images, contributions[0], moments[0], top_images=2)
+    assert "warning" not in capsys.readouterr().err
+    with pytest.raises(NadpipeError, match=r"directions\.top_images: 13 exceeds the 12 discovery images; "):
+        accumulate_pairs(images, contributions[0], moments[0], top_images=13)
+
+
 @pytest.mark.parametrize("unit", ["pair", "neuron"])
 def test_moments_of_other_contributions_are_refused(run, unit):
     run.write_images(noise(4))
@@ -63,7 +87,7 @@ def test_moments_of_other_contributions_are_refused(run, unit):
     moments = run.accumulate(contributions)
     with pytest.raises(NadpipeError, match=r"shards \[0\], expected 0 to 1"):
         fit_directions(unit, moments[:1], run.pool, run.folder / "x.zarr", contributions)
-    accumulate_pairs(contributions[1], moments[1], top_images=3)
+    accumulate_pairs(run.folder / "images.parquet", contributions[1], moments[1], top_images=3)
     with pytest.raises(NadpipeError, match=r"moments-d-1\.zarr: top_images is 3"):
         fit_directions(unit, moments, run.pool, run.folder / "x.zarr", contributions)
     moments = run.accumulate(contributions)

@@ -119,6 +119,8 @@ def test_the_run_records_the_provenance_of_its_tables(checkout):
         "segmentation": 8,
     }
     assert provenance["model"]["heads"] == 12
+    assert provenance["directions"] == {"images": 60, "top_images": 10}
+    assert provenance["warnings"] == []
     assert provenance["config"]["segmentation"]["k"] == [1250]
     assert "batch_size" not in provenance["config"]["features"]
     assert provenance["code"].keys() == {path.stem for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py")}

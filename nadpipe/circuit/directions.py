@@ -1,9 +1,9 @@
 """The direction that a unit (pair, neuron or head) writes along, from coefficients and write vectors.
 
-The published procedure (Bu & Gandelsman, arXiv 2509.19943) centres a unit's contributions over the images, keeps the
-`top_images` with the largest norm, and takes the first right-singular vectors. The sign of each is chosen so that more than
-half of the kept images project positively (on a tie, a pair keeps the sign of its write vector). Pairs have a closed form;
-neurons and heads need small SVDs in factor space. The dense (image, head, neuron, embed) tensor is never built.
+The published procedure (Bu & Gandelsman, arXiv 2509.19943) centres a unit's contributions over the images, keeps the top
+images, which are those with the largest norm, and takes the first right-singular vectors. The sign of each is chosen so that
+more than half of the kept images project positively (on a tie, a pair keeps the sign of its write vector). Pairs have a closed
+form; neurons and heads need small SVDs in factor space. The dense (image, head, neuron, embed) tensor is never built.
 """
 
 import dataclasses
@@ -15,8 +15,39 @@ from torch import Tensor
 from nadpipe.circuit.accumulators import TopFactors
 from nadpipe.circuit.naming import normalise
 from nadpipe.circuit.readout import Readout, write_vectors
+from nadpipe.errors import NadpipeError
 
 _ZERO = 1e-6  # singular values below this share of the first are rounding errors
+_FEWEST, _MOST = 10, 50  # top images by share; the upper bound keeps memory independent of the number of images
+_IMAGES_PER_TOP = 5  # with fewer images per top image, signs follow the median
+
+
+def count_top_images(images: int, share: float, count: int | None = None) -> int:
+    """Return the number of top images: `count`, or else the share of the images, at least 10 and at most 50.
+
+    If there are fewer than 10 images, all of them are top images. Raises NadpipeError if `count` exceeds the images.
+    """
+    if count is None:
+        return min(images, max(_FEWEST, min(_MOST, round(share * images))))
+    if count > images:
+        raise NadpipeError(
+            f"directions.top_images: {count} exceeds the {images} discovery images; lower it, or set it to null to use "
+            "directions.top_share"
+        )
+    return count
+
+
+def warn_of_top_images(images: int, top: int) -> str | None:
+    """Return a warning if more than a fifth of the images are top images, else None.
+
+    The majority among nearly all images is on the side of the median, not on the side of the extremes.
+    """
+    if top * _IMAGES_PER_TOP <= images:
+        return None
+    return (
+        f"directions.top_images: {top} of {images} discovery images are more than a fifth, so the signs of directions follow "
+        f"the median image instead of the extremes; use at least {top * _IMAGES_PER_TOP} discovery images, or lower top_images"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

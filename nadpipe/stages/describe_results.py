@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from nadpipe import __version__
+from nadpipe.circuit.directions import warn_of_top_images
 from nadpipe.data.manifest import content_fingerprint
 from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import PACKAGE, code_fingerprint
@@ -13,23 +14,29 @@ from nadpipe.store.arrays import open_zarr
 from nadpipe.store.atomic import atomic_path
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.model import READOUT
+from nadpipe.store.kinds.units import DIRECTIONS
 from nadpipe.store.tables import read_parquet
 
 _LIBRARIES = ("torch", "open_clip_torch", "numpy", "pandas", "pyarrow", "zarr", "pillow", "scipy", "snakemake")
 _MODEL_ATTRIBUTES = ("heads", "neurons", "tokens")
 
 
-def describe_results(tables: tuple[Path, ...], images: tuple[Path, ...], readout: Path, config: str, output: Path) -> None:
+def describe_results(
+    tables: tuple[Path, ...], images: tuple[Path, ...], readout: Path, directions: Path, config: str, output: Path
+) -> None:
     """Write a JSON file with the provenance of a run's tables. The same run gives the same bytes.
 
     Args:
         tables: Final tables, CSV or Parquet.
         images: Manifests, each in a folder named like its data set.
         readout: Exported readout, for the model's identity.
+        directions: Pair directions, for the number of images that they were fitted to.
         config: Settings that results depend on, as JSON.
         output: JSON file.
     """
     model = open_zarr(readout, READOUT)
+    fitted = open_zarr(directions, DIRECTIONS["pair"], model.stamp).attributes
+    warning = warn_of_top_images(fitted["views"], fitted["top_images"])
     try:
         settings = json.loads(config)
     except ValueError as error:
@@ -43,6 +50,8 @@ def describe_results(tables: tuple[Path, ...], images: tuple[Path, ...], readout
             **{name: model.attributes[name] for name in _MODEL_ATTRIBUTES},
         },
         "datasets": {path.parent.name: _describe_images(path) for path in images},
+        "directions": {"images": fitted["views"], "top_images": fitted["top_images"]},
+        "warnings": [warning] if warning else [],
         "config": settings,
         "code": {stage: code_fingerprint(f"nadpipe.stages.{stage}") for stage in stages},
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},

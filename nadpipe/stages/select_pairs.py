@@ -25,7 +25,7 @@ def select_pairs(
     select_by: Literal["direction", "write"] = "direction",
     reference: Path | None = None,
 ) -> None:
-    """Write the k pairs with the largest cosine to each centred text, and the centred texts.
+    """Write the k pairs with the largest cosine to each text, and the texts as they were compared.
 
     Args:
         text: Embedded texts.
@@ -34,18 +34,20 @@ def select_pairs(
         output: Zarr store.
         k: Number of pairs per text.
         select_by: Cosine to the signed direction, or to the write vector (the direction without its sign).
-        reference: Embedded texts whose mean is subtracted from the texts; by default the texts themselves.
+        reference: Embedded texts whose mean is subtracted from the texts. By default, the texts are not centred.
     """
     weights, model = read_readout(readout)
     pairs = open_pair_directions(directions, weights, model)
     text_store = open_zarr(text, TEXT, model)
     embedding = text_store.tensor("embedding")
-    reference_embedding = embedding if reference is None else open_zarr(reference, TEXT, model).tensor("embedding")
     if k > weights.pairs:
         raise NadpipeError(
             f"k: {k} exceeds the model's {weights.pairs} pairs ({weights.heads} heads × {weights.neurons} neurons); lower it"
         )
-    query = centre(embedding, reference_embedding)
+    if reference is None:
+        query = normalise(embedding)
+    else:
+        query = centre(embedding, open_zarr(reference, TEXT, model).tensor("embedding"))
     if not (query.norm(dim=1) > 0).all():
         raise NadpipeError(f"{text}: a text equals the mean of its reference set; give at least two different texts")
     top = TopPairs(k)
@@ -55,7 +57,7 @@ def select_pairs(
         top.add(head, direction, query)
     selection = top.result()
     sizes = {"text": len(query), "rank": k, "embed": query.shape[1]}
-    attributes = {"select_by": select_by}
+    attributes = {"select_by": select_by, "centred": reference is not None}
     stamp = model.made_by(__name__)
     with create_zarr(output, SELECTION, stamp, sizes, texts=text_store.texts(), attributes=attributes) as store:
         for name in ("head", "neuron", "cosine"):

@@ -1,6 +1,14 @@
 # Functions of rules/directions.smk.
 
 
+def top_options():
+    """Return the option for the number of top images: the number, or else the share."""
+    section = config["directions"]
+    if section["top_images"] is not None:
+        return f"--top-images {section['top_images']}"
+    return f"--top-share {section['top_share']}"
+
+
 def coefficients_for(unit):
     """Return the stores to which the directions of a unit are fitted. Pairs need only their moments."""
     return [] if UNITS[unit].rank_one else shards("discovery", "contributions")

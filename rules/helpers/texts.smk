@@ -49,5 +49,13 @@ def selected_k(name):
 
 
 def reference_texts(name):
-    """Return the texts whose mean centres a set: the dictionary for concepts, which are few, otherwise the set itself."""
-    return f"results/artifacts/text/{'dictionary' if name == 'concepts' else name}.zarr"
+    """Return the texts whose mean centres a set: the set itself, or for concepts, which are few, the dictionary or none."""
+    if name == "concepts":
+        centre = config["shift"]["centre"]
+        return [] if centre == "none" else [f"results/artifacts/text/{centre}.zarr"]
+    return [f"results/artifacts/text/{name}.zarr"]
+
+
+def centring_options(paths):
+    """Return the option for the texts whose mean centres a set, if there are any."""
+    return ["--reference", *paths] if paths else []

@@ -80,7 +80,7 @@ PAIR_MOMENTS = StoreKind(
         "sum": Array(("head", "neuron"), "float", "activation", "sum of s[h, n] over the shard's views"),
         "square_sum": Array(("head", "neuron"), "float", "activation²", "sum of s[h, n]² over the shard's views"),
         "extreme": Array(
-            ("head", "neuron", "kept"), "float", "activation", "the top_images smallest and largest s[h, n], ascending"
+            ("head", "neuron", "kept"), "float", "activation", "smallest and largest s[h, n], `top_images` of each, ascending"
         ),
     },
 )

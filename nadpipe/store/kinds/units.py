@@ -48,8 +48,8 @@ SELECTION = StoreKind(
     {
         "head": Array(("text", "rank"), "int", "index", "head of the pair of this rank"),
         "neuron": Array(("text", "rank"), "int", "index", "neuron of the pair of this rank"),
-        "cosine": Array(("text", "rank"), "float", "cosine", "cosine of the pair's direction to the centred text"),
-        "query": Array(("text", "embed"), "float", "unit length", "the centred text"),
+        "cosine": Array(("text", "rank"), "float", "cosine", "cosine of the pair's direction to the query"),
+        "query": Array(("text", "embed"), "float", "unit length", "the text, centred unless shift.centre is none"),
         "text": Array(("text",), "text", "text", "config"),
     },
 )
