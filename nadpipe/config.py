@@ -111,11 +111,11 @@ def _check_device(name: str) -> str:
 
 
 def _parse_sink(value: Any) -> Any:
-    if value in ("auto", "none"):
+    if value in ("auto", "none", "last"):
         return value
     if re.fullmatch(r"\d+", str(value)):
         return int(value)
-    raise ValueError(f"{value!r} is not a sink; use auto, none or the index of a spatial token, from 0")
+    raise ValueError(f"{value!r} is not a sink; use auto, none, last or the index of a spatial token, from 0")
 
 
 def _check_reference(group: str) -> str:
@@ -382,7 +382,12 @@ class Registers(_Section):
 
     images: Count = Field(description="Discovery images on which they are measured.")
     sink_factor: Annotated[Number, Field(gt=1)] = Field(
-        description="A token is the sink if its mean attention exceeds the median token's by this factor."
+        description="A token is the sink if, in most images, its attention exceeds the median token's by this factor and no "
+        "neighbour's is larger."
+    )
+    rank_by: Literal["signed", "absolute"] = Field(
+        description="Ranking of the neurons in results/registers.parquet: `signed` by the mean decrease of the sink's "
+        "attention, `absolute` by its mean absolute change (published)."
     )
 
 
@@ -415,9 +420,17 @@ class Segmentation(_Section):
         description="Block of the last stage whose activations are used, from 0. null is the last block."
     )
     temperature: Annotated[Number, Field(gt=0)] = Field(description="Factor on the logits before the softmax.")
-    sink: Annotated[Any, AfterValidator(_parse_sink), _allowed("`auto`, `none`, integer ≥ 0")] = Field(
-        description="Attention sink that is replaced: `auto` is the token measured in results/registers.parquet, an integer is "
-        "the index of a spatial token."
+    resize: Literal["model", "opencv"] = Field(
+        description="Resizing of the images: `model` is the model's own filter (bicubic with antialiasing for OpenAI's "
+        "weights), `opencv` is bilinear without antialiasing, as cv2 resizes (published)."
+    )
+    sink: Annotated[Any, AfterValidator(_parse_sink), _allowed("`auto`, `none`, `last`, integer ≥ 0")] = Field(
+        description="Attention sink that is replaced: `auto` is the token measured in results/registers.parquet, `last` the "
+        "last spatial token (published), an integer the index of a spatial token."
+    )
+    sink_replacement: Literal["cosines", "vectors"] = Field(
+        description="Value at the sink: the mean of its neighbours' `cosines`, or the cosine of the mean of their `vectors` "
+        "(published)."
     )
     overlays: Count = Field(description="Images drawn with their label maps.")
     extremes: Count = Field(description="Best images, and as many worst images, on each method's contact sheet.")

@@ -46,12 +46,13 @@ rule measure_registers:
         runtime=60,
     params:
         sink_factor=config["registers"]["sink_factor"],
+        rank_by=config["registers"]["rank_by"],
         code=code("measure_registers"),
     shell:
         """
         nadpipe measure-registers \
             --samples {input.samples:q} --readout {input.readout:q} \
-            --output {output.table:q} --sink-factor {params.sink_factor} \
+            --output {output.table:q} --sink-factor {params.sink_factor} --rank-by {params.rank_by} \
             2>{log}
         """
 
@@ -85,6 +86,7 @@ rule segment_images:
         k=config["segmentation"]["k"],
         temperature=config["segmentation"]["temperature"],
         sink=config["segmentation"]["sink"],
+        sink_replacement=config["segmentation"]["sink_replacement"],
         labelling=lambda wildcards: labelling_options(wildcards.dataset),
         code=code("segment_images"),
     shell:
@@ -94,7 +96,7 @@ rule segment_images:
             --selection {input.selection:q} --head-means {input.head_means:q} --registers {input.registers:q} \
             --readout {input.readout:q} --output {output.confusion:q} --output-labels {output.labels:q} \
             --methods {params.methods} --k {params.k} --temperature {params.temperature} --sink {params.sink} \
-            {params.labelling} \
+            --sink-replacement {params.sink_replacement} {params.labelling} \
             2>{log}
         """
 

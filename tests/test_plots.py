@@ -45,6 +45,7 @@ def registers_table(sink):
     tokens = pd.DataFrame({"kind": "token", "index": range(16), "attention": attention})
     tokens["sink"] = tokens["index"] == sink
     neurons = pd.DataFrame({"kind": "neuron", "index": range(50), "attention_drop": np.r_[0.001 * np.arange(49), 0.2]})
+    neurons["token"], neurons["rank"] = 9, range(50, 0, -1)
     return pd.concat([tokens, neurons], ignore_index=True)
 
 

@@ -1,12 +1,13 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from conftest import activations, make_pool
 
 from nadpipe.circuit.attention import trace
 from nadpipe.circuit.readout import coefficients, sum_pairs
-from nadpipe.circuit.registers import find_sink, zero_neurons
+from nadpipe.circuit.registers import find_sink, sink_shares, zero_neurons
 
 
 def test_zeroing_in_closed_form_equals_zeroing_and_running_the_pool_again(pool):
@@ -40,20 +41,64 @@ def planted(strength):
 
 def test_the_planted_register_is_found():
     z, pool = planted(0.6)
-    assert find_sink(trace(z, pool).attention.mean(0)) == 8
+    assert find_sink(sink_shares(spatial_attention(z, pool))) == 8
     drop = torch.stack([zero_neurons(view, 8, pool).attention_drop for view in z]).mean(0)
     assert drop.argmax() == 5
     assert drop[5] > 0.3
     assert drop[torch.arange(64) != 5].abs().max() < 1e-6
     z, pool = planted(0.0)
-    assert find_sink(trace(z, pool).attention.mean(0)) is None
+    assert find_sink(sink_shares(spatial_attention(z, pool))) is None
 
 
-def test_a_token_that_draws_all_attention_is_the_sink():
-    attention = torch.full((4, 10), 0.05)
-    assert find_sink(attention) is None
-    attention[:, 9] = 0.16
-    assert find_sink(attention) == 8
-    assert find_sink(attention, factor=4.0) is None
-    attention[:, 9], attention[:, 0] = 0.05, 0.9  # the pooled token is not a sink
-    assert find_sink(attention) is None
+def spatial_attention(z, pool):
+    """Return the attention of the spatial tokens in each view, mean over heads."""
+    return trace(z, pool).attention.mean(1)[:, 1:]
+
+
+def test_a_token_that_draws_attention_in_most_images_is_the_sink():
+    attention = torch.full((4, 9), 0.05)
+    assert find_sink(sink_shares(attention)) is None
+    attention[:, 8] = 0.16
+    assert find_sink(sink_shares(attention)) == 8
+    assert find_sink(sink_shares(attention, factor=4.0)) is None
+    attention[:2, 8] = 0.05  # in half of the images, which is not most
+    assert sink_shares(attention)[8] == 0.5
+    assert find_sink(sink_shares(attention)) is None
+    attention[:2, 8] = 0.1  # more on average, but below the factor
+    assert find_sink(sink_shares(attention)) is None
+
+
+def objects(count, side, spread, width, seed=0):
+    """Simulate attention that follows one object per image, near the centre: a bump on a weak, noisy ground."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = ((side - 1) / 2 + spread * torch.randn(count, 2, 1, 1, generator=generator)).clamp(0, side - 1)
+    axis = torch.arange(side, dtype=torch.float32)
+    squared = (axis[:, None] - centre[:, 0]) ** 2 + (axis - centre[:, 1]) ** 2
+    attention = (torch.exp(-squared / (2 * width**2)) + 0.05).flatten(1)
+    attention = attention * torch.exp(0.2 * torch.randn(attention.shape, generator=generator))
+    return attention / attention.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("side", "spread", "width"), [(7, 0.8, 0.5), (7, 0.8, 0.8), (7, 1.2, 0.8), (12, 1.4, 0.9), (12, 1.4, 2)]
+)
+def test_attention_that_follows_central_objects_has_no_sink(side, spread, width):
+    attention = objects(400, side, spread, width)
+    mean = attention.mean(0)
+    strongest = int(mean.argmax())
+    assert mean[strongest] > 3 * mean.median()  # a sink by the mean over images
+    assert (attention.argmax(1) == strongest).float().mean() < 0.3
+    shares = sink_shares(attention)
+    assert find_sink(shares) is None
+    assert shares.max() < 0.3
+
+
+@pytest.mark.parametrize(("token", "strength"), [(0, 5), (48, 5), (20, 200), (24, 200)])
+def test_a_sink_beside_objects_is_found(token, strength):
+    """In 80% of the images the sink draws `strength` times the median token: in a corner less than the objects draw."""
+    attention = objects(400, 7, 1.2, 0.8)
+    sunk = torch.arange(400) % 5 != 0
+    attention[sunk, token] = attention[sunk, token].maximum(strength * attention.median(1).values[sunk])
+    assert (int(attention.mean(0).argmax()) == token) == (strength > 5)
+    assert find_sink(sink_shares(attention)) == token
+    assert 0.7 < sink_shares(attention)[token] < 0.83

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,39 @@ def test_the_sink_is_replaced_in_both_maps_before_they_are_multiplied():
     torch.testing.assert_close(logits[:, :, :8], plain[:, :, :8])
 
 
+def test_the_vectors_at_the_sink_are_averaged_before_the_cosine(pool, query, selection):
+    """The published order: the mean of the neighbours' head vectors, then its cosine to the text."""
+    if pool.grid == 1:
+        return  # no neighbours
+    query = dataclasses.replace(query, sink=pool.tokens - 2, replace="vectors")
+    side = pool.grid
+    last = side * side - 1
+    neighbours = [last - 1, last - side, last - side - 1]
+    z = activations(pool, 2)
+    _, token, _ = dense_contributions(z, pool)
+    _, discovery, _ = dense_contributions(activations(pool, 6, seed=9), pool)
+    for name, vectors in (("nad", token), ("nad_centred", token - discovery.mean(0))):
+        replaced = vectors.copy()
+        replaced[:, :, last + 1] = vectors[:, :, [t + 1 for t in neighbours]].mean(2)
+        z_replaced = z.clone()
+        z_replaced[:, last] = z[:, neighbours].mean(1)
+        similarity = normalise(torch.from_numpy(replaced[:, :, 1:])) @ query.text.T.double()  # view head spatial text
+
+        def weight(view, p, head, t, active, similarity=similarity):
+            return active * similarity[view, head, t, p].item()
+
+        expected = gathered(z_replaced, query, selection, weight)
+        logits = LOGITS[name](Tokens(z, query), pairs_of(selection, pool))
+        np.testing.assert_allclose(logits, expected, rtol=2e-3, atol=2e-4, err_msg=name)
+    plain = segmentation.maskclip(Tokens(z, dataclasses.replace(query, sink=None)), None)
+    mended = segmentation.maskclip(Tokens(z, query), None)
+    torch.testing.assert_close(mended[:, :, :last], plain[:, :, :last])
+    averaged = z.clone()
+    averaged[:, last] = z[:, neighbours].mean(1)  # the embedding is affine in z
+    expected = segmentation.maskclip(Tokens(averaged, dataclasses.replace(query, sink=None)), None)
+    torch.testing.assert_close(mended[:, :, last], expected[:, :, last], rtol=1e-4, atol=1e-5)
+
+
 def test_attention_sums_to_the_cosine_of_the_embedding(pool, query):
     z = activations(pool, 2)
     _, token, total = dense_contributions(z, pool)
@@ -142,6 +177,36 @@ def test_sclip_mixes_values_by_self_attention(pool, query):
         embedding = embedding + mix @ v @ readout.output[head].T
     expected = F.cosine_similarity(embedding[:, None], query.text[None], dim=2).T
     torch.testing.assert_close(segmentation.sclip(Tokens(z, query), None)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_self_self_attends_to_the_pooled_token_and_keeps_the_sink(pool, query):
+    """The published baseline: softmax(QQ^T) + softmax(KK^T) over all tokens."""
+    query = dataclasses.replace(query, sink=pool.tokens - 2)
+    z = activations(pool, 1)
+    x = tokens(z, pool)[0].double()
+    readout, width = pool.readout, pool.neurons // pool.heads
+    embedding = readout.output_bias.double()
+    for head in range(pool.heads):
+        q = x @ pool.query[head].T.double() + pool.query_bias[head]
+        k = x @ pool.key[head].T.double() + pool.key_bias[head]
+        v = x @ readout.value[head].T.double() + readout.value_bias[head]
+        mix = (q @ q.T / width**0.5).softmax(1) + (k @ k.T / width**0.5).softmax(1)
+        embedding = embedding + mix @ v @ readout.output[head].T.double()
+    expected = F.cosine_similarity(embedding[1:, None], query.text[None].double(), dim=2).T.float()
+    torch.testing.assert_close(segmentation.self_self(Tokens(z, query), None)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_values_only_keeps_the_positional_embedding_and_the_sink(pool, query):
+    """The published MaskCLIP baseline: W_O (W_V (z_t + pos_t) + b_V) + b_O."""
+    query = dataclasses.replace(query, sink=pool.tokens - 2)
+    z = activations(pool, 2)
+    readout = pool.readout
+    for t in range(pool.tokens - 1):
+        x = z[:, t] + pool.positional_embedding[t + 1]
+        values = torch.einsum("hdn,vn->vhd", readout.value, x) + readout.value_bias
+        embedding = torch.einsum("hed,vhd->ve", readout.output, values) + readout.output_bias
+        expected = F.cosine_similarity(embedding[:, None], query.text[None], dim=2)
+        torch.testing.assert_close(segmentation.values_only(Tokens(z, query), None)[:, :, t], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_method_gives_one_map_per_text(pool, query, selection):
@@ -195,7 +260,7 @@ def test_black_images_segment_without_division_by_zero():
     first = torch.zeros(1, 1, dtype=torch.long)
     pairs = segmentation.selected_pairs(Selection(torch.zeros(1, 1), first, first), 1, 2, 8)
     query = Query(pool, normalise(torch.ones(1, 12)), torch.zeros(2, 5, 4), sink=None)
-    for name in ("nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip"):
+    for name in ("nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "self_self", "values_only"):
         assert (LOGITS[name](Tokens(torch.zeros(1, 4, 8), query), pairs) == 0).all()
 
 

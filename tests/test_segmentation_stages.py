@@ -78,6 +78,8 @@ def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
     run.select(contributions)
     confusion, _ = run.segment(contributions, sink=3)
     assert set(read_parquet(confusion, CONFUSION)["sink"]) == {8}  # south-east of 2 × 2, and of 3 × 3
+    confusion, _ = run.segment(contributions, sink="last", sink_replacement="vectors")
+    assert set(read_parquet(confusion, CONFUSION)["sink"]) == {8}
     with pytest.raises(NadpipeError, match=r"segmentation.crop: crops of 64 pixels .* short side of 32"):
         run.decompose(views="sliding", name="x", scale=0.5)
     with pytest.raises(NadpipeError, match=r"segmentation.block: .* no block 1"):

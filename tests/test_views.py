@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nadpipe.data.views import centre_box, crop_pixels, image_size, read_image, resized_size, sliding_boxes
+from nadpipe.data.views import OPENCV, Box, centre_box, crop_pixels, image_size, read_image, resized_size, sliding_boxes
 from nadpipe.errors import NadpipeError
 
 
@@ -51,6 +51,30 @@ def test_crops_of_one_image_are_parts_of_one_resized_image():
     for box, crop in zip(boxes, crops, strict=True):
         expected = pixels[box.crop_top : box.crop_top + 50, box.crop_left : box.crop_left + 50]
         np.testing.assert_array_equal(crop, expected)
+
+
+@pytest.mark.parametrize("size", [(31, 47), (13, 20), (90, 141), (50, 80)])
+def test_the_filter_of_opencv_is_bilinear_between_pixel_centres(size):
+    """Each new pixel is a mean of at most four, whatever the scale: no antialiasing."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    box = Box(0, 0, min(size), *size)
+    resized = crop_pixels(Image.fromarray(pixels), [box], OPENCV)[0]
+    for row, column in itertools.product(range(0, min(size), 3), repeat=2):
+        y = min(max((row + 0.5) * 50 / size[0] - 0.5, 0), 49)
+        x = min(max((column + 0.5) * 80 / size[1] - 0.5, 0), 79)
+        corners = itertools.product((int(y), min(int(y) + 1, 49)), (int(x), min(int(x) + 1, 79)))
+        shares = itertools.product((1 - y % 1, y % 1), (1 - x % 1, x % 1))
+        expected = sum(down * right * pixels[at].astype(float) for at, (down, right) in zip(corners, shares, strict=True))
+        assert np.abs(resized[row, column] - expected).max() <= 0.5 + 1e-4
+    assert OPENCV not in {filter.name.lower() for filter in Image.Resampling}
+
+
+def test_sizes_are_rounded_down_or_to_the_nearest_pixel():
+    assert resized_size(333, 500, 64) == (64, 96)  # 96.1
+    assert resized_size(375, 500, 64) == (64, 85)  # 85.3
+    assert resized_size(500, 374, 64) == (85, 64)  # 85.6
+    assert resized_size(500, 374, 64, nearest=True) == (86, 64)
+    assert {box.resized_height for box in sliding_boxes(500, 374, 64, 64, 0.5, nearest=True)} == {86}
 
 
 def test_photographs_are_rotated_upright(tmp_path):

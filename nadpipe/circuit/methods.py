@@ -26,4 +26,8 @@ METHODS: dict[str, Method] = {
     "maskclip": Method(selects=False, summary="a baseline: each token's own value, without attention"),
     "sclip": Method(selects=False, summary="a baseline: values mixed by query-query and key-key attention"),
     "attention": Method(selects=False, summary="a baseline: each token's part of the pooled embedding"),
+    "self_self": Method(selects=False, summary="`sclip` as in the paper's code: with the pooled token, no sink replaced"),
+    "values_only": Method(
+        selects=False, summary="`maskclip` as in the paper's code: with the positional embedding, no sink replaced"
+    ),
 }

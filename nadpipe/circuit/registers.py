@@ -1,4 +1,4 @@
-"""Attention sinks and register neurons: the token that draws attention in every image, and the neurons that cause it.
+"""Attention sinks and register neurons: the token that draws attention in most images, and the neurons that cause it.
 
 CLIP's towers use some tokens as scratch space (Darcet et al., arXiv 2309.16588), because of a few neurons (Jiang et al., arXiv
 2506.08010). In a CLIP-ResNet, both show in the attention pool, so stored activations are enough to measure them.
@@ -7,6 +7,7 @@ CLIP's towers use some tokens as scratch space (Darcet et al., arXiv 2309.16588)
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,15 +23,29 @@ class Zeroed:
     embedding_change: Float[Tensor, " neuron"]  # ‖y without the neuron - y‖ / ‖y‖
 
 
-def find_sink(attention: Float[Tensor, "head token"], factor: float = 3.0) -> int | None:
-    """Return the attention sink: the spatial token (from 0, without the pooled one) that draws attention in every image.
+def sink_shares(attention: Float[Tensor, "view spatial"], factor: float = 3.0) -> Float[Tensor, " spatial"]:
+    """Compute the share of the views in which each spatial token acts as an attention sink.
 
-    attention: mean over images. The sink is the token of largest attention, averaged over heads, if that exceeds `factor` times
-    the median token's. Otherwise there is none.
+    attention: mean over heads, without the pooled token.
+
+    In a view, a token acts as a sink if its attention exceeds `factor` times the median token's and no neighbour draws more.
+    The neighbours exclude attention that follows objects: tokens near the centre are often part of an object, and then draw
+    several times the median, but they are rarely its peak.
     """
-    spatial = attention.mean(0)[1:]
-    token = int(spatial.argmax())
-    return token if spatial[token] > factor * spatial.median() else None
+    side = round(attention.shape[1] ** 0.5)
+    maps = attention.unflatten(1, (side, side))
+    peak = maps == F.max_pool2d(maps[:, None], 3, stride=1, padding=1)[:, 0]
+    strong = attention > factor * attention.quantile(0.5, dim=1, keepdim=True)
+    return (strong & peak.flatten(1)).float().mean(0)
+
+
+def find_sink(shares: Float[Tensor, " spatial"]) -> int | None:
+    """Return the attention sink: the spatial token that acts as one in most views, or None if there is none.
+
+    shares: result of `sink_shares`.
+    """
+    token = int(shares.argmax())
+    return token if shares[token] > 0.5 else None
 
 
 def zero_neurons(z: Float[Tensor, "spatial neuron"], token: int, pool: AttentionPool) -> Zeroed:

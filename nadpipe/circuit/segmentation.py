@@ -8,6 +8,7 @@ A method is one function here and one record in `nadpipe.circuit.methods`.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ class Query:
     text: Float[Tensor, "text embed"]  # centred, unit length
     value_mean: Float[Tensor, "head token width"]  # mean over the discovery images of a[h, t] (W_V^h x_t + b_V^h)
     sink: int | None  # spatial token to replace in every map
+    replace: Literal["cosines", "vectors"] = "cosines"  # average the neighbours' cosines, or their vectors before the cosine
 
     def at_grid(self, grid: int) -> "Query":
         """Return the query for views of another size.
@@ -131,13 +133,14 @@ class Tokens:
         value, constant = value[:, :, 1:], readout.output_bias / (pool.heads * pool.tokens)
         if centred:
             value, constant = value - query.value_mean[:, 1:], torch.zeros_like(constant)
+        value = mend_vectors(value, query)
         along = torch.einsum("hed,e->hd", readout.output, constant)
         squared = ((value @ query.gram + 2 * along[:, None]) * value).sum(3) + constant.square().sum()
         norm = squared.clamp(min=0).sqrt()
         scaled = value / torch.where(norm > 0, norm, 1)[..., None]
         inner = torch.einsum("vhtd,hdp->vpht", scaled, query.pulled)
         offset = (query.text @ constant)[:, None, None] / torch.where(norm > 0, norm, 1)[:, None]
-        return mend(inner + offset, query)
+        return mend_cosines(inner + offset, query)
 
     def activation(self, pairs: Pairs) -> Float[Tensor, "view text head spatial"]:
         """Compute (M_p z_t)[h]: the summed activation of the neurons selected in each head, with the sink replaced.
@@ -192,15 +195,27 @@ def neurons(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
 def maskclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """Compute the cosine of every token's own projected value to the text: no attention, no positional embedding."""
     query = tokens.query
-    value = tokens.values[:, :, 1:].transpose(1, 2).flatten(2) - query.positional_value  # W_V is linear: no second projection
+    value = _joined(tokens.values[:, :, 1:]) - query.positional_value  # W_V is linear: no second projection
     return _cosine(_project(value, query), query)
+
+
+def values_only(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
+    """Compute `maskclip` with the positional embedding and without replacing a sink, as the published code does."""
+    return _plain_cosine(_project(_joined(tokens.values[:, :, 1:]), tokens.query), tokens.query)
 
 
 def sclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """Mix values over spatial tokens by softmax(QQ^T) + softmax(KK^T), project, and compute the cosine to the text."""
     queries, keys = pooling.token_queries_and_keys(tokens.x[:, 1:], tokens.query.pool)
-    value = (_self_attention(queries).add_(_self_attention(keys)) @ tokens.values[:, :, 1:]).transpose(1, 2).flatten(2)
+    value = _joined(_self_attention(queries).add_(_self_attention(keys)) @ tokens.values[:, :, 1:])
     return _cosine(_project(value, tokens.query), tokens.query)
+
+
+def self_self(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
+    """Compute `sclip` with the pooled token among the keys and without replacing a sink, as the published code does."""
+    queries, keys = pooling.token_queries_and_keys(tokens.x, tokens.query.pool)
+    value = _joined((_self_attention(queries).add_(_self_attention(keys)) @ tokens.values)[:, :, 1:])
+    return _plain_cosine(_project(value, tokens.query), tokens.query)
 
 
 def _self_attention(vectors: Float[Tensor, "view head token width"]) -> Float[Tensor, "view head token token2"]:
@@ -222,7 +237,7 @@ def attention(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text s
     return mend(inner * (pool.tokens / pooled.norm(dim=1))[:, None, None], query)
 
 
-_FUNCTIONS = (nad, nad_centred, nad_shifted, heads, neurons, maskclip, sclip, attention)
+_FUNCTIONS = (nad, nad_centred, nad_shifted, heads, neurons, maskclip, sclip, attention, self_self, values_only)
 LOGITS: dict[str, Callable[..., Float[Tensor, "view text spatial"]]] = {  # functions of tokens and pairs, by method
     function.__name__: function for function in _FUNCTIONS
 }
@@ -254,8 +269,18 @@ def _project(value: Float[Tensor, "*token value"], query: Query) -> Float[Tensor
     return value @ query.pool.readout.joint_output.T + query.pool.readout.output_bias
 
 
+def _joined(values: Float[Tensor, "view head token width"]) -> Float[Tensor, "view token value"]:
+    """Return the heads' values side by side."""
+    return values.transpose(1, 2).flatten(2)
+
+
+def _plain_cosine(embedding: Float[Tensor, "view spatial embed"], query: Query) -> Float[Tensor, "view text spatial"]:
+    return (normalise(embedding) @ query.text.T).transpose(1, 2)
+
+
 def _cosine(embedding: Float[Tensor, "view spatial embed"], query: Query) -> Float[Tensor, "view text spatial"]:
-    return mend((normalise(embedding) @ query.text.T).transpose(1, 2), query)
+    """Compute cosines with the sink replaced."""
+    return mend_cosines(_plain_cosine(mend_vectors(embedding, query), query), query)
 
 
 # ------------------------------------------------------------------------------------------------------ attention sink
@@ -264,6 +289,16 @@ def _cosine(embedding: Float[Tensor, "view spatial embed"], query: Query) -> Flo
 def mend(spatial: Float[Tensor, "*map spatial"], query: Query) -> Float[Tensor, "*map spatial"]:
     """Replace the query's sink in maps over spatial tokens."""
     return replace_sink(spatial.unflatten(-1, (query.pool.grid, query.pool.grid)), query.sink).flatten(-2)
+
+
+def mend_vectors(vectors: Float[Tensor, "*map spatial width"], query: Query) -> Float[Tensor, "*map spatial width"]:
+    """Replace the query's sink in vectors over spatial tokens, if the query averages vectors."""
+    return mend(vectors.transpose(-2, -1), query).transpose(-2, -1) if query.replace == "vectors" else vectors
+
+
+def mend_cosines(cosines: Float[Tensor, "*map spatial"], query: Query) -> Float[Tensor, "*map spatial"]:
+    """Replace the query's sink in cosines over spatial tokens, if the query averages cosines."""
+    return mend(cosines, query) if query.replace == "cosines" else cosines
 
 
 def replace_sink(spatial: Float[Tensor, "*map row column"], sink: int | None) -> Float[Tensor, "*map row column"]:

@@ -17,6 +17,7 @@ from nadpipe.errors import NadpipeError
 _ORIENTATION = 0x0112  # EXIF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of the tag that swap height and width
 _LARGEST_ASPECT = 64  # long side over short side
+OPENCV = "opencv"  # filter of `crop_pixels`: bilinear without antialiasing, as cv2 resizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +40,15 @@ class ImageInfo:
     sha256: str
 
 
-def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Return height and width scaled to a short side of `short_side`. The long side is rounded down as in torchvision."""
+def resized_size(height: int, width: int, short_side: int, nearest: bool = False) -> tuple[int, int]:
+    """Return height and width scaled to a short side of `short_side`.
+
+    nearest: round the long side to the nearest pixel as in mmcv, not down as in torchvision.
+    """
+    half = 0.5 if nearest else 0
     if height <= width:
-        return short_side, int(short_side * width / height)
-    return int(short_side * height / width), short_side
+        return short_side, int(short_side * width / height + half)
+    return int(short_side * height / width + half), short_side
 
 
 def centre_box(height: int, width: int, size: int) -> list[Box]:
@@ -52,13 +57,13 @@ def centre_box(height: int, width: int, size: int) -> list[Box]:
     return [Box(round((rows - size) / 2), round((columns - size) / 2), size, rows, columns)]
 
 
-def sliding_boxes(height: int, width: int, short_side: int, crop: int, stride: float) -> list[Box]:
+def sliding_boxes(height: int, width: int, short_side: int, crop: int, stride: float, nearest: bool = False) -> list[Box]:
     """Return overlapping crops that cover an image whose short side is scaled to `short_side`, row by row.
 
     crop: side of a crop in pixels, at most `short_side`. stride: distance between crops as a share of their side. The last
-    crop of each row and column is shifted back to the border.
+    crop of each row and column is shifted back to the border. nearest: rounding of the resized size, as in `resized_size`.
     """
-    rows, columns = resized_size(height, width, short_side)
+    rows, columns = resized_size(height, width, short_side, nearest)
     step = max(1, round(crop * stride))
 
     def starts(length: int) -> list[int]:
@@ -68,14 +73,39 @@ def sliding_boxes(height: int, width: int, short_side: int, crop: int, stride: f
     return [Box(top, left, crop, rows, columns) for top in starts(rows) for left in starts(columns)]
 
 
-def crop_pixels(image: Image.Image, boxes: list[Box], interpolation: str) -> UInt8[np.ndarray, "view row column 3"]:
-    """Return the pixels of each box, 0 to 255. The image is resized once, so all boxes must have the same resized size."""
-    method = Image.Resampling[interpolation.upper()]
+def crop_pixels(image: Image.Image, boxes: list[Box], resize_filter: str) -> UInt8[np.ndarray, "view row column 3"]:
+    """Return the pixels of each box, 0 to 255. The image is resized once, so all boxes must have the same resized size.
+
+    resize_filter: a filter of Pillow, such as bicubic, or `OPENCV`.
+    """
     size = (boxes[0].resized_width, boxes[0].resized_height)
-    resized = np.asarray(image.resize(size, method) if image.size != size else image)
+    if image.size == size:
+        resized = np.asarray(image)
+    elif resize_filter == OPENCV:
+        resized = _resize_bilinear(np.asarray(image), (size[1], size[0]))
+    else:
+        resized = np.asarray(image.resize(size, Image.Resampling[resize_filter.upper()]))
     return np.stack(
         [resized[box.crop_top : box.crop_top + box.crop_size, box.crop_left : box.crop_left + box.crop_size] for box in boxes]
     )
+
+
+def _resize_bilinear(
+    pixels: UInt8[np.ndarray, "row column channel"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_row new_column channel"]:
+    """Resize to (height, width) as cv2's INTER_LINEAR: bilinear between pixel centres, without antialiasing, rounded.
+
+    cv2 rounds its weights to 11 bits, so pixels can differ from its own by one grey level.
+    """
+    values = pixels.astype(np.float32)
+    for axis, length in enumerate(size):
+        last = values.shape[axis] - 1
+        position = ((np.arange(length) + 0.5) * (last + 1) / length - 0.5).clip(0, last)
+        before = position.astype(int)
+        weight = np.expand_dims(position - before, [other for other in range(3) if other != axis]).astype(np.float32)
+        first, second = (values.take(index, axis) for index in (before, (before + 1).clip(max=last)))
+        values = first + weight * (second - first)
+    return values.round().astype(np.uint8)
 
 
 def read_image(path: str) -> Image.Image:

@@ -181,7 +181,7 @@ def _registers(results: Path) -> tuple[dict[str, Any], Charts]:
     attention = tokens["attention"].to_numpy(float).reshape(side, side)
     sinks = tokens.loc[tokens["sink"].astype(bool), "index"].tolist()
     sink = sinks[0] if sinks else None
-    neurons = table[table["kind"] == "neuron"].nlargest(_SINK_NEURONS, "attention_drop")
+    neurons = table[table["kind"] == "neuron"].nsmallest(_SINK_NEURONS, "rank")
     content = {"sink": sink, "neurons": neurons.to_dict("records"), "strongest": int(attention.argmax())}
     return content, {"registers": charts.attention_chart(attention, sink)}
 

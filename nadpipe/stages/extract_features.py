@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nadpipe.circuit.readout import residual
 from nadpipe.data.manifest import content_fingerprint, shard_rows
-from nadpipe.data.views import Box, centre_box, crop_pixels, read_image, sliding_boxes
+from nadpipe.data.views import OPENCV, Box, centre_box, crop_pixels, read_image, sliding_boxes
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
 from nadpipe.store.arrays import create_zarr
@@ -38,6 +38,7 @@ def extract_features(
     scale: float = 1.0,
     crop: float = 1.0,
     stride: float = 0.5,
+    resize: Literal["model", "opencv"] = "model",
     block: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     dtype: Literal["float32", "float16"] = "float32",
@@ -60,6 +61,7 @@ def extract_features(
         crop: Side of sliding crops, as a multiple of the model's native size, rounded to whole tokens. Positional embeddings
             are interpolated unless it is 1.
         stride: Distance between sliding crops, as a share of their side.
+        resize: Filter for sliding crops: the model's own, or bilinear without antialiasing, as cv2 resizes (opencv).
         block: Block whose activations are taken, from 0; by default the last one, which the model itself reads out.
         precision: Precision of the convolutions. bfloat16 is several times faster on hardware that supports it; the error is
             reported.
@@ -76,8 +78,9 @@ def extract_features(
     rows = (move_paths(manifest, *copy) if copy else manifest).iloc[shard_rows(len(manifest), shard, shards)]
     model = load_model(architecture, pretrained, device)
     stamp = model.stamp.made_by(__name__)
-    image_size, boxes = _place_crops(rows, model, views, scale, crop, stride)
+    image_size, boxes = _place_crops(rows, model, views, scale, crop, stride, resize)
     tower = model.image_tower(precision, image_size, block)
+    resize_filter = OPENCV if resize == "opencv" and views == "sliding" else tower.preprocessing.interpolation
     del model  # the tower holds the weights that it needs, and the rest takes memory
     attributes = {"shard": shard, "shards": shards, "images": content, "precision": precision, "views": views}
     attributes["block"] = tower.block
@@ -85,7 +88,7 @@ def extract_features(
     with create_zarr(output, FEATURES, stamp, sizes, {"activation": dtype}, attributes=attributes) as store:
         for name, values in _view_table(rows, boxes).items():
             store.write(name, values)
-        crops = track(_decode(rows, boxes, tower, batch_size, workers), "encoding", "image", len(rows))
+        crops = track(_decode(rows, boxes, resize_filter, batch_size, workers), "encoding", "image", len(rows))
         for number, pixels in enumerate(_in_batches(crops, batch_size)):
             with torch.inference_mode():
                 normalised = tower.preprocessing.normalise(pixels.to(tower.device))
@@ -100,14 +103,22 @@ def extract_features(
 
 
 def _place_crops(
-    rows: pd.DataFrame, model: Model, views: Literal["centre", "sliding"], scale: float, crop: float, stride: float
+    rows: pd.DataFrame,
+    model: Model,
+    views: Literal["centre", "sliding"],
+    scale: float,
+    crop: float,
+    stride: float,
+    resize: Literal["model", "opencv"],
 ) -> tuple[int, list[list[Box]]]:
     """Return the side of crops in pixels, and the crops of each image. Raises NadpipeError if crops are larger than images."""
     native = model.preprocessing.image_size
     if views == "centre":
         return native, [centre_box(row.height, row.width, native) for row in rows.itertuples()]
     short_side, side = _sliding_sizes(native, model.token_size, scale, crop)
-    return side, [sliding_boxes(row.height, row.width, short_side, side, stride) for row in rows.itertuples()]
+    return side, [
+        sliding_boxes(row.height, row.width, short_side, side, stride, resize == "opencv") for row in rows.itertuples()
+    ]
 
 
 def _sliding_sizes(native: int, token: int, scale: float, crop: float) -> tuple[int, int]:
@@ -162,27 +173,27 @@ def _check_embeddings(tower: ImageTower, pixels: Float[Tensor, "view 3 row colum
 class _Crops(Dataset[UInt8[np.ndarray, "view row column 3"] | NadpipeError]):
     """Pixels of all crops of each image. An unreadable image yields its error, because workers add lines to exceptions."""
 
-    def __init__(self, paths: list[str], boxes: list[list[Box]], interpolation: str):
-        self.paths, self.boxes, self.interpolation = paths, boxes, interpolation
+    def __init__(self, paths: list[str], boxes: list[list[Box]], resize_filter: str):
+        self.paths, self.boxes, self.resize_filter = paths, boxes, resize_filter
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "view row column 3"] | NadpipeError:
         try:
-            return crop_pixels(read_image(self.paths[index]), self.boxes[index], self.interpolation)
+            return crop_pixels(read_image(self.paths[index]), self.boxes[index], self.resize_filter)
         except NadpipeError as error:
             return error
 
 
 def _decode(
-    rows: pd.DataFrame, boxes: list[list[Box]], tower: ImageTower, batch_size: int, workers: int
+    rows: pd.DataFrame, boxes: list[list[Box]], resize_filter: str, batch_size: int, workers: int
 ) -> Iterator[UInt8[Tensor, "view row column 3"]]:
     """Yield the crops of each image in order, decoded ahead of the model.
 
     Raises NadpipeError if an image is unreadable or a worker dies.
     """
-    crops = _Crops(rows["path"].tolist(), boxes, tower.preprocessing.interpolation)
+    crops = _Crops(rows["path"].tolist(), boxes, resize_filter)
     ahead: dict[str, Any] = {"prefetch_factor": min(_AHEAD, max(2, batch_size // workers))} if workers else {}
     try:
         for pixels in DataLoader(crops, batch_size=None, num_workers=workers, **ahead):

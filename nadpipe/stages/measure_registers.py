@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,40 +26,49 @@ def measure_registers(
     readout: Path,
     output: Path,
     sink_factor: float = 3.0,
+    rank_by: Literal["signed", "absolute"] = "signed",
 ) -> None:
-    """Write the attention of each token, and how much the largest decreases when each neuron is set to zero.
+    """Write the attention of each token, and how much the sink's changes when each neuron is set to zero.
 
     Args:
         samples: Sampled views of all discovery shards.
         readout: Exported readout.
         output: Parquet table, one row per spatial token and one per neuron.
-        sink_factor: A token is the sink if its mean attention is more than this many times the median token's.
+        sink_factor: A token is the sink if, in most images, its attention is more than this many times the median token's, and
+            no neighbour's is larger.
+        rank_by: Rank neurons by the mean decrease of the attention (signed), or by its mean absolute change (absolute).
     """
     pool, model = read_pool(readout)
     stores = open_shards(samples, SAMPLED_VIEWS, model)
     rows = [(shard, row) for shard, store in enumerate(stores) for row in range(store["image_id"].shape[0])]
-    attention_mean, activation_mean = Mean(), Mean()
+    per_image, activation_mean = [], Mean()
     for z in track(_views(stores, rows), "measuring attention", "image", len(rows)):
-        attention_mean.add(pooling.attention(pooling.tokens(z[None], pool), pool))
+        per_image.append(pooling.attention(pooling.tokens(z[None], pool), pool).mean(1)[:, 1:])
         activation_mean.add(z[None])
-    attention, activation = attention_mean.result().float(), activation_mean.result().float()
-    token_attention = attention.mean(0)[1:]
-    strongest, sink = int(token_attention.argmax()), registers.find_sink(attention, sink_factor)
-    drop, change = Mean(), Mean()
+    activation = activation_mean.result().float()
+    attention = torch.cat(per_image).double().mean(0).float()
+    shares = registers.sink_shares(torch.cat(per_image), sink_factor)
+    sink = registers.find_sink(shares)
+    token = int(attention.argmax()) if sink is None else sink
+    drop, magnitude, change = Mean(), Mean(), Mean()
     for z in track(_views(stores, rows), "zeroing neurons", "image", len(rows)):
-        zeroed = registers.zero_neurons(z, strongest, pool)
+        zeroed = registers.zero_neurons(z, token, pool)
         drop.add(zeroed.attention_drop[None])
+        magnitude.add(zeroed.attention_drop[None].abs())
         change.add(zeroed.embedding_change[None])
-    tokens = pd.DataFrame({"kind": "token", "index": range(len(token_attention)), "attention": token_attention.numpy()})
+    tokens = pd.DataFrame({"kind": "token", "index": range(len(attention)), "attention": attention.numpy()})
     tokens["relative_attention"] = tokens["attention"] / tokens["attention"].median()
+    tokens["sink_share"] = shares.numpy()
     tokens["sink"] = tokens["index"] == (-1 if sink is None else sink)
     tokens["rank"] = tokens["attention"].rank(method="first", ascending=False)
-    neurons = pd.DataFrame({"kind": "neuron", "index": range(pool.neurons), "token": strongest})
+    neurons = pd.DataFrame({"kind": "neuron", "index": range(pool.neurons), "token": token})
     neurons["attention_drop"] = drop.result().float().numpy()
+    neurons["attention_change"] = magnitude.result().float().numpy()
     neurons["embedding_change"] = change.result().float().numpy()
-    neurons["activation"] = activation[strongest].numpy()
-    neurons["elsewhere"] = ((activation.sum(0) - activation[strongest]) / max(1, len(activation) - 1)).numpy()
-    neurons["rank"] = neurons["attention_drop"].rank(method="first", ascending=False)
+    neurons["activation"] = activation[token].numpy()
+    neurons["elsewhere"] = ((activation.sum(0) - activation[token]) / max(1, len(activation) - 1)).numpy()
+    ranking = {"signed": "attention_drop", "absolute": "attention_change"}[rank_by]
+    neurons["rank"] = neurons[ranking].rank(method="first", ascending=False)
     table = pd.concat([tokens, neurons], ignore_index=True).assign(images=len(rows))
     write_parquet(output, REGISTERS, table, model.made_by(__name__))
 

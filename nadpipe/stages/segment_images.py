@@ -45,7 +45,8 @@ def segment_images(
     methods: tuple[str, ...] = ("nad",),
     k: tuple[int, ...] = (),
     temperature: float = 40.0,
-    sink: int | Literal["auto", "none"] = "auto",
+    sink: int | Literal["auto", "none", "last"] = "auto",
+    sink_replacement: Literal["cosines", "vectors"] = "cosines",
     background_names: bool = True,
     background_threshold: float = 0.0,
     area_threshold: float = 0.0,
@@ -68,7 +69,9 @@ def segment_images(
         methods: Methods to run.
         k: Numbers of pairs per text, for methods that select pairs; by default the whole selection.
         temperature: Factor on the logits before the softmax.
-        sink: Attention sink to replace: measured (auto), none, or a spatial token's index on the model's own grid.
+        sink: Attention sink to replace: measured (auto), none, the last spatial token (last), or a spatial token's index on the
+            model's own grid.
+        sink_replacement: Average the cosines of the sink's neighbours, or their vectors before the cosine.
         background_names: Let the names of a class called background compete with the other names.
         background_threshold: Pixels whose best class is less probable become background.
         area_threshold: Classes that cover a smaller share of an image are removed, except background.
@@ -85,7 +88,8 @@ def segment_images(
     if selected.texts != names:
         raise NadpipeError(f"{selection}: has other texts than the names in {classes}; delete it and make it again")
     value_mean = open_zarr(head_means, HEAD_MEANS, model).tensor("value_mean")
-    query = Query(pool, selected.query, value_mean, _find_sink(sink, registers, model, pool.tokens - 1))
+    sink_token = _find_sink(sink, registers, model, pool.tokens - 1)
+    query = Query(pool, selected.query, value_mean, sink_token, sink_replacement)
     query = query.at_grid(round(store["activation"].shape[1] ** 0.5))
     labelling = _labelling(dataset, class_list, owner, temperature, background_threshold, area_threshold)
     variants = segmentation.variants(methods, k or (selected.pairs.head.shape[1],))
@@ -159,6 +163,8 @@ def _find_sink(sink: int | str, registers: Path, model: Stamp, spatial: int) -> 
     """Return the spatial token to replace, or None. Raises NadpipeError if the grid has no such token."""
     if sink == "none":
         return None
+    if sink == "last":
+        return spatial - 1
     if sink == "auto":
         tokens = read_parquet(registers, REGISTERS, model, filters=[("kind", "==", "token")])
         return next((int(token) for token in tokens.loc[tokens["sink"].astype(bool), "index"]), None)

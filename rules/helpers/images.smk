@@ -71,8 +71,8 @@ def view_options(dataset):
     section = config["segmentation"]
     if dataset not in section["datasets"]:
         return ["--views", "centre"]
-    sizes = [("--scale", "scale"), ("--crop", "crop"), ("--stride", "stride")]
-    options = [word for option, name in sizes for word in (option, section[name])]
+    names = ("scale", "crop", "stride", "resize")
+    options = [word for name in names for word in (f"--{name}", section[name])]
     block = [] if section["block"] is None else ["--block", section["block"]]
     return ["--views", "sliding", *options, *block]
 

@@ -13,7 +13,7 @@ _TOP = 20  # neurons that are named
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw the mean attention of the spatial tokens, with the strongest framed, and the neurons behind its attention.
+    """Draw the mean attention of the spatial tokens, with the sink (or the strongest) framed, and the neurons behind it.
 
     table: registers.parquet, one row per spatial token of a square grid and one per neuron.
     """
@@ -24,19 +24,19 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
     heatmap = left.imshow(attention, cmap="viridis", vmin=0)
-    strongest = int(attention.argmax())
-    row, column = divmod(strongest, side)
+    framed = int(neurons["token"].iloc[0])
+    row, column = divmod(framed, side)
     left.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLOURS[3], linewidth=2.5))
     state = "attention sink" if tokens["sink"].astype(bool).any() else "no attention sink; strongest"
-    left.set_title(f"mean attention, {state}: token {strongest}", fontsize=10)
+    left.set_title(f"mean attention, {state}: token {framed}", fontsize=10)
     left.set(xlabel="column", ylabel="row")
     figure.colorbar(heatmap, ax=left, shrink=0.8)
-    ranked = neurons.sort_values("attention_drop", ascending=False, kind="stable").reset_index(drop=True)
+    ranked = neurons.sort_values("rank").reset_index(drop=True)
     top = ranked.head(_TOP)[::-1]
     middle.barh(range(len(top)), top["attention_drop"], color=COLOURS[0])
     middle.set(yticks=range(len(top)), yticklabels=top["index"], ylabel="neuron", xlabel="decrease of its attention")
     middle.locator_params(axis="x", nbins=4)
-    middle.set_title("neurons that decrease it most when zeroed", fontsize=10)
+    middle.set_title("neurons that it depends on most", fontsize=10)
     right.plot(np.arange(1, len(ranked) + 1), ranked["attention_drop"], color=COLOURS[0])
     right.axhline(0, color="0.7", linewidth=0.8)
     right.set(xscale="log", xlabel="neurons by rank", ylabel="decrease of its attention")

@@ -63,17 +63,27 @@ REGISTERS = TableKind(
     "results/registers.parquet",
     {
         "kind": Column(
-            "text", "token: a spatial token of the attention pool; neuron: effect of zeroing it on the strongest token"
+            "text", "token: a spatial token of the attention pool; neuron: effect of zeroing it on the token in column token"
         ),
         "index": Column("int32", "spatial token, row by row from 0, or neuron"),
-        "rank": Column("int32", "1 for the largest attention (tokens) or attention_drop (neurons)"),
+        "rank": Column(
+            "int32", "1 for the largest attention (tokens), attention_drop or attention_change (neurons, by registers.rank_by)"
+        ),
         "attention": Column("float32", "tokens: mean attention over heads and images"),
         "relative_attention": Column("float32", "tokens: attention divided by the median token's"),
-        "sink": Column("bool", "tokens: true for the attention sink (at most one)"),
-        "token": Column("int32", "neurons: the token of largest mean attention, to which the other columns refer"),
-        "attention_drop": Column(
-            "float32", "neurons: decrease of that token's attention if the neuron is zeroed at all tokens"
+        "sink_share": Column(
+            "float32",
+            "tokens: share of images in which its attention exceeds registers.sink_factor times the median token's and no "
+            "neighbour's is larger",
         ),
+        "sink": Column("bool", "tokens: true for the attention sink (at most one)"),
+        "token": Column(
+            "int32", "neurons: token that the next columns refer to: the sink, or else the one of largest mean attention"
+        ),
+        "attention_drop": Column(
+            "float32", "neurons: mean decrease of that token's attention if the neuron is zeroed at all tokens"
+        ),
+        "attention_change": Column("float32", "neurons: mean over images of the absolute change of that token's attention"),
         "embedding_change": Column(
             "float32", "neurons: ‖embedding without the neuron - embedding‖ / ‖embedding‖, mean over images"
         ),
