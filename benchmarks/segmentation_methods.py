@@ -124,6 +124,8 @@ SHIPPED = {
     "maskclip": "baseline",
     "sclip": "baseline",
     "attention": "baseline",
+    "self_self": "baseline: sclip as in the paper's code",
+    "values_only": "baseline: maskclip as in the paper's code",
 }
 
 

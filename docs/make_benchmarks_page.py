@@ -14,6 +14,7 @@ HEADINGS = {
     "segmentation_stage": "Segmentation stage",
     "segmentation_methods": "Accuracy of segmentation methods",
     "segmentation": "Segmentation logits",
+    "published_choices": "Choices of the published code",
     "canvas": "Label maps",
     "sparse_text": "Sparse codes",
     "texts": "Text tower",

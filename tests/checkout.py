@@ -34,7 +34,8 @@ class Checkout:
         self.folder = folder
         for name in ("rules", "nadpipe", "envs", "profiles"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("Snakefile", "config.yaml", "README.md"):
+        (folder / "docs").mkdir()
+        for name in ("Snakefile", "config.yaml", "README.md", "docs/published.yaml"):
             shutil.copy(ROOT / name, folder / name)
         self.config = yaml.safe_load((ROOT / "config.yaml").read_text())
         for section, keys in SMALL.items():

@@ -134,6 +134,15 @@ def check_naming(rows):
     assert float(active["largest 1%"]) > 3 * float(active["chance, all"])
 
 
+def check_published_choices(rows):
+    *maps, neurons = rows
+    alike = column(maps, "in common")
+    assert len(alike) == 7
+    assert ((alike > 50) & (alike <= 100)).all()
+    assert (column(maps, "mIoU") > 0.3).all()
+    assert neurons["in common"].endswith("of the first 8 neurons")
+
+
 def check_segmentation(rows):
     assert (column(rows, "largest difference") < 1e-5 * column(rows, "largest logit")).all()
 
@@ -237,7 +246,8 @@ def test_every_benchmark_runs_at_a_tiny_size(script, work, tmp_path, monkeypatch
         assert os.environ.get("NADPIPE_BROWSER") != "1"  # .ci/run sets it: there, a skip is a failure
         pytest.skip("browser: chromium is not installed (Debian package chromium)")
     options = []
-    if script in ("naming", "drift_detection", "segmentation_methods", "selection", "shift_calibration", "signs", "sparsity"):
+    working = ("naming", "drift_detection", "published_choices", "segmentation_methods", "selection", "shift_calibration")
+    if script in (*working, "signs", "sparsity"):
         options = ["--work", str(work)]
     elif script == "sparse_text" and importlib.util.find_spec("orthogonal_matching_pursuit_gpu") is None:
         options = ["--sides", "nadpipe", "scikit-learn"]

@@ -9,15 +9,17 @@ from PIL import Image
 from stage_run import METHODS, noise
 
 from nadpipe.circuit import segmentation
+from nadpipe.data.views import OPENCV, Box, crop_pixels
 from nadpipe.errors import NadpipeError
 from nadpipe.stages.draw_contact_sheets import draw_contact_sheets
 from nadpipe.stages.draw_overlays import draw_overlays
 from nadpipe.stages.embed_texts import embed_texts
+from nadpipe.stages.measure_registers import measure_registers
 from nadpipe.stages.plot_classes import plot_classes
 from nadpipe.stages.select_pairs import select_pairs
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.features import CONTRIBUTIONS, FEATURES
-from nadpipe.store.kinds.segmentation import CONFUSION, DIFFERENCES
+from nadpipe.store.kinds.segmentation import CONFUSION, DIFFERENCES, REGISTERS
 from nadpipe.store.kinds.texts import TEXT
 from nadpipe.store.kinds.units import SELECTION
 from nadpipe.store.pairs import open_pair_directions
@@ -99,6 +101,46 @@ def test_texts_without_a_reference_are_not_centred(run):
         pairs = open_pair_directions(run.folder / "pair.zarr", readout, model)
         cosine = torch.stack([pairs.direction(head) for head in range(readout.heads)]).flatten(0, 1) @ query.T
         torch.testing.assert_close(selection.tensor("cosine"), cosine.topk(9, dim=0).values.T)
+
+
+def test_images_are_resized_by_the_model_s_filter_or_as_opencv_does(run):
+    """Features of an image resized by cv2's rule equal those of the resized image, which no filter changes any more."""
+    pixels = noise(1, 70, 95)
+    resized = crop_pixels(Image.fromarray(pixels[0]), [Box(0, 0, 87, 64, 87)], OPENCV)[0]
+    activations = {}
+    for name, images, resize in (("opencv", pixels, "opencv"), ("own", pixels, "model"), ("before", [resized], "model")):
+        run.write_images(images)
+        run.decompose(views="sliding", name=name, resize=resize)
+        store = open_zarr(run.folder / f"{name}-features-0.zarr", FEATURES)
+        activations[name] = store.read("activation")
+        assert set(store.read("resized_width")) == {86 if name == "own" else 87}  # 86.9, rounded down or to the nearest
+    np.testing.assert_array_equal(activations["opencv"], activations["before"])
+    assert np.abs(activations["own"] - activations["before"]).max() > 0.01 * np.abs(activations["own"]).max()
+    run.decompose(name="centre", resize="opencv")  # single crops keep the model's own transform
+    run.decompose(name="plain")
+    for name in ("centre", "plain"):
+        activations[name] = open_zarr(run.folder / f"{name}-features-0.zarr", FEATURES).read("activation")
+    np.testing.assert_array_equal(activations["centre"], activations["plain"])
+
+
+def test_neurons_are_ranked_by_the_mean_decrease_or_the_mean_absolute_change(run):
+    run.write_images(noise(5))
+    run.decompose()
+    tables = {}
+    for rank_by in ("signed", "absolute"):
+        path = run.folder / f"{rank_by}.parquet"
+        measure_registers((run.folder / "d-features-0.zarr",), run.pool, path, rank_by=rank_by)
+        table = read_parquet(path, REGISTERS)
+        tables[rank_by] = table[table["kind"] == "neuron"].set_index("rank").sort_index()
+        spatial = table[table["kind"] == "token"]
+        assert spatial["sink_share"].between(0, 1).all()
+        assert spatial.loc[spatial["sink"].astype(bool), "sink_share"].gt(0.5).all()
+    assert tables["signed"]["attention_drop"].is_monotonic_decreasing
+    assert tables["absolute"]["attention_change"].is_monotonic_decreasing
+    change, drop = (tables["signed"][name] for name in ("attention_change", "attention_drop"))
+    assert (change >= drop.abs() - 1e-7).all()
+    assert (change > drop.abs() + 1e-6).any()  # differences of both signs over the images
+    assert tables["signed"]["index"].tolist() != tables["absolute"]["index"].tolist()
 
 
 def test_pixels_without_a_probable_name_are_background(run):
