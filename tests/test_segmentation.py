@@ -110,7 +110,7 @@ def test_the_vectors_at_the_sink_are_averaged_before_the_cosine(pool, query, sel
     """The published order: the mean of the neighbours' head vectors, then its cosine to the text."""
     if pool.grid == 1:
         return  # no neighbours
-    query = dataclasses.replace(query, sink=pool.tokens - 2, replace="vectors")
+    query = dataclasses.replace(query, sink=pool.tokens - 2, sink_replacement="vectors")
     side = pool.grid
     last = side * side - 1
     neighbours = [last - 1, last - side, last - side - 1]

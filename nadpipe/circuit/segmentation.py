@@ -32,7 +32,7 @@ class Query:
     text: Float[Tensor, "text embed"]  # centred, unit length
     value_mean: Float[Tensor, "head token width"]  # mean over the discovery images of a[h, t] (W_V^h x_t + b_V^h)
     sink: int | None  # spatial token to replace in every map
-    replace: Literal["cosines", "vectors"] = "cosines"  # average the neighbours' cosines, or their vectors before the cosine
+    sink_replacement: Literal["cosines", "vectors"] = "cosines"  # mean cosine of the neighbours, or cosine of their mean vector
 
     def at_grid(self, grid: int) -> "Query":
         """Return the query for views of another size.
@@ -293,12 +293,12 @@ def mend(spatial: Float[Tensor, "*map spatial"], query: Query) -> Float[Tensor, 
 
 def mend_vectors(vectors: Float[Tensor, "*map spatial width"], query: Query) -> Float[Tensor, "*map spatial width"]:
     """Replace the query's sink in vectors over spatial tokens, if the query averages vectors."""
-    return mend(vectors.transpose(-2, -1), query).transpose(-2, -1) if query.replace == "vectors" else vectors
+    return mend(vectors.transpose(-2, -1), query).transpose(-2, -1) if query.sink_replacement == "vectors" else vectors
 
 
 def mend_cosines(cosines: Float[Tensor, "*map spatial"], query: Query) -> Float[Tensor, "*map spatial"]:
     """Replace the query's sink in cosines over spatial tokens, if the query averages cosines."""
-    return mend(cosines, query) if query.replace == "cosines" else cosines
+    return mend(cosines, query) if query.sink_replacement == "cosines" else cosines
 
 
 def replace_sink(spatial: Float[Tensor, "*map row column"], sink: int | None) -> Float[Tensor, "*map row column"]:
