@@ -71,8 +71,8 @@ def score_segmentation(
     write_parquet(output_differences, DIFFERENCES, table, stamp)
 
 
-def _split(cells: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
-    """Split the cells of a data set by method and k, in order of appearance."""
+def _split(cells: pd.DataFrame) -> dict[tuple[str, float | int], pd.DataFrame]:
+    """Split the cells of a data set by method and k, in order of appearance. k is NaN for methods that select no pairs."""
     variants = cells[_VARIANT].drop_duplicates().itertuples(index=False, name=None)
     return {
         (method, k): cells[(cells["method"] == method) & (cells["k"].isna() if pd.isna(k) else cells["k"] == k)]
@@ -100,7 +100,7 @@ def _row(score: metrics.Metrics, interval: Interval, rare_classes: int, cells: p
 
 
 def _differences(
-    variants: Sequence[tuple[str, float]],
+    variants: Sequence[tuple[str, float | int]],
     miou: Sequence[float],
     without_one: Sequence[Float[np.ndarray, " image"]],
     confidence: float,
