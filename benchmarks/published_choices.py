@@ -58,9 +58,9 @@ def measure(given: argparse.Namespace, config: dict[str, Any]) -> list[dict]:
     extract_features(
         DATASET / "images.parquet", output=FEATURES["opencv"], views="sliding", resize="opencv", device="cpu", **config["model"]
     )
-    text = (ARTIFACTS / "text/segmentation.zarr", ARTIFACTS / "directions/pair.zarr", READOUT)
+    text = ARTIFACTS / "text/segmentation.zarr"
     for by, path in SELECTIONS.items():
-        select_pairs(*text, path, k=given.k, select_by=by)
+        select_pairs(text, ARTIFACTS / "directions/pair.zarr", READOUT, path, k=given.k, select_by=by, reference=text)
     default = segment("default", ("nad", "maskclip", "sclip"))
     published = segment("published", ("nad",), "direction", "opencv", "last", "vectors")
     last = segment("last", ("nad",), sink="last")

@@ -110,6 +110,7 @@ def _differences(
     for first, second in itertools.combinations(range(len(variants)), 2):
         difference = miou[first] - miou[second]
         low, high = jackknife_interval(difference, without_one[first] - without_one[second], confidence, within=(-1.0, 1.0))
-        names = dict(zip(("method", "k", "other_method", "other_k"), (*variants[first], *variants[second]), strict=True))
+        both = (*variants[first], *variants[second])
+        names: dict[str, object] = dict(zip(("method", "k", "other_method", "other_k"), both, strict=True))
         rows.append({**names, "difference": difference, "low": low, "high": high})
     return rows
