@@ -13,7 +13,7 @@ from nadpipe.stages.make_demo_model import make_demo_model
 from nadpipe.towers.model import load_model
 
 pytestmark = pytest.mark.slow
-RUNS, LEVEL = 40, 0.05
+RUNS, LEVEL = 30, 0.05
 SIZES = [(100, 100), (20, 180), (20, 280)]  # images of the group and of its reference
 
 
@@ -67,7 +67,7 @@ def test_the_check_of_the_level_fails_for_welch(images, size, reference_size):
 def test_an_unmoved_group_beside_a_moved_one_has_few_discoveries(images):
     first, last = images
     unmoved, unmoved_pooled, moved = [], [], []
-    for run in range(10):
+    for run in range(6):
         order = torch.from_numpy(np.random.default_rng(run).permutation(len(first)))
         groups = {"moved": last, "also moved": last, "unmoved": first[order[:20]]}
         p = {name: shift.compare_pairs(group, first[order[20:]])[1] for name, group in groups.items()}
