@@ -1,9 +1,18 @@
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.6")
 
 
-configfile: f"{workflow.basedir}/config.yaml"
+# A config given on the command line replaces the demo's, so that nothing is inherited from it. Without one, the config.yaml of
+# the working directory counts.
+OWN_CONFIG = "config.yaml"
+if not os.path.exists(OWN_CONFIG):
+    OWN_CONFIG = f"{workflow.basedir}/config.yaml"
+if not workflow.overwrite_configfiles:
+
+    configfile: OWN_CONFIG
 
 
 include: "rules/common.smk"
@@ -15,6 +24,20 @@ check_apart()
 config["captions"] = captions()  # for captions/final.rst
 FINAL_TABLES = final_tables()
 shell.prefix(command_prefix())
+if workflow.is_main_process:
+    begin_run()
+
+
+onstart:
+    record_study(config, STUDY_RECORD)
+
+
+onsuccess:
+    end_run(describe_results(requested()))
+
+
+onerror:
+    end_run(describe_failures("".join(Path(path).read_text() for path in log)))
 
 
 wildcard_constraints:

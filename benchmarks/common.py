@@ -31,6 +31,7 @@ from nadpipe.circuit import attention as pooling
 from nadpipe.circuit import readout as circuit
 from nadpipe.circuit.attention import AttentionPool
 from nadpipe.circuit.readout import Readout
+from nadpipe.config import check
 from nadpipe.data.layouts import IMAGE_SUFFIXES
 from nadpipe.demo.world import Odds, draw_scene
 from nadpipe.store.arrays import create_zarr
@@ -235,8 +236,8 @@ def nadpipe(command: str, **options: Any) -> tuple[float, float]:
 
 
 def demo_config(tiny: bool) -> dict[str, Any]:
-    """Return config.yaml, with few images if `tiny`."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    """Return the demo's config with every key, with few images if `tiny`."""
+    config = check(yaml.safe_load((ROOT / "config.yaml").read_text()))
     if tiny:
         for section, keys in TINY_DEMO.items():
             config[section].update(keys)

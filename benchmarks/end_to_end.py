@@ -106,7 +106,7 @@ def write_config(given: argparse.Namespace, model: dict[str, str]) -> None:
     images = sorted((scenes / "images").iterdir())
     masks = [scenes / "masks" / path.name for path in images]
     pd.DataFrame({"path": images, "mask": masks}).to_csv(work / "scenes.csv", index=False)
-    table: dict[str, Any] = {"layout": "table", "label_column": None, "shards": 1}
+    table: dict[str, Any] = {"layout": "table"}
     classes = {"classes": [f"class {number}" for number in range(given.classes)], "ignore": given.ignore}
     config = {
         "model": model,
@@ -119,7 +119,7 @@ def write_config(given: argparse.Namespace, model: dict[str, str]) -> None:
         "contributions": {"dtype": given.dtype},
         "text": {"dictionary": given.dictionary, "templates": ["a photo of a {}."]},
         "assignments": {"atoms": 64, "sparse_share": given.sparse_share},
-        "segmentation": {"k": [given.k], "methods": given.methods},
+        "segmentation": {"datasets": ["segmentation"], "k": [given.k], "methods": given.methods},
         "shift": {"concepts": ["dog", "snow", "car"], "k": 300},
     }
     (work / "my.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

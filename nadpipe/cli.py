@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import hashlib
 import importlib
 import os
 import pkgutil
@@ -10,13 +11,14 @@ import sys
 from pathlib import Path
 
 from nadpipe import __version__
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import BAD_INPUT, NadpipeError
 
 _PACKAGE = Path(__file__).parent
 _GROUPS = {"looks": "Commands that show results:", "stages": "Stages, which the workflow runs:"}
 # Errors of the user's disk, not of the code. Other errors keep their traceback.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_OK, _BAD_INPUT, _WRONG_USAGE, _CLOSED_OUTPUT = 0, 1, 2, 141  # 141: what shells report for a program that SIGPIPE ends
+_OK, _WRONG_USAGE, _CLOSED_OUTPUT = 0, 2, 141  # 141: what shells report for a program that SIGPIPE ends
+_RUN = "NADPIPE_RUN"  # folder of the workflow's current run, for refused commands
 
 
 def commands() -> dict[str, str]:
@@ -31,8 +33,11 @@ def commands() -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 is success, 1 is bad input (one line on standard error), 2 is wrong usage. 141 means that the reader of standard output,
-    such as `head`, closed it early.
+    0 is success, 65 is bad input (one line on standard error), 2 is wrong usage. 141 means that the reader of standard output,
+    such as `head`, closed it early. Other codes are faults of the program or the machine.
+
+    Snakemake repeats failed jobs, which may have lacked memory. A command that the same run has refused is not repeated: it
+    prints the same line at once.
     """
     try:
         try:
@@ -58,21 +63,36 @@ def _run(arguments: list[str]) -> int:
     if command not in modules:
         print(f"nadpipe {command}: unknown command; use one of {', '.join(modules)}", file=sys.stderr)
         return _WRONG_USAGE
+    refusal = _refusal(arguments)
+    if refusal is not None and refusal.exists():
+        print(refusal.read_text(encoding="utf-8"), file=sys.stderr)
+        return BAD_INPUT
     function = getattr(importlib.import_module(modules[command]), command.replace("-", "_"))
     import tyro  # imported here because it takes longer than the overview
 
     try:
         tyro.cli(function, prog=f"nadpipe {command}", args=options)
     except NadpipeError as error:
-        print(f"nadpipe {command}: {error}", file=sys.stderr)
-        return _BAD_INPUT
+        message = f"nadpipe {command}: {error}"
+        print(message, file=sys.stderr)
+        if refusal is not None:
+            refusal.write_text(message, encoding="utf-8")
+        return BAD_INPUT
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         message = f"{error.filename or 'results'}: {error.strerror}; make room, or change its permissions"
         print(f"nadpipe {command}: {message}", file=sys.stderr)
-        return _BAD_INPUT
+        return BAD_INPUT
     return _OK
+
+
+def _refusal(arguments: list[str]) -> Path | None:
+    """Return the file that says why the current run of the workflow refused a command; None outside of a run."""
+    folder = os.environ.get(_RUN)
+    if folder is None or not Path(folder).is_dir():
+        return None
+    return Path(folder) / hashlib.sha256("\0".join(arguments).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _output_is_closed() -> bool:

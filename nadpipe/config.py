@@ -5,8 +5,11 @@ config, so rules read keys and need no defaults.
 """
 
 import dataclasses
+import importlib.util
+import json
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,7 +30,8 @@ from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from nadpipe.circuit.methods import METHODS
 from nadpipe.data.classes import parse_names
 from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
-from nadpipe.data.layouts import LAYOUTS
+from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
+from nadpipe.data.listing import csv_columns
 from nadpipe.errors import NadpipeError
 
 DEMO_FOLDER = Path("results/demo")
@@ -98,6 +102,12 @@ def _check_distinct(values: list) -> list:
     return values
 
 
+def _check_unmixed(values: list[int | float]) -> list[int | float]:
+    if len({value < 1 for value in values}) > 1:
+        raise ValueError(f"{values} mixes numbers and shares; give only numbers, or only shares below 1")
+    return values
+
+
 def _check_line(text: str) -> str:
     if not text.strip() or "\n" in text:
         raise ValueError(f"{text!r} is not one line of text; give one line that is not empty")
@@ -116,6 +126,18 @@ def _parse_sink(value: Any) -> Any:
     if re.fullmatch(r"\d+", str(value)):
         return int(value)
     raise ValueError(f"{value!r} is not a sink; use auto, none, last or the index of a spatial token, from 0")
+
+
+def _parse_pair_count(value: Any) -> int | float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if number >= 1 and number.is_integer():
+        return int(number)
+    if 0 < number < 1:
+        return number
+    raise ValueError(f"{value!r} is not a number of pairs; give an integer from 1, or a share of all pairs between 0 and 1")
 
 
 def _check_reference(group: str) -> str:
@@ -182,6 +204,9 @@ ExistingPath = Annotated[str, AfterValidator(_check_path), _allowed("path or URL
 DatasetName = Annotated[str, AfterValidator(_check_dataset_name)]
 Text = Annotated[str, AfterValidator(_check_line)]
 Texts = Annotated[list[Text], Field(min_length=1), AfterValidator(_check_distinct)]
+PairCount = Annotated[
+    int | float, BeforeValidator(_parse_pair_count), _allowed("integer ≥ 1, or a share of all pairs, > 0 and < 1")
+]
 ClassNames = Annotated[
     list[Text],
     Field(min_length=2, max_length=256),
@@ -217,14 +242,14 @@ class ModelSection(_Section):
     ] = Field(description="CLIP-ResNet that open_clip can build.")
     pretrained: (
         Annotated[str, AfterValidator(_check_checkpoint), _allowed("tag of open_clip, path or URL of a checkpoint")] | None
-    ) = Field(description="Weights of the model. null is for `hf-hub:` models, which bring their own.")
+    ) = Field(None, description="Weights of the model. null is for `hf-hub:` models, which bring their own.")
 
 
 class Dataset(_Section):
     """Data sets: their images, and the meaning of their masks.
 
-    `discovery`, `monitoring` and the data sets of `segmentation.datasets` are required; any number of others can follow. Only
-    here do keys have defaults; all other keys are required.
+    Only `discovery` is required. `monitoring` has the groups that are compared. `segmentation.datasets` and `analyses.dataset`
+    name further ones. `layout` and `path` are required, and keys that a layout does not read are refused.
     """
 
     layout: Layout = Field(description='Layout on disk; "Your own images" below describes each.')
@@ -274,40 +299,44 @@ Datasets = dict[DatasetName, Dataset]
 class Demo(_Section):
     """Sizes of the demo's data sets. They have no effect on other data sets."""
 
-    discovery_images: Count = Field(description="Images of `discovery`.")
-    segmentation_images: Count = Field(description="Images of `segmentation`.")
-    monitoring_images_per_year: Count = Field(description="Images of `monitoring` per year; there are 8 years.")
+    discovery_images: Count = Field(600, description="Images of `discovery`.")
+    segmentation_images: Count = Field(120, description="Images of `segmentation`.")
+    monitoring_images_per_year: Count = Field(60, description="Images of `monitoring` per year; there are 8 years.")
 
 
 class Features(_Section):
     """The image tower."""
 
-    batch_size: Count = Field(description="Views per step. RN50x16 takes about 35 MB of memory per view.")
+    batch_size: Count = Field(16, description="Views per step. RN50x16 takes about 35 MB of memory per view.")
     workers: Annotated[Integer, Field(ge=0)] = Field(
-        description="Processes that decode images ahead of the model. With 0, the main process decodes."
+        2, description="Processes that decode images ahead of the model. With 0, the main process decodes."
     )
     precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
         description="Precision of the convolutions. bfloat16 (autocast) is several times faster on hardware that supports it; "
         "the attention pool stays in float32. The log and the attribute `encode_image_error` report the difference from "
-        "`encode_image` in float32 for the first views."
+        "`encode_image` in float32 for the first views.",
     )
     dtype: StoredType = Field(
+        "float32",
         description="Type of the stored activations. float16 halves the disk space; the array `rounding` holds the resulting "
-        "error of each view's embedding."
+        "error of each view's embedding.",
     )
 
 
 class Contributions(_Section):
     """The coefficients of the pairs."""
 
-    batch_size: Count = Field(description="Views per step.")
+    batch_size: Count = Field(64, description="Views per step.")
     dtype: StoredType = Field(
+        "float32",
         description="Type of the stored coefficients. float16 halves the disk space; the array `rounding` holds the resulting "
-        "error of each view's sum over pairs."
+        "error of each view's sum over pairs.",
     )
     tolerance: Annotated[Number, Field(gt=0, le=0.1)] = Field(
+        1e-5,
         description="Largest relative difference between the sum over pairs and the embedding, beyond the `rounding` of the "
-        "features. A larger difference is an error."
+        "features. A larger difference is an error.",
     )
 
 
@@ -315,11 +344,13 @@ class Dense(_Section):
     """The dense contribution tensor (view, head, neuron, embed), an optional export."""
 
     datasets: Annotated[list[str], AfterValidator(_check_distinct), _allowed("list of names in `datasets`")] = Field(
+        [],
         description="Data sets whose dense tensor `all` writes; RN50x16 takes 453 MB per image. A single shard is also "
-        "available by its path, `results/artifacts/<dataset>/dense/<shard>.zarr`."
+        "available by its path, `results/artifacts/<dataset>/dense/<shard>.zarr`.",
     )
     dtype: StoredType = Field(
-        description="Type of the stored tensor. float16 halves the disk space and keeps three digits, fewer below 6e-5."
+        "float32",
+        description="Type of the stored tensor. float16 halves the disk space and keeps three digits, fewer below 6e-5.",
     )
 
 
@@ -327,15 +358,17 @@ class Directions(_Section):
     """The directions of pairs, neurons and heads."""
 
     top_share: Share = Field(
+        0.05,
         description="Share of the discovery images, those with the largest norm, that a direction is fitted to and that decide "
         "its sign: at least 10 images and at most 50. With more than a fifth of the images, signs follow the median image "
-        "instead of the extremes; the log and the report then show a warning."
+        "instead of the extremes; the log and the report then show a warning.",
     )
     top_images: Annotated[Count | None, BeforeValidator(_parse_null)] = Field(
+        None,
         description="Number of these images, instead of the share (published: 50 of 1,000). At most the number of discovery "
-        "images; memory grows with it."
+        "images; memory grows with it.",
     )
-    components: Count = Field(description="Directions per neuron and per head. A pair has one.")
+    components: Count = Field(3, description="Directions per neuron and per head. A pair has one.")
 
 
 class TextSection(_Section):
@@ -346,9 +379,10 @@ class TextSection(_Section):
         AfterValidator(_check_dictionary),
         _allowed("path or URL of a text file, `wordfreq:<count>`, `imagenet`"),
     ] = Field(
+        "wordfreq:10000",
         description="Texts that name the units; their mean also centres the concepts. A file has one text per line. "
         "`wordfreq:<count>` is the most frequent English words of the wordfreq package. `imagenet` is open_clip's class names, "
-        "each once; write `./imagenet` for a file of that name."
+        "each once; write `./imagenet` for a file of that name.",
     )
     templates: Annotated[
         Texts,
@@ -356,173 +390,205 @@ class TextSection(_Section):
         AfterValidator(_as_value_error(check_templates)),
         _allowed(f"list of texts with one `{{}}` each, {', '.join(f'`{name}`' for name in TEMPLATE_SETS)}"),
     ] = Field(
+        ["imagenet-simple"],
         description="Prompts; `{}` stands for the text. An embedding is the mean over the prompts, so time grows with their "
-        "number. open_clip's `imagenet` has 80 prompts, `imagenet-simple` 7."
+        "number. open_clip's `imagenet` has 80 prompts, `imagenet-simple` 7.",
     )
-    batch_size: Count = Field(description="Prompts per step of the text tower.")
+    batch_size: Count = Field(256, description="Prompts per step of the text tower.")
     cache: Annotated[Annotated[str, Field(min_length=1), _allowed("path")] | None, BeforeValidator(_parse_null)] = Field(
+        "results/artifacts/text/cache",
         description="Folder that keeps every embedding by model, templates and code, so a text is embedded once. Files in it "
-        "never change, and any of them can be deleted. null turns the cache off."
+        "never change, and any of them can be deleted. null turns the cache off.",
     )
 
 
 class Assignments(_Section):
     """The texts that name units."""
 
-    nearest: Count = Field(description="Texts per unit with the largest cosine.")
-    atoms: Count = Field(description="Texts in a unit's sparse code. Time grows with it.")
+    nearest: Count = Field(5, description="Texts per unit with the largest cosine.")
+    atoms: Count = Field(16, description="Texts in a unit's sparse code. Time grows with it.")
     sparse_share: Share = Field(
-        description="Share of the units that get a sparse code, those with the largest `std_norm`. All units get nearest texts."
+        1.0,
+        description="Share of the units that get a sparse code, those with the largest `std_norm`. All get nearest texts.",
     )
-    device: Device = Field(description="Device of the matching pursuit.")
+    device: Device = Field("cpu", description="Device of the matching pursuit.")
 
 
 class Registers(_Section):
     """Attention sinks and register neurons."""
 
-    images: Count = Field(description="Discovery images on which they are measured.")
+    images: Count = Field(200, description="Discovery images on which they are measured.")
     sink_factor: Annotated[Number, Field(gt=1)] = Field(
+        3.0,
         description="A token is the sink if, in most images, its attention exceeds the median token's by this factor and no "
-        "neighbour's is larger."
+        "neighbour's is larger.",
     )
     rank_by: Literal["signed", "absolute"] = Field(
+        "signed",
         description="Ranking of the neurons in results/registers.parquet: `signed` by the mean decrease of the sink's "
-        "attention, `absolute` by its mean absolute change (published)."
+        "attention, `absolute` by its mean absolute change (published).",
     )
 
 
 class Segmentation(_Section):
     """Training-free segmentation: [segmentation.md](segmentation.md)."""
 
-    datasets: Annotated[
-        list[str], Field(min_length=1), AfterValidator(_check_distinct), _allowed("list of names in `datasets`")
-    ] = Field(
-        description="Data sets with masks to evaluate on. `discovery` and `monitoring` are not allowed, because their images "
-        "are seen as one centre crop."
+    datasets: Annotated[list[str], AfterValidator(_check_distinct), _allowed("list of names in `datasets`")] = Field(
+        [],
+        description="Data sets to segment; without any, nothing is segmented. `discovery` and `monitoring` are not allowed, "
+        "because their images are seen as one centre crop.",
     )
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
-        description="Methods to evaluate. " + " ".join(f"`{name}` is {method.summary}." for name, method in METHODS.items())
+        ["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "attention"],
+        description="Methods to evaluate. " + " ".join(f"`{name}` is {method.summary}." for name, method in METHODS.items()),
     )
-    k: Annotated[list[Count], Field(min_length=1), BeforeValidator(_wrap_scalar), AfterValidator(_check_distinct)] = Field(
-        description="Pairs selected per text, of heads × neurons (published: 20,000 of the 147,456 of RN50x16). Several values "
-        "are a sweep."
+    k: Annotated[
+        list[PairCount],
+        Field(min_length=1),
+        BeforeValidator(_wrap_scalar),
+        AfterValidator(_check_distinct),
+        AfterValidator(_check_unmixed),
+    ] = Field(
+        [0.1356],
+        description="Pairs selected per text: a number, or a share of all pairs (heads × neurons). The default is the "
+        "published share, 20,000 of the 147,456 pairs of RN50x16. Several values are a sweep.",
     )
-    select_by: SelectBy = Field(description=f"Ranking of the pairs: {_SELECT_BY}.")
+    select_by: SelectBy = Field("write", description=f"Ranking of the pairs: {_SELECT_BY}.")
     scale: Annotated[Number, Field(ge=1)] = Field(
-        description="Short side of the resized image, in multiples of the model's native size. Time grows with its square."
+        1.0, description="Short side of the resized image, in multiples of the model's native size. Time grows with its square."
     )
     crop: Annotated[Number, Field(gt=0)] = Field(
+        1.0,
         description="Side of the sliding crops, in multiples of the model's native size; a whole number of tokens, at most "
-        "`scale`. Values other than 1 interpolate the positional embedding."
+        "`scale`. Values other than 1 interpolate the positional embedding.",
     )
-    stride: Share = Field(description="Distance between sliding crops, as a share of their side. Smaller is slower.")
+    stride: Share = Field(0.5, description="Distance between sliding crops, as a share of their side. Smaller is slower.")
     block: Annotated[Annotated[Integer, Field(ge=0)] | None, BeforeValidator(_parse_null)] = Field(
-        description="Block of the last stage whose activations are used, from 0. null is the last block."
+        None, description="Block of the last stage whose activations are used, from 0. null is the last block."
     )
-    temperature: Annotated[Number, Field(gt=0)] = Field(description="Factor on the logits before the softmax.")
+    temperature: Annotated[Number, Field(gt=0)] = Field(40.0, description="Factor on the logits before the softmax.")
     resize: Literal["model", "opencv"] = Field(
+        "model",
         description="Resizing of the images: `model` is the model's own filter (bicubic with antialiasing for OpenAI's "
-        "weights), `opencv` is bilinear without antialiasing, as cv2 resizes (published)."
+        "weights), `opencv` is bilinear without antialiasing, as cv2 resizes (published).",
     )
     sink: Annotated[Any, AfterValidator(_parse_sink), _allowed("`auto`, `none`, `last`, integer ≥ 0")] = Field(
+        "auto",
         description="Attention sink that is replaced: `auto` is the token measured in results/registers.parquet, `last` the "
-        "last spatial token (published), an integer the index of a spatial token."
+        "last spatial token (published), an integer the index of a spatial token.",
     )
     sink_replacement: Literal["cosines", "vectors"] = Field(
+        "cosines",
         description="Value at the sink: the mean of its neighbours' `cosines`, or the cosine of the mean of their `vectors` "
-        "(published)."
+        "(published).",
     )
-    overlays: Count = Field(description="Images drawn with their label maps.")
-    extremes: Count = Field(description="Best images, and as many worst images, on each method's contact sheet.")
-    confidence: Confidence = Field(description="Confidence level of the intervals.")
+    overlays: Count = Field(12, description="Images drawn with their label maps.")
+    extremes: Count = Field(6, description="Best images, and as many worst images, on each method's contact sheet.")
+    confidence: Confidence = Field(0.95, description="Confidence level of the intervals.")
 
 
 class Shift(_Section):
     """Concept scores per group of images."""
 
-    concepts: Texts = Field(description="Texts to score.")
-    k: Count = Field(description="Pairs selected per concept.")
-    select_by: SelectBy = Field(description=f"Ranking of the pairs: {_SELECT_BY}.")
+    concepts: Annotated[list[Text], AfterValidator(_check_distinct)] = Field(
+        [], description="Texts to score; without any, no concept is scored."
+    )
+    k: PairCount = Field(
+        0.03, description="Pairs selected per concept: a number, or a share of all pairs (published: 5 pairs)."
+    )
+    select_by: SelectBy = Field("write", description=f"Ranking of the pairs: {_SELECT_BY}.")
     centre: Literal["dictionary", "none"] = Field(
+        "dictionary",
         description="Centring of the concepts: `dictionary` subtracts the mean of `text.dictionary`, `none` subtracts nothing "
-        "(published)."
+        "(published).",
     )
     reference: Annotated[str, AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")] | None = Field(
-        description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each."
+        None,
+        description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each.",
     )
     test: Literal["mann_whitney", "welch", "ks"] = Field(
+        "mann_whitney",
         description="Test of a group against its reference in shift.csv. `ks` is Kolmogorov-Smirnov. Prefer the other two to "
         "`welch`, which raises too many false alarms for skewed scores in groups of unequal size. Discovered shifts always use "
-        "`mann_whitney`."
+        "`mann_whitney`.",
     )
     small_group: Count = Field(
-        description="Groups with fewer images, and comparisons with them, are marked as small and not tested."
+        20, description="Groups with fewer images, and comparisons with them, are marked as small and not tested."
     )
-    examples: Count = Field(description="Example images per pair in the table of discovered shifts.")
-    confidence: Confidence = Field(description="Confidence level of the intervals.")
+    examples: Count = Field(4, description="Example images per pair in the table of discovered shifts.")
+    confidence: Confidence = Field(0.95, description="Confidence level of the intervals.")
 
 
 class Explorer(_Section):
     """The pages on all pairs."""
 
-    images: Count = Field(description="Images shown for each end of a pair's direction.")
-    thumbnail: Annotated[Integer, Field(ge=16)] = Field(description="Side of these images, in pixels.")
+    images: Count = Field(4, description="Images shown for each end of a pair's direction.")
+    thumbnail: Annotated[Integer, Field(ge=16)] = Field(160, description="Side of these images, in pixels.")
 
 
 class Analyses(_Section):
     """Analyses of the pairs and of their names: [analyses.md](analyses.md)."""
 
-    dataset: Annotated[str, _allowed("name in `datasets`")] = Field(
+    dataset: Annotated[Annotated[str, _allowed("name in `datasets`")] | None, BeforeValidator(_parse_null)] = Field(
+        None,
         description="Data set with the labels for zero-shot accuracy and the 0/1 columns that names are compared with. It "
-        "needs `label_column`, or folders as labels. ImageNet synsets (n01440764) get their class names."
+        "needs `label_column`, or folders as labels. null leaves these analyses out. ImageNet synsets (n01440764) get their "
+        "class names.",
     )
-    images: Count = Field(description="Largest number of labelled images, evenly spread over the data set.")
+    images: Count = Field(1000, description="Largest number of labelled images, evenly spread over the data set.")
     shares: Annotated[list[Share], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
-        description="Shares of the pairs to keep; the other pairs are set to their mean."
+        [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
+        description="Shares of the pairs to keep; the other pairs are set to their mean.",
     )
-    draws: Count = Field(description="Random selections and random dictionaries, as controls.")
+    draws: Count = Field(5, description="Random selections and random dictionaries, as controls.")
     atoms: Annotated[list[Count], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
-        description="Numbers of texts that replace a direction, at most `assignments.atoms`."
+        [1, 2, 4, 8, 16], description="Numbers of texts that replace a direction, at most `assignments.atoms`."
     )
     control_units: Count = Field(
+        10000,
         description="Largest number of units of a kind whose sparse codes are compared with codes over random atoms. If more "
-        "have a code, the largest are compared. The time of the control grows with this number and with `draws`."
+        "have a code, the largest are compared. The time of the control grows with this number and with `draws`.",
     )
-    top: Annotated[Integer, Field(ge=2)] = Field(description="Top images of a unit.")
-    sheets: Count = Field(description="Neurons whose top images, and those of their pairs, are drawn.")
-    confidence: Confidence = Field(description="Confidence level of the Wilson intervals.")
+    top: Annotated[Integer, Field(ge=2)] = Field(20, description="Top images of a unit, at most half of the discovery images.")
+    sheets: Count = Field(12, description="Neurons whose top images, and those of their pairs, are drawn.")
+    confidence: Confidence = Field(0.95, description="Confidence level of the Wilson intervals.")
+
+
+def _defaults_of(section: type[_Section]) -> Any:
+    """Return a field whose default is a section in which every key has its default."""
+    return Field(default_factory=section)
 
 
 class Config(_Section):
     """All settings."""
 
-    seed: Annotated[Integer, Field(ge=0)] = Field(description="Seed of the demo's scenes and the random controls.")
+    seed: Annotated[Integer, Field(ge=0)] = Field(0, description="Seed of the demo's scenes and the random controls.")
     device: Device = Field(
-        description="Device of the image and text towers; no other stage uses it. `auto` is a GPU if there is one."
+        "auto", description="Device of the image and text towers; no other stage uses it. `auto` is a GPU if there is one."
     )
     model: ModelSection
     datasets: Datasets
-    demo: Demo
-    features: Features
-    contributions: Contributions
-    dense: Dense
-    directions: Directions
-    text: TextSection
-    assignments: Assignments
-    registers: Registers
-    segmentation: Segmentation
-    shift: Shift
-    explorer: Explorer
-    analyses: Analyses
+    demo: Demo = _defaults_of(Demo)
+    features: Features = _defaults_of(Features)
+    contributions: Contributions = _defaults_of(Contributions)
+    dense: Dense = _defaults_of(Dense)
+    directions: Directions = _defaults_of(Directions)
+    text: TextSection = _defaults_of(TextSection)
+    assignments: Assignments = _defaults_of(Assignments)
+    registers: Registers = _defaults_of(Registers)
+    segmentation: Segmentation = _defaults_of(Segmentation)
+    shift: Shift = _defaults_of(Shift)
+    explorer: Explorer = _defaults_of(Explorer)
+    analyses: Analyses = _defaults_of(Analyses)
 
     @model_validator(mode="after")
     def _check_datasets(self) -> "Config":
         """Raise ValueError if a section names an unknown data set, or a data set that it cannot use."""
         required = {
-            "datasets": ["discovery", "monitoring"],
+            "datasets": ["discovery"],
             "dense.datasets": self.dense.datasets,
             "segmentation.datasets": self.segmentation.datasets,
-            "analyses.dataset": [self.analyses.dataset],
+            "analyses.dataset": [] if self.analyses.dataset is None else [self.analyses.dataset],
         }
         for key, names in required.items():
             missing = [name for name in names if name not in self.datasets]
@@ -555,6 +621,23 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
+    def _check_keys_of_layouts(self) -> "Config":
+        """Raise ValueError for keys that have no effect on a data set, for missing columns, and for doubtful classes."""
+        lines = [f"datasets.{name}.{line}" for name, dataset in self.datasets.items() for line in _dataset_errors(dataset)]
+        if lines:
+            raise ValueError("\n".join(lines))
+        return self
+
+    @model_validator(mode="after")
+    def _check_pair_counts(self) -> "Config":
+        """Raise ValueError if more pairs are selected than the model has, as far as its config is on this machine."""
+        pairs = _count_pairs(self.model.architecture)
+        for key, k in [("segmentation.k", max(self.segmentation.k)), ("shift.k", self.shift.k)]:
+            if pairs is not None and k > pairs:
+                raise ValueError(f"{key}: {k} exceeds the {pairs} pairs of {self.model.architecture}; lower it")
+        return self
+
+    @model_validator(mode="after")
     def _check_urls(self) -> "Config":
         """Raise ValueError if a URL is inside an image folder.
 
@@ -579,6 +662,52 @@ class Config(_Section):
         return self
 
 
+def _is_set(dataset: Dataset, key: str) -> bool:
+    return getattr(dataset, key) != Dataset.model_fields[key].default
+
+
+def _dataset_errors(dataset: Dataset) -> Iterator[str]:
+    """Yield one line for each error of a data set that its keys and its files show together, without its name."""
+    layout = LAYOUTS[dataset.layout]
+    listed, path = isinstance(dataset.classes, list), Path(dataset.path)
+    files = [] if is_url(dataset.path) or layout.has_fixed_values else layout.class_files(path)
+    if files and dataset.classes is not None:
+        yield f"classes: {files[0]} already names the classes; remove the key or the file"
+    for key in SOURCE_KEYS:
+        if key not in layout.keys and _is_set(dataset, key):
+            yield f"{key}: the layout {layout.name} does not read it; remove it"
+    if _is_set(dataset, "ignore") and (not listed or layout.has_fixed_values):
+        yield "ignore: it applies only to classes that are listed in the config; remove it"
+    if _is_set(dataset, "reduce_zero_label") and (dataset.classes is None or layout.has_fixed_values):
+        yield "reduce_zero_label: it applies only to classes that the config gives; remove it"
+    if layout.is_file and path.suffix == ".csv" and path.is_file():
+        columns = csv_columns(path)
+        for key in ("path_column", "mask_column", "group_column", "label_column"):
+            column = getattr(dataset, key)
+            if column is not None and column not in columns:
+                yield f"{key}: {path} has no column {column}; choose one of {', '.join(columns)}"
+
+
+def _count_pairs(architecture: str) -> int | None:
+    """Return the number of pairs of a model, or None if its config is not on this machine.
+
+    A CLIP-ResNet of width w has 32 w neurons, and heads of width `head_width` (64 by default) over as many channels.
+    """
+    path = Path(architecture)
+    if not architecture.endswith(".json"):
+        package = importlib.util.find_spec("open_clip")
+        path = Path(package.origin).parent / "model_configs" / f"{architecture}.json" if package and package.origin else path
+    try:
+        vision = json.loads(path.read_text(encoding="utf-8"))
+        vision = vision.get("model_cfg", vision)["vision_cfg"]
+        if not isinstance(vision["layers"], list):
+            return None
+        neurons = 32 * vision["width"]
+        return neurons * (neurons // vision.get("head_width", 64))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
+        return None  # the model is opened, and its config checked, by the first job
+
+
 def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
     """Check a config and return it, complete, as plain values.
 
@@ -590,7 +719,7 @@ def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
     try:
         return Config.model_validate(config).model_dump()
     except ValidationError as error:
-        lines = dict.fromkeys(_describe_error(details) for details in error.errors())
+        lines = dict.fromkeys(line for details in error.errors() for line in _describe_error(details).split("\n"))
         raise NadpipeError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 

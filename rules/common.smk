@@ -3,11 +3,13 @@
 # In rules, settings that affect a stage's result are params: a change reruns the stage. Settings that affect only how it runs
 # (batch size, worker processes, device) are resources: a change reruns nothing, so a run that ran out of memory continues where
 # it stopped.
+import atexit
 import json
 import os
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
@@ -23,12 +25,19 @@ from nadpipe.circuit.unit_kinds import UNITS
 from nadpipe.config import DEMO_FOLDER, check, is_url
 from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
+from nadpipe.data.listing import folder_fingerprint
 from nadpipe.demo.files import CHECKPOINT
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import BAD_INPUT, NadpipeError
 from nadpipe.fingerprint import (
     code_fingerprint,
     files_fingerprint,
     record_fingerprint,
+)
+from nadpipe.outcome import (
+    changed_study,
+    describe_failures,
+    describe_results,
+    record_study,
 )
 from nadpipe.store.kinds.units import ASSIGNMENTS
 
@@ -39,7 +48,35 @@ def checked_config():
         return check(config)
     except NadpipeError as error:
         print(error, file=sys.stderr)
-        sys.exit(1)
+        sys.exit(BAD_INPUT)
+
+
+STUDY_RECORD = Path(".snakemake") / "nadpipe-study.json"
+
+
+def begin_run():
+    """Warn if the results are of another study, and make the folder in which commands note why they were refused."""
+    keys = changed_study(config, STUDY_RECORD)
+    if keys:
+        print(
+            f"results/: made with other values of {', '.join(sorted(keys))}; what depends on them is made again. Use "
+            "--directory to keep studies apart",
+            file=sys.stderr,
+        )
+    refusals = tempfile.TemporaryDirectory(prefix="nadpipe-")
+    atexit.register(refusals.cleanup)
+    os.environ["NADPIPE_RUN"] = refusals.name
+
+
+def end_run(message):
+    """Print a message after everything that Snakemake prints."""
+    atexit.register(print, message, file=sys.stderr, flush=True)
+
+
+def requested():
+    """Return the paths that the user requested; for `all`, the tables and pages to look at first."""
+    targets = set(workflow.dag_settings.targets) - {"all"}
+    return sorted(targets) or ["results/report.html", "results/explorer"]
 
 
 def command_prefix():

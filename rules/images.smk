@@ -19,6 +19,7 @@ rule index_images:
         runtime=60,
     params:
         source=lambda wildcards: source_options(wildcards.dataset),
+        files=lambda wildcards: listed_files(wildcards.dataset),
         layout=lambda wildcards: layout_code(wildcards.dataset),
         code=code("index_images"),
     shell:

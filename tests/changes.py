@@ -68,7 +68,7 @@ CHANGES = {
     "datasets.segmentation.background_names": (False, {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
     "datasets.segmentation.background_threshold": (0.2, SEGMENTED),
     "datasets.segmentation.area_threshold": (0.01, SEGMENTED),
-    "datasets.segmentation.split": ("val", {**OF_SEGMENTATION, "index_classes": 1, "embed_texts": 1, "select_pairs": 1}),
+    "datasets.segmentation.split": ("val", {**OF_SEGMENTATION, **CLASSED}),
     "directions.top_share": (0.3, ACCUMULATED),
     "directions.top_images": (20, ACCUMULATED),
     "directions.components": (
@@ -140,6 +140,12 @@ CHANGES = {
     "model.pretrained": ("openai", MODEL),
 }
 
+_FOLDER = {"layout": "folder", "path": "results/demo/segmentation", "mask_column": None, "label_column": None}
+BESIDE = {  # keys that must change together with a key
+    "datasets.segmentation.split": _FOLDER,
+    "datasets.segmentation.layout": {"mask_column": None, "label_column": None},
+}
+
 STAGES = {  # after an edit of the stage's own module
     "make_demo_data": {"make_demo_data": 3, **LISTED},
     "make_demo_model": {"make_demo_model": 1, **MODEL},
@@ -198,7 +204,7 @@ def edited(*stages: str) -> dict[str, int]:
 
 _TOWER = edited("export_readout", "extract_features", "embed_texts")
 _PLUMBING = [
-    *("__init__", "__main__", "analyses", "cli", "config", "errors", "fingerprint", "progress"),
+    *("__init__", "__main__", "analyses", "cli", "config", "errors", "fingerprint", "needs", "outcome", "progress"),
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
     *("looks/__init__", "looks/explain", "looks/search", "looks/show"),
@@ -255,6 +261,7 @@ EDITS = {
     "data/dictionaries.py": edited("embed_texts"),
     "data/labelled.py": REBUILT,
     "data/labels.py": edited("embed_texts"),
+    "data/listing.py": {},
     "data/layouts.py": edited("index_images", "index_classes") | {"embed_texts": 2},  # texts of classes and of labels
     "data/manifest.py": edited("index_images"),
     "data/masks.py": edited("segment_images"),

@@ -12,6 +12,8 @@ from typing import Self
 import yaml
 from warm import Server
 
+from nadpipe.config import check
+
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "demo": {"discovery_images": 60, "segmentation_images": 8, "monitoring_images_per_year": 30},
@@ -37,7 +39,7 @@ class Checkout:
         (folder / "docs").mkdir()
         for name in ("Snakefile", "config.yaml", "README.md", "docs/published.yaml"):
             shutil.copy(ROOT / name, folder / name)
-        self.config = yaml.safe_load((ROOT / "config.yaml").read_text())
+        self.config = check(yaml.safe_load((ROOT / "config.yaml").read_text()))  # with every key
         for section, keys in SMALL.items():
             self.config[section].update(keys)
         self.config["datasets"]["more"] = self.config["datasets"]["segmentation"]

@@ -26,7 +26,7 @@ class Plan(dict[str, int]):
 
 
 def plan_settings(folder: Path, changes: list[dict]) -> list[Plan]:
-    """Return the jobs per rule that a finished run would rerun with each of these settings laid over its config."""
+    """Return the jobs per rule that a finished run would rerun with each of these settings laid over its config.yaml."""
     return _ask(folder, [{"settings": settings} for settings in changes])
 
 
@@ -53,7 +53,7 @@ def _plan(overlay: Path | None) -> tuple[dict[str, int], list[str]]:
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=2),
-            config_settings=ConfigSettings(configfiles=[overlay] if overlay else []),
+            config_settings=ConfigSettings(configfiles=[Path("config.yaml"), overlay] if overlay else []),
             snakefile=Path("Snakefile").resolve(),
         )
         dag = workflow.dag(DAGSettings(targets={"all"}))

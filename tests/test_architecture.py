@@ -26,6 +26,8 @@ MAY_IMPORT = {  # packages and top-level modules, besides the package itself
     "progress": set(),
     "fingerprint": set(),
     "analyses": {"store"},
+    "needs": {"data"},
+    "outcome": set(),
     "config": {"circuit", "data", "errors"},
     "cli": {"errors"},
     "__main__": {"cli"},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from changes import CHANGES, EDITS, completed, followed
+from changes import BESIDE, CHANGES, EDITS, completed, followed
 from plans import plan_edits, plan_settings
 
 from nadpipe.config import Dataset
@@ -22,8 +22,9 @@ def keys(section, prefix=""):
 
 def nested(key):
     """Return the change of a key as it is written in a config."""
-    settings = CHANGES[key][0]
-    for name in reversed(key.split(".")):
+    *sections, last = key.split(".")
+    settings = {last: CHANGES[key][0], **BESIDE.get(key, {})}
+    for name in reversed(sections):
         settings = {name: settings}
     return settings
 
@@ -109,7 +110,7 @@ def test_plans_in_one_process_equal_plans_in_separate_processes(checkout, change
     key, module = AGREES
     settings = tmp_path / "change.yaml"
     settings.write_text(yaml.safe_dump(nested(key)))
-    assert checkout.plan("--configfile", str(settings)) == changed_plans[key] != {}
+    assert checkout.plan("--configfile", "config.yaml", str(settings)) == changed_plans[key] != {}
     path = checkout.folder / "nadpipe" / module
     source = path.read_text()
     path.write_text(*edited(checkout.folder, module).values())

@@ -11,6 +11,7 @@ import torch
 
 from nadpipe import __version__, cli
 from nadpipe.cli import commands, main
+from nadpipe.errors import BAD_INPUT
 
 
 @pytest.mark.parametrize("command", commands())
@@ -63,14 +64,14 @@ def test_another_broken_pipe_keeps_its_traceback(monkeypatch):
         main([])
 
 
-def test_bad_input_is_one_line_and_exit_code_1(tmp_path, capsys):
+def test_bad_input_is_one_line_and_an_exit_code_of_its_own(tmp_path, capsys):
     paths = {"readout": "no.zarr", "output": "contributions.zarr", "output-means": "means.zarr"}
     arguments = [
         "--features",
         "no.zarr",
         *(text for name, file in paths.items() for text in (f"--{name}", str(tmp_path / file))),
     ]
-    assert main(["compute-contributions", *arguments]) == 1
+    assert main(["compute-contributions", *arguments]) == BAD_INPUT
     text = capsys.readouterr().err
     assert text.startswith("nadpipe compute-contributions: ")
     assert text.count("\n") == 1

@@ -1,5 +1,6 @@
 import copy
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import get_args
 
 import pytest
 import yaml
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -20,7 +22,12 @@ from nadpipe.errors import NadpipeError
 from nadpipe.stages.select_pairs import select_pairs
 
 ROOT = Path(__file__).parents[1]
-GOOD = yaml.safe_load((ROOT / "config.yaml").read_text())
+DEMO = yaml.safe_load((ROOT / "config.yaml").read_text())
+GOOD = check(DEMO)  # with every key
+MINIMAL = {
+    "model": {"architecture": "RN50", "pretrained": "openai"},
+    "datasets": {"discovery": {"layout": "tree", "path": "docs"}},
+}
 
 
 def changed(key, value):
@@ -37,14 +44,19 @@ def changed(key, value):
     return config
 
 
-def test_the_shipped_config_is_complete():
-    checked = check(GOOD)
-    assert {name: section for name, section in checked.items() if name != "datasets"} == {
-        name: section for name, section in GOOD.items() if name != "datasets"
-    }
-    for name, section in GOOD["datasets"].items():
-        assert checked["datasets"][name] == Dataset.model_validate(section).model_dump()
-        assert set(section) <= set(checked["datasets"][name])
+def test_defaults_fill_the_keys_that_a_config_leaves_out():
+    checked = check(MINIMAL)
+    assert set(checked) == set(Config.model_fields)
+    assert list(checked["datasets"]) == ["discovery"]
+    assert checked["segmentation"]["datasets"] == checked["shift"]["concepts"] == []
+    assert checked["analyses"]["dataset"] is None
+    assert check(checked) == checked
+
+
+def test_the_demo_config_sets_only_keys_that_differ_from_the_defaults():
+    for name, section in DEMO.items():
+        if name not in ("model", "datasets"):
+            assert not [key for key, value in section.items() if check(MINIMAL)[name][key] == value]
 
 
 TREE = {"layout": "tree", "path": "docs"}
@@ -62,7 +74,7 @@ TREE = {"layout": "tree", "path": "docs"}
         ("datasets.More", TREE, "datasets.More: .*invalid; use lower-case letters, digits and _"),
         ("datasets.text", TREE, "datasets.text: .*reserved; .*assignments"),
         ("datasets.discovery.layout", "voc", "datasets.discovery.layout: 'voc' .*; .*'table', 'tree', 'stanford_cars'"),
-        ("datasets.monitoring", ..., "datasets: no data set 'monitoring'; .*discovery, segmentation"),
+        ("datasets.discovery", ..., "datasets: no data set 'discovery'; .*segmentation, monitoring"),
         ("datasets.segmentation.classes", None, "datasets.segmentation.classes: missing; .*table"),
         ("datasets.segmentation.classes", "no.csv", "datasets.segmentation.classes: 'no.csv' does not exist; "),
         ("datasets.segmentation.classes", ["a: ", "b"], "datasets.segmentation.classes: .*title: name"),
@@ -80,12 +92,16 @@ TREE = {"layout": "tree", "path": "docs"}
         ("segmentation.block", -1, "segmentation.block: -1 .*; .*greater than or equal to 0"),
         ("segmentation.k", [5, 5], "segmentation.k: 5 .*more than once; "),
         ("registers.sink_factor", 1, "registers.sink_factor: 1 .*; .*greater than 1"),
-        ("segmentation.k", ..., "segmentation.k: missing; "),
+        ("segmentation.k", [0.1, 5], r"segmentation.k: \[0.1, 5\] .*shares; "),
+        ("datasets.discovery.split", "val", "datasets.discovery.split: the layout table does not read it; "),
+        ("datasets.discovery.ignore", 3, "datasets.discovery.ignore: .* listed in the config; "),
+        ("datasets.discovery.reduce_zero_label", True, "datasets.discovery.reduce_zero_label: .*; remove it"),
+        ("datasets.more", {**TREE, "group_column": "year"}, "datasets.more.group_column: the layout tree does not read it; "),
         ("model", ..., "model: missing; "),
-        ("segmentation.k", 0, "segmentation.k.0: 0 .*; .*greater than or equal to 1"),
-        ("segmentation.k", "many", "segmentation.k.0: 'many' .*; .*valid integer$"),
-        ("segmentation.k", 2.5, "segmentation.k.0: 2.5 .*; .*valid integer$"),
-        ("segmentation.k", True, "segmentation.k.0: True is not a number; "),
+        ("segmentation.k", 0, "segmentation.k.0: 0 .*; .*integer from 1.*share"),
+        ("segmentation.k", "many", "segmentation.k.0: 'many' .*; .*integer from 1"),
+        ("segmentation.k", 2.5, "segmentation.k.0: 2.5 .*; .*integer from 1"),
+        ("segmentation.k", True, "segmentation.k.0: True is not a number of pairs; "),
         ("segmentation.stride", 1.5, "segmentation.stride: 1.5 .*; .*less than or equal to 1"),
         ("segmentation.select_by", "x", "segmentation.select_by: 'x' .*; .*'direction' or 'write'"),
         ("segmentation.methods", ["nad", "x"], "segmentation.methods.1: 'x' .*; .*'nad', 'nad_centred', 'nad_shifted'"),
@@ -104,7 +120,6 @@ TREE = {"layout": "tree", "path": "docs"}
         ("text.dictionary", 3, "text.dictionary: 3 .*; .*string"),
         ("text.cache", "", "text.cache: '' .*; .*at least 1 character"),
         ("text.cache", False, "text.cache: False .*; .*string"),
-        ("text.cache", ..., "text.cache: missing; "),
         ("text.dictionary", "no/such.txt", "text.dictionary: 'no/such.txt' does not exist; "),
         ("model.architecture", "no/model.json", "model.architecture: 'no/model.json' does not exist; "),
         ("model.pretrained", "no/model.pt", "model.pretrained: 'no/model.pt' does not exist; "),
@@ -131,6 +146,37 @@ def test_an_error_is_one_line_with_the_full_key(key, value, message):
         check(changed(key, value), "my.yaml")
     assert re.match(f"my.yaml: {message}", str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pairs"), [("RN50", 65_536), ("RN50x16-quickgelu", 147_456), ("model.json", 4 * 128), ("hf-hub:o/m", None)]
+)
+def test_more_pairs_than_the_model_has_are_refused_where_its_config_is_here(architecture, pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "model.json").write_text(json.dumps(TINY))
+    config = {**MINIMAL, "model": {"architecture": architecture}}
+    for section in ("segmentation", "shift"):
+        assert check({**config, section: {"k": pairs or 10**9}})
+        if pairs is not None:
+            with pytest.raises(NadpipeError, match=rf"^config: {section}\.k: {pairs + 1} exceeds the {pairs} pairs of "):
+                check({**config, section: {"k": pairs + 1}})
+
+
+def test_columns_of_a_table_and_classes_beside_a_class_file_are_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("path,year,kind\n1.png,2020,a\n")
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "classes.txt").write_text("road\nsky\n")
+    table = {"layout": "table", "path": "t.csv", "group_column": "yaer", "label_column": "kind", "mask_column": "mask"}
+    folder = {"layout": "folder", "path": "f", "classes": ["fish", "leaf"]}
+    with pytest.raises(NadpipeError) as error:
+        check({**MINIMAL, "datasets": {"discovery": table, "streets": folder}})
+    assert str(error.value).split("\n") == [
+        "config: datasets.discovery.mask_column: t.csv has no column mask; choose one of path, year, kind",
+        "config: datasets.discovery.group_column: t.csv has no column yaer; choose one of path, year, kind",
+        "config: datasets.streets.classes: f/classes.txt already names the classes; remove the key or the file",
+    ]
 
 
 def test_all_errors_are_reported_at_once():
@@ -241,10 +287,6 @@ def test_any_value_is_accepted_or_refused_with_its_key(key, value):
     except NadpipeError as error:
         for line in str(error).split("\n"):
             assert line.startswith(f"config: {key}")
-
-
-def test_the_shipped_config_has_every_section():
-    assert set(Config.model_fields) == set(GOOD)
 
 
 def test_a_url_need_not_exist_on_disk_but_must_be_outside_of_fetched_folders():

@@ -1,5 +1,6 @@
 """Every command and every code block in README.md and docs/ runs, and their lists are complete."""
 
+import ast
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +20,7 @@ from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
 
-from nadpipe.config import check
+from nadpipe.config import check, is_url
 from nadpipe.data.classes import read_class_file
 from nadpipe.store.kinds.units import UNIT_TABLES
 
@@ -90,15 +92,29 @@ def test_every_piece_of_python_runs(finished, page, block):
     assert done.stdout.strip()
 
 
+def test_what_the_pages_import_is_installed_without_extras():
+    """The README's first command installs the dependencies alone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = {re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") for requirement in project["dependencies"]}
+    distributions = packages_distributions()
+    trees = [ast.parse(block) for _, block in shown("python")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"nadpipe"}
+    assert {"pandas", "duckdb", "xarray"} <= packages
+    assert {package for package in packages if not installed & {name.lower() for name in distributions[package]}} == set()
+
+
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_the_example_configs_are_valid(page):
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    for section, keys in yaml.safe_load(EXAMPLES[page]).items():
-        for key, value in keys.items():
-            config[section][key] = {**config[section].get(key, {}), **value} if isinstance(value, dict) else value
-    for dataset in config["datasets"].values():
-        dataset["path"] = str(ROOT)
-    config["text"]["dictionary"] = str(ROOT)
+    own = {"model": {"architecture": "RN50"}, "datasets": {"discovery": {"layout": "tree", "path": "photos"}}}
+    config = own | yaml.safe_load(EXAMPLES[page])
+    config["datasets"] = own["datasets"] | config["datasets"]
+    for dataset in config["datasets"].values():  # files of the reader
+        dataset["path"] = dataset["path"] if is_url(dataset["path"]) else str(ROOT)
+    if "dictionary" in config.get("text", {}) and not is_url(config["text"]["dictionary"]):
+        config["text"]["dictionary"] = str(ROOT)
     check(config)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from nadpipe.circuit.attention import trace
 from nadpipe.cli import main
+from nadpipe.errors import BAD_INPUT
 from nadpipe.pages.explorer import Explorer
 from nadpipe.store.pool import read_pool
 
@@ -106,7 +107,7 @@ def test_the_explorers_files_agree_with_the_stores(checkout, head, neuron):
 )
 def test_a_wrong_request_is_reported_in_one_line(look, arguments, words):
     code, _, reported = look(*arguments)
-    assert code == 1
+    assert code == BAD_INPUT
     assert [word for word in words if word not in reported] == []
     assert reported.count("\n") == 1
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+import yaml
 from changes import SEGMENTED, completed
 from checkout import Checkout
 from conftest import ink
@@ -161,10 +162,33 @@ def test_a_wrong_config_stops_before_the_first_job(checkout):
     done = checkout.run("all", "--config", "segmentation={k: -3, kk: 1}", check=False)
     text = done.stdout + done.stderr
     assert done.returncode != 0
-    assert re.search(r"^config: segmentation.k.0: '-3' .*greater than or equal to 1$", text, re.MULTILINE)
+    assert re.search(r"^config: segmentation.k.0: '-3' .*integer from 1.*$", text, re.MULTILINE)
     assert "config: segmentation.kk: unknown key; use one of datasets, methods, k" in text
     assert "Job stats" not in text
     assert "Traceback" not in text
+
+
+def test_a_run_ends_with_its_table_and_warns_if_the_results_are_of_another_study(finished, tmp_path):
+    checkout = finished.copy(tmp_path / "checkout")
+    (checkout.folder / "results/segmentation.csv").unlink()
+    done = checkout.run("results/segmentation.csv")
+    assert f"{checkout.folder}/results/segmentation.csv:\ndataset " in done.stderr
+    assert "made with other values" not in done.stderr
+    planned = checkout.run("-n", "all", "--config", "model={pretrained: openai, architecture: RN50}").stderr
+    assert "results/: made with other values of model.architecture, model.pretrained; " in planned
+
+
+def test_studies_in_folders_of_their_own_share_the_code_and_no_result(finished, tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    photos = finished.folder / "results/demo/discovery/images"
+    model = {key: str(finished.folder / path) for key, path in finished.config["model"].items()}
+    config = {"model": model, "datasets": {"discovery": {"layout": "tree", "path": str(photos)}}}
+    (study / "config.yaml").write_text(yaml.safe_dump(config))
+    finished.run("results/artifacts/discovery/images.parquet", "--directory", str(study))
+    assert sorted(path.name for path in (study / "results/artifacts").iterdir()) == ["discovery"]
+    assert pd.read_parquet(study / "results/artifacts/discovery/images.parquet")["label"].isna().all()
+    assert finished.plan() == {}
 
 
 def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_with_the_error(finished, tmp_path):
@@ -173,6 +197,10 @@ def test_a_run_whose_pairs_do_not_sum_to_the_embedding_fails_with_the_error(fini
     assert done.returncode != 0
     log = (checkout.folder / "logs/compute_contributions/monitoring/0.log").read_text()
     assert re.search(r"view \d+ only within \d\.\de-\d\d of its norm, contributions.tolerance", log)
+    assert done.stderr.strip().split("\n")[-2:] == [
+        f"compute_contributions: {log.strip().splitlines()[-1]}",
+        f"  log: {checkout.folder}/logs/compute_contributions/monitoring/0.log",
+    ]
     assert not (checkout.folder / store).exists()
     checkout.run(store)
     assert "Nothing to be done" in checkout.run(store).stderr

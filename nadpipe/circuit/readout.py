@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nadpipe.errors import NadpipeError
+
 
 @dataclasses.dataclass(frozen=True)
 class Readout:
@@ -69,6 +71,18 @@ class Readout:
     def layer_index(self) -> Int[Tensor, " head"]:
         """Position of each head's layer among the layers that are read out, ascending."""
         return torch.unique(self.layer, return_inverse=True)[1]
+
+
+def count_pairs(k: float, readout: Readout) -> int:
+    """Return k, or the number of pairs that it stands for as a share of all pairs, if it is below 1.
+
+    Raises NadpipeError if k exceeds the number of pairs.
+    """
+    if k > readout.pairs:
+        raise NadpipeError(
+            f"k: {k} exceeds the model's {readout.pairs} pairs ({readout.heads} heads × {readout.neurons} neurons); lower it"
+        )
+    return int(k) if k >= 1 else max(1, round(k * readout.pairs))
 
 
 @dataclasses.dataclass(frozen=True)

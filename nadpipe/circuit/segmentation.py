@@ -257,11 +257,11 @@ class Variant:
 
 
 def variants(methods: Sequence[str], k: Sequence[int]) -> list[Variant]:
-    """Return every method, once per k if it selects pairs. Raises NadpipeError for an unknown method."""
+    """Return every method, once per distinct k if it selects pairs. Raises NadpipeError for an unknown method."""
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise NadpipeError(f"--methods: unknown method {unknown[0]}; choose from {', '.join(METHODS)}")
-    return [Variant(name, size) for name in methods for size in (k if METHODS[name].selects else (None,))]
+    return [Variant(name, size) for name in methods for size in (dict.fromkeys(k) if METHODS[name].selects else (None,))]
 
 
 def _project(value: Float[Tensor, "*token value"], query: Query) -> Float[Tensor, "*token embed"]:

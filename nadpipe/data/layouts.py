@@ -5,11 +5,12 @@ The Snakefile imports this module at every start: pandas and scipy are imported 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from nadpipe.data.classes import Classes, published_file, read_class_file, without_first
+from nadpipe.data.listing import has_subfolders
 from nadpipe.errors import NadpipeError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -28,6 +29,12 @@ class Source:
     mask_column: str | None = None
     group_column: str | None = None
     label_column: str | None = None
+
+
+SOURCE_KEYS = tuple(field.name for field in dataclasses.fields(Source) if field.name != "path")
+
+
+Property = Literal["masks", "groups", "labels"]
 
 
 class ListedImage(NamedTuple):
@@ -63,6 +70,13 @@ class Layout:
         """Return the existing files from which `find_classes` reads class names."""
         return []
 
+    def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
+        """Return the key that would give the images masks, groups or labels, and what to do; None if they have them.
+
+        dataset: the data set's section of the config.
+        """
+        return f"layout: {self.name} has no {what}; use a layout that has them, such as a table"
+
     def image_folder(self, path: str) -> str:
         """Return the folder that contains all images of a data set, from its path or URL."""
         return path.rpartition("/")[0] if self.is_file else path
@@ -95,6 +109,11 @@ class Table(Layout):
         columns = (source.path_column, source.mask_column, source.group_column, source.label_column)
         return read_table(source.path, *columns)
 
+    def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
+        """Return the key that would name the column; None if it is set."""
+        key = f"{what.removesuffix('s')}_column"
+        return None if dataset[key] is not None else f"{key}: not set; name the column with the {what}"
+
 
 class Tree(Layout):
     """A folder with images at any depth."""
@@ -109,9 +128,22 @@ class Tree(Layout):
             ]
         )
 
+    def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
+        """Return that folders would give groups and labels; None if there are any, or if the tree is at a URL."""
+        path = dataset["path"]
+        if what == "masks":
+            return super().lacks(what, dataset)
+        return (
+            None if "://" in path or has_subfolders(Path(path)) else f"path: {path} has no folders, which would be the {what}"
+        )
+
 
 class StanfordCars(Layout):
     """Stanford Cars as published."""
+
+    def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
+        """Return that there are no masks; None for groups and labels."""
+        return super().lacks(what, dataset) if what == "masks" else None
 
     def list_images(self, source: Source) -> Rows:
         """Return the images of a split; the label is the class, the group is the year at the end of the class name."""
@@ -148,6 +180,10 @@ class Folder(Layout):
         """Return the class files in the folder; the first one counts."""
         return [root / name for name in _CLASS_FILES if (root / name).is_file()]
 
+    def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
+        """Return that there are no groups or labels; None for masks."""
+        return None if what == "masks" else super().lacks(what, dataset)
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
@@ -171,6 +207,7 @@ class Published(Layout):
     class_file: str = ""  # name of a class file in the package
     split_file: str | None = None  # list of image names; None for all images in the folder of the split
     background: bool = True  # False to ignore the first class of the file
+    grouped: bool = False  # True if the split's folder has folders, such as the cities of Cityscapes
 
     def list_images(self, source: Source) -> Rows:
         """Return the images of a split with their masks, in the order of the split file or sorted by path.
@@ -202,6 +239,10 @@ class Published(Layout):
     def class_files(self, root: Path) -> list[Path]:
         """Return the package's class file."""
         return [published_file(self.class_file)]
+
+    def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
+        """Return that there are no labels, or no groups if images lie in one folder; None for masks."""
+        return None if what == "masks" or (what == "groups" and self.grouped) else super().lacks(what, dataset)
 
     def _stems(self, source: Source) -> tuple[Path, list[str]]:
         """Return the folder of the split's images, and the images' paths in it without suffix."""
@@ -314,6 +355,7 @@ _RECORDS = (
             Encoding("gtFine/{split}", "_gtFine_labelIds.png"),
         ),
         class_file="cityscapes",
+        grouped=True,
     ),
 )
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _RECORDS}

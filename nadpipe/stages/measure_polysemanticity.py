@@ -5,6 +5,7 @@ neurons. Their polysemanticity.py (github.com/edmundbu/clip-neur-attn-decomposit
 mean.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +49,17 @@ def measure_polysemanticity(
         neurons: Table of the neurons.
         readout: Exported readout.
         output: Parquet table, one row per pair or neuron.
-        top: Number of images farthest along the unit's (first) direction.
+        top: Number of images farthest along the unit's (first) direction, at most half of all images.
     """
     weights, model = read_readout(readout)
     stores = open_shards(contributions, CONTRIBUTIONS, model)
     embedding = torch.from_numpy(join(stores, "embedding"))
     image_id = join(stores, "image_id")
+    if len(image_id) < 4:
+        raise NadpipeError(f"datasets.discovery: {len(image_id)} images are too few for top images; give at least 4")
     if len(image_id) < 2 * top:
-        raise NadpipeError(
-            f"analyses.top: {top} is more than half of the {len(image_id)} discovery images; use at most {len(image_id) // 2}"
-        )
+        top = len(image_id) // 2
+        print(f"{top} top images per unit, half of the discovery images, because analyses.top is larger", file=sys.stderr)
     centred = normalise(embedding - embedding.mean(0))
     sign = open_zarr(pair_directions, DIRECTIONS["pair"], model).tensor("sign").float()
     neuron_direction = open_zarr(neuron_directions, DIRECTIONS["neuron"], model).tensor("direction", (slice(None), 0))

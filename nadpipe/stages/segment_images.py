@@ -12,6 +12,7 @@ from jaxtyping import Int
 from nadpipe.circuit import canvas as canvases
 from nadpipe.circuit import metrics, segmentation
 from nadpipe.circuit.canvas import Labelling
+from nadpipe.circuit.readout import count_pairs
 from nadpipe.circuit.segmentation import Pairs, Query, Tokens, Variant
 from nadpipe.data.class_tables import read_classes
 from nadpipe.data.classes import Classes, class_texts, find_background
@@ -43,7 +44,7 @@ def segment_images(
     output: Path,
     output_labels: Path,
     methods: tuple[str, ...] = ("nad",),
-    k: tuple[int, ...] = (),
+    k: tuple[float, ...] = (),
     temperature: float = 40.0,
     sink: int | Literal["auto", "none", "last"] = "auto",
     sink_replacement: Literal["cosines", "vectors"] = "cosines",
@@ -67,7 +68,8 @@ def segment_images(
         output: Parquet table.
         output_labels: Folder of the label maps.
         methods: Methods to run.
-        k: Numbers of pairs per text, for methods that select pairs; by default the whole selection.
+        k: Numbers of pairs per text, or shares of all pairs below 1, for methods that select pairs; by default the whole
+            selection.
         temperature: Factor on the logits before the softmax.
         sink: Attention sink to replace: measured (auto), none, the last spatial token (last), or a spatial token's index on the
             model's own grid.
@@ -92,7 +94,8 @@ def segment_images(
     query = Query(pool, selected.query, value_mean, sink_token, sink_replacement)
     query = query.at_grid(round(store["activation"].shape[1] ** 0.5))
     labelling = _labelling(dataset, class_list, owner, temperature, background_threshold, area_threshold)
-    variants = segmentation.variants(methods, k or (selected.pairs.head.shape[1],))
+    counts = [count_pairs(size, pool.readout) for size in k] or [selected.pairs.head.shape[1]]
+    variants = segmentation.variants(methods, counts)
     sizes = {variant.k for variant in variants if variant.k is not None}
     pairs = {size: segmentation.selected_pairs(selected.pairs, size, pool.heads, pool.neurons) for size in sizes}
     views = pd.DataFrame({name: store.read(name) for name in VIEW_TABLE})

@@ -35,6 +35,21 @@ def source_files(dataset):
     return [given(path)] + ([str(Path(path).with_suffix(""))] if drawn else [])
 
 
+def listed_files(dataset):
+    """Return a fingerprint of the files in a data set's folder: Snakemake does not see new files in the folders below it.
+
+    A table lists its files itself. Generated files and URLs are not looked at.
+    """
+    source = config["datasets"][dataset]
+    path = source["path"]
+    looked_at = not (
+        LAYOUTS[source["layout"]].is_file
+        or is_url(path)
+        or Path(path).is_relative_to(DEMO_FOLDER)
+    )
+    return folder_fingerprint(Path(path)) if looked_at else None
+
+
 def label_files(dataset):
     """Return the label table of a data set, if it has one."""
     labels = config["datasets"][dataset]["labels"]
