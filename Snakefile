@@ -22,7 +22,9 @@ include: "rules/storage.smk"
 config.update(checked_config())
 check_apart()
 config["captions"] = captions()  # for captions/final.rst
-FINAL_TABLES = final_tables()
+MISSING = missing_needs(config)
+check_requested()
+FINAL_TABLES = final_tables(MISSING)
 shell.prefix(command_prefix())
 if workflow.is_main_process:
     begin_run()
@@ -57,7 +59,7 @@ rule all:
     default_target: True
     input:
         FINAL_TABLES,
-        final_plots(),
+        final_plots(MISSING),
         "results/provenance.json",
         "results/explorer",
         "results/report.html",

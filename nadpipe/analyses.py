@@ -4,6 +4,7 @@ A table is final if its kind has a record of a result. It has a plot if nadpipe.
 kind. This module imports nothing heavy, because the Snakefile reads it at every start.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from nadpipe.store.kinds import all_kinds
@@ -16,14 +17,15 @@ FINAL: dict[str, Final] = {kind.path: record for kind, record in _KINDS}  # by t
 PLOTTED: dict[str, str] = {kind.name: kind.path for kind, _ in _KINDS if (_FIGURES / f"{kind.name}.py").is_file()}
 
 
-def final_tables() -> list[str]:
-    """Return the paths of all final tables."""
-    return list(FINAL)
+def final_tables(missing: Collection[str] = ()) -> list[str]:
+    """Return the paths of the final tables that need none of the `missing` needs."""
+    return [path for path, record in FINAL.items() if not set(record.needs) & set(missing)]
 
 
-def final_plots() -> list[str]:
-    """Return the paths of the plots."""
-    return [f"results/{name}.png" for name in PLOTTED]
+def final_plots(missing: Collection[str] = ()) -> list[str]:
+    """Return the paths of the plots of these tables."""
+    tables = final_tables(missing)
+    return [f"results/{name}.png" for name, path in PLOTTED.items() if path in tables]
 
 
 def captions() -> dict[str, str]:

@@ -33,6 +33,7 @@ from nadpipe.fingerprint import (
     files_fingerprint,
     record_fingerprint,
 )
+from nadpipe.needs import missing_needs
 from nadpipe.outcome import (
     changed_study,
     describe_failures,
@@ -49,6 +50,15 @@ def checked_config():
     except NadpipeError as error:
         print(error, file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def check_requested():
+    """Exit with one line if a requested table needs what the config lacks."""
+    for path in FINAL.keys() & set(workflow.dag_settings.targets):
+        for need in FINAL[path].needs:
+            if need in MISSING:
+                print(f"{path}: cannot be made. {MISSING[need]}", file=sys.stderr)
+                sys.exit(BAD_INPUT)
 
 
 STUDY_RECORD = Path(".snakemake") / "nadpipe-study.json"
@@ -137,13 +147,18 @@ def source_path(dataset):
 
 def copied_images(dataset):
     """Return the files of a data set as inputs if jobs use a staged copy. Otherwise jobs find the images by the manifest."""
-    path = config["datasets"][dataset]["path"]
-    return source_files(dataset) if is_copied(path) else []
+    return source_files(dataset) if has_copy(dataset) else []
+
+
+def has_copy(dataset):
+    """Return True if the config has a data set and jobs use a staged copy of it."""
+    source = config["datasets"].get(dataset)
+    return source is not None and is_copied(source["path"])
 
 
 def copy_options(dataset):
     """Return the option that names the staged copy of a data set's images, if there is one."""
-    if not is_copied(config["datasets"][dataset]["path"]):
+    if not has_copy(dataset):
         return []
     return ["--copy", source_root(dataset), found_at(source_root(dataset))]
 
@@ -157,8 +172,8 @@ def shards(dataset, stage):
 
 
 def shard_numbers(dataset):
-    """Return the shard numbers of a data set."""
-    return range(config["datasets"][dataset]["shards"])
+    """Return the shard numbers of a data set; none if the config lacks it, because then no rule that reads it runs."""
+    return range(config["datasets"].get(dataset, {"shards": 0})["shards"])
 
 
 def of_segmentation(pattern):

@@ -168,12 +168,13 @@ rule make_report:
         copied=copy_options("monitoring"),
         segmented=config["segmentation"]["datasets"],
         concepts=config["shift"]["concepts"],
+        missing=json.dumps(MISSING),
         code=code("make_report"),
         template=files_fingerprint("pages/templates"),
     shell:
         """
         nadpipe make-report \
             --results {params.results:q} {params.copied:q} --head-means {input.head_means:q} --output {output.report:q} \
-            --segmented {params.segmented:q} --concepts {params.concepts:q} \
+            --segmented {params.segmented:q} --concepts {params.concepts:q} --missing {params.missing:q} \
             2>{log}
         """

@@ -47,20 +47,33 @@ def render_report(
     largest_residual: float,
     segmented: Sequence[str] = (),
     concepts: Sequence[str] = (),
+    missing: Mapping[str, str] | None = None,
     copy: tuple[str, str] | None = None,
 ) -> str:
     """Return the report as one HTML page that needs no other file.
 
     results: folder of a finished run. largest_residual: largest relative error of the sums over pairs. segmented: data sets
-    with label maps. concepts: scored concepts in the order to show. copy: as in `read_images`.
+    with label maps. concepts: scored concepts in the order to show. missing: needs that the config does not meet
+    (`nadpipe.needs`), each with what to do. copy: as in `read_images`.
     """
-    units, unit_charts = _units(results)
-    sparsity, sparsity_charts = _sparsity(results)
-    segmentation, segmentation_charts = _segmentation(results, segmented)
+    missing = missing or {}
     run = _run(results, largest_residual)
-    shift, shift_charts = _shift(results, concepts, run["config"]["shift"]["small_group"], copy)
+    small_group = run["config"]["shift"]["small_group"]
+    units, specifications = _units(results)
     registers, register_charts = _registers(results)
-    specifications = unit_charts | sparsity_charts | segmentation_charts | shift_charts | register_charts
+    specifications |= register_charts
+    sparsity, segmentation, concept_shift, pair_shift = None, None, None, None
+    if "labels" not in missing:
+        sparsity, charts_of_labels = _fidelity(results)
+        specifications |= charts_of_labels
+    if "segmentation" not in missing:
+        segmentation, segmentation_charts = _segmentation(results, segmented)
+        specifications |= segmentation_charts
+    if "groups" not in missing:
+        pair_shift = _pair_shift(results, small_group, copy)
+        if "concepts" not in missing:
+            concept_shift, shift_charts = _concept_shift(results, concepts, small_group)
+            specifications |= shift_charts
     return render_template(
         "report.html.j2",
         {"share": _share, "number": _number, "percent": _percent},
@@ -69,7 +82,9 @@ def render_report(
         units=units,
         sparsity=sparsity,
         segmentation=segmentation,
-        shift=shift,
+        concepts=concept_shift,
+        shift=pair_shift,
+        missing=missing,
         registers=registers,
         skipped=_skipped(results),
         vega=vl_convert.javascript_bundle(),  # type: ignore[call-arg]  # the stub lacks the default
@@ -102,24 +117,22 @@ def _times(folder: Path) -> list[dict[str, Any]]:
 
 
 def _units(results: Path) -> tuple[dict[str, Any], Charts]:
-    """Return the largest pairs, and charts of how much of each unit its directions explain."""
+    """Return the largest pairs, and a chart of how much of each unit its directions explain."""
     tables = {kind.name: read_parquet(results / f"{kind.name}.parquet", kind) for kind in UNIT_TABLES.values()}
-    reconstruction = read_csv(results / "reconstruction.csv", RECONSTRUCTION)
-    specifications = {
-        "explained": charts.explained_chart(tables),
-        "reconstruction": charts.accuracy_chart(reconstruction, "components", "unit", "directions of each unit", log=False),
-    }
     largest = tables["pairs"].nsmallest(_LARGEST, "contribution_rank")
-    return {"largest": largest.to_dict("records"), "count": len(tables["pairs"])}, specifications
+    content = {"largest": largest.to_dict("records"), "count": len(tables["pairs"])}
+    return content, {"explained": charts.explained_chart(tables)}
 
 
-def _sparsity(results: Path) -> tuple[list[dict[str, Any]], Charts]:
-    """Return mean accuracy per ranking and share kept, and its chart."""
+def _fidelity(results: Path) -> tuple[list[dict[str, Any]], Charts]:
+    """Return mean accuracy per ranking and share kept, and charts of accuracy with few directions and few units."""
+    reconstruction = read_csv(results / "reconstruction.csv", RECONSTRUCTION)
+    by_components = charts.accuracy_chart(reconstruction, "components", "unit", "directions of each unit", log=False)
     table = read_csv(results / "sparsity.csv", SPARSITY)
     table["kept"] += " " + table["unit"] + "s"
     means = table.groupby(["kept", "share"], sort=False)[["pairs", "energy", "accuracy"]].mean()
     chart = charts.accuracy_chart(table, "share", "kept", "share of the units that are kept", log=True)
-    return means.reset_index().to_dict("records"), {"sparsity": chart}
+    return means.reset_index().to_dict("records"), {"sparsity": chart, "reconstruction": by_components}
 
 
 def _segmentation(results: Path, segmented: Sequence[str]) -> tuple[list[dict[str, Any]], Charts]:
@@ -144,14 +157,23 @@ def _name_variants(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(name=table["method"].astype(str) + suffix.where(swept, ""))
 
 
-def _shift(
-    results: Path, concepts: Sequence[str], small_group: int, copy: tuple[str, str] | None
-) -> tuple[dict[str, Any], Charts]:
-    """Return what the tests of concepts and of pairs found, in sentences and rows, and a chart of concepts over groups."""
+def _concept_shift(results: Path, concepts: Sequence[str], small_group: int) -> tuple[dict[str, Any], Charts]:
+    """Return what the tests of concepts found, in sentences and rows, and a chart of concepts over groups."""
     table = read_csv(results / "shift.csv", SHIFT, text=("group", "reference"))
     table["concept"] = pd.Categorical(table["concept"], categories=list(concepts) or table["concept"].unique())
     projections = table[table["score"] == "projection"].sort_values("concept", kind="stable")
     projections = projections.assign(concept=projections["concept"].astype(str))
+    content = {
+        "rows": projections.groupby("concept", sort=False).tail(1).to_dict("records"),
+        "found": describe_concepts(projections),
+        "trends": describe_trends(projections),
+        "untested": describe_untested(projections, small_group),
+    }
+    return content, {"shift": charts.shift_chart(projections)}
+
+
+def _pair_shift(results: Path, small_group: int, copy: tuple[str, str] | None) -> dict[str, Any]:
+    """Return what the tests of pairs found, in sentences and rows."""
     discovered = read_parquet(results / "shift" / "discovered.parquet", DISCOVERED)
     signs = read_parquet(results / "pairs.parquet", UNIT_TABLES["pair"], columns=["head", "neuron", "sign"])
     shifted = group_by_text(discovered, signs.set_index(["head", "neuron"])["sign"])
@@ -160,17 +182,12 @@ def _shift(
     for row in rows:
         for name in ("reference_images", "images"):
             row[name] = [(image_id, _thumbnail(paths.loc[image_id])) for image_id in row[name][:_PICTURED]]
-    content = {
-        "concepts": projections.groupby("concept", sort=False).tail(1).to_dict("records"),
-        "concepts_found": describe_concepts(projections),
-        "trends_found": describe_trends(projections),
-        "concepts_untested": describe_untested(projections, small_group),
+    return {
         "pairs": rows,
         "texts": len(shifted),
         "pairs_found": describe_pairs(discovered),
         "pairs_untested": describe_untested(discovered, small_group),
     }
-    return content, {"shift": charts.shift_chart(projections)}
 
 
 def _registers(results: Path) -> tuple[dict[str, Any], Charts]:

@@ -1,5 +1,6 @@
 """Make the report: one self-contained page about a run."""
 
+import json
 from pathlib import Path
 
 from nadpipe.pages.report import render_report
@@ -14,19 +15,21 @@ def make_report(
     output: Path,
     segmented: tuple[str, ...] = (),
     concepts: tuple[str, ...] = (),
+    missing: str = "{}",
     copy: tuple[str, str] | None = None,
 ) -> None:
     """Write a page that needs no network and no other file.
 
     Args:
-        results: Folder of a run's results, with all final tables.
+        results: Folder of a run's results, with the final tables that the config allows.
         head_means: Shard means, which hold the largest error of the sums over pairs.
         output: HTML file.
         segmented: Data sets that were segmented.
         concepts: Concepts that were scored, in the order to show.
+        missing: What the config lacks for further results, as a JSON object: the need, and what to do.
         copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
     largest_residual = max(open_zarr(path, SHARD_MEANS).attributes["largest_residual"] for path in head_means)
-    page = render_report(results, largest_residual, segmented, concepts, copy)
+    page = render_report(results, largest_residual, segmented, concepts, json.loads(missing), copy)
     with atomic_path(output) as partial:
         partial.write_text(page, encoding="utf-8")

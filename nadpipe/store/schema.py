@@ -46,12 +46,14 @@ class Final:
     """Record of a table that is a result: a final target of the workflow.
 
     stage: stage, and rule, that writes the table. category: heading in Snakemake's report. caption: one line about the table,
-    and about its plot; a table has a plot if nadpipe.pages.figures has a module with the name of its kind.
+    and about its plot; a table has a plot if nadpipe.pages.figures has a module with the name of its kind. needs: what the
+    table requires of the config (`nadpipe.needs`).
     """
 
     stage: str
     category: str
     caption: str
+    needs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 
 def used_datasets():
     """Return the data sets that a run uses."""
-    return ["discovery", "monitoring", *config["segmentation"]["datasets"]]
+    optional = {"monitoring", *config["segmentation"]["datasets"]}
+    return ["discovery", *(name for name in config["datasets"] if name in optional)]
 
 
 def settings_of_results():

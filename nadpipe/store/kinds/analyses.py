@@ -29,6 +29,7 @@ RECONSTRUCTION = CsvKind(
         "measure_reconstruction",
         "Analyses",
         "Zero-shot accuracy with each unit reduced to its mean and its first directions, for pairs, neurons and heads.",
+        ("labels",),
     ),
 )
 NAMING = CsvKind(
@@ -47,6 +48,7 @@ NAMING = CsvKind(
         "measure_naming",
         "Analyses",
         "Share of pairs whose text names the attribute that correlates most with the pair, by naming rule.",
+        ("attributes",),
     ),
 )
 FAITHFULNESS = CsvKind(
@@ -67,6 +69,7 @@ FAITHFULNESS = CsvKind(
         "measure_faithfulness",
         "Analyses",
         "Change of each concept's score when the pairs of each concept are set to their mean.",
+        ("analyses", "concepts"),
     ),
 )
 SPARSITY = CsvKind(
@@ -88,6 +91,7 @@ SPARSITY = CsvKind(
         "Analyses",
         "Zero-shot accuracy, mean average precision of the 0/1 columns and share of variance when a share of the units is kept "
         "and the others are set to their mean: the largest units, and as controls the smallest and random ones.",
+        ("labels",),
     ),
 )
 SPARSE_TEXT = CsvKind(
@@ -108,6 +112,7 @@ SPARSE_TEXT = CsvKind(
         "Analyses",
         "Zero-shot accuracy, mean average precision of the 0/1 columns and share of variance with directions replaced by their "
         "sparse codes, by number of atoms: texts, and as a control random atoms with the mean and covariance of the texts.",
+        ("labels",),
     ),
 )
 POLYSEMANTICITY = TableKind(

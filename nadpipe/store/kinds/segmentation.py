@@ -37,6 +37,7 @@ PER_CLASS = TableKind(
         "score_segmentation",
         "Segmentation",
         "IoU and accuracy of each class for every method.",
+        ("segmentation",),
     ),
 )
 DIFFERENCES = TableKind(
@@ -56,6 +57,7 @@ DIFFERENCES = TableKind(
         "score_segmentation",
         "Segmentation",
         "Differences in mIoU between methods, with intervals over the same images.",
+        ("segmentation",),
     ),
 )
 REGISTERS = TableKind(
@@ -122,5 +124,6 @@ SEGMENTATION = CsvKind(
         "score_segmentation",
         "Segmentation",
         "Metrics of every method on every data set, with jackknife intervals over images.",
+        ("segmentation",),
     ),
 )

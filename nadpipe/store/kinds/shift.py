@@ -19,6 +19,7 @@ SHIFT_SCORES = TableKind(
         "score_shift",
         "Shift",
         "Score of each concept for every image.",
+        ("groups", "concepts"),
     ),
 )
 DISCOVERED = TableKind(
@@ -54,6 +55,7 @@ DISCOVERED = TableKind(
         "rank_shifts",
         "Shift",
         "Pairs ranked by how far their coefficients moved between groups.",
+        ("groups",),
     ),
 )
 SHIFT = CsvKind(
@@ -91,5 +93,6 @@ SHIFT = CsvKind(
         "Shift",
         "Mean score of each concept in each group with its interval, effect against the reference, test, trend and correlation "
         "with labels.",
+        ("groups", "concepts"),
     ),
 )
