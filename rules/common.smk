@@ -53,8 +53,8 @@ def checked_config():
 
 
 def check_requested():
-    """Exit with one line if a requested table needs what the config lacks."""
-    for path in FINAL.keys() & set(workflow.dag_settings.targets):
+    """Exit with one line if a requested table needs what the config lacks. Snakemake knows its targets only later."""
+    for path in FINAL.keys() & set(sys.argv):
         for need in FINAL[path].needs:
             if need in MISSING:
                 print(f"{path}: cannot be made. {MISSING[need]}", file=sys.stderr)

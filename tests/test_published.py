@@ -44,7 +44,10 @@ def test_the_preset_is_valid_over_the_shipped_config_and_every_key_is_explained(
 def published(checkout):
     """Return the results of the small demo with the preset."""
     checkout.run(
-        *("results/segmentation.csv", "results/registers.parquet", "results/shift.csv"), "--configfile", "config.yaml", "docs/published.yaml"
+        *("results/segmentation.csv", "results/registers.parquet", "results/shift.csv"),
+        "--configfile",
+        "config.yaml",
+        "docs/published.yaml",
     )
     return checkout.folder / "results"
 
