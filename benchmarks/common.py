@@ -146,21 +146,23 @@ def embed(z: torch.Tensor, pool: AttentionPool) -> torch.Tensor:
     return circuit.sum_pairs(circuit.coefficients(pooling.trace(z, pool), pool.readout), pool.readout)
 
 
-def random_checkpoint(architecture: str, folder: Path) -> tuple[torch.nn.Module, dict[str, str]]:
+def random_checkpoint(architecture: str | dict[str, Any], folder: Path) -> tuple[torch.nn.Module, dict[str, str]]:
     """Save a CLIP-ResNet with random weights as safetensors.
 
-    Returns the model, and the options `architecture` and `pretrained` with which nadpipe loads it.
+    architecture: name, or model config of open_clip. Returns the model, and the options `architecture` and `pretrained` with
+    which nadpipe loads it.
     """
     import open_clip  # takes seconds
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    if architecture == TINY:
-        clip = open_clip.CLIP(**TINY_CONFIG)
-        (folder / "model.json").write_text(json.dumps(TINY_CONFIG))
+    config = TINY_CONFIG if architecture == TINY else architecture
+    if isinstance(config, dict):
+        clip = open_clip.CLIP(**config)
+        (folder / "model.json").write_text(json.dumps(config))
         architecture = str(folder / "model.json")
     else:
-        clip = open_clip.create_model(architecture)
+        clip = open_clip.create_model(config)
     clip.eval().requires_grad_(False)
     for name, parameter in clip.visual.named_parameters():
         if name.endswith("bn3.weight"):  # zero at first, so that residual blocks would do nothing

@@ -540,7 +540,11 @@ class Analyses(_Section):
         [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
         description="Shares of the pairs to keep; the other pairs are set to their mean.",
     )
-    draws: Count = Field(5, description="Random selections and random dictionaries, as controls.")
+    ablate: Annotated[list[Share], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
+        [0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.8],
+        description="Shares of the pairs that `faithfulness.csv` sets to their mean, for each concept and rule.",
+    )
+    draws: Count = Field(5, description="Random selections, directions and dictionaries, as controls.")
     atoms: Annotated[list[Count], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         [1, 2, 4, 8, 16], description="Numbers of texts that replace a direction, at most `assignments.atoms`."
     )
@@ -551,7 +555,7 @@ class Analyses(_Section):
     )
     top: Annotated[Integer, Field(ge=2)] = Field(20, description="Top images of a unit, at most half of the discovery images.")
     sheets: Count = Field(12, description="Neurons whose top images, and those of their pairs, are drawn.")
-    confidence: Confidence = Field(0.95, description="Confidence level of the Wilson intervals.")
+    confidence: Confidence = Field(0.95, description="Confidence level of the intervals.")
 
 
 def _defaults_of(section: type[_Section]) -> Any:

@@ -199,9 +199,12 @@ rule measure_naming:
     input:
         images=of_analyses("results/artifacts/{dataset}/images.parquet"),
         contributions=shards(config["analyses"]["dataset"], "contributions"),
+        discovery=shards("discovery", "contributions"),
         directions="results/artifacts/directions/pair.zarr",
         assignments="results/assignments.parquet",
         correlated="results/artifacts/assignments/correlated.parquet",
+        dictionary="results/artifacts/text/dictionary.zarr",
+        readout="results/artifacts/model/readout.zarr",
     output:
         table=final("results/naming.csv"),
     log:
@@ -216,13 +219,16 @@ rule measure_naming:
         runtime=60,
     params:
         dataset=config["analyses"]["dataset"],
+        confidence=config["analyses"]["confidence"],
+        seed=config["seed"],
         code=code("measure_naming"),
     shell:
         """
         nadpipe measure-naming \
-            --images {input.images:q} --contributions {input.contributions:q} --directions {input.directions:q} \
-            --assignments {input.assignments:q} --correlated {input.correlated:q} \
-            --output {output.table:q} --dataset {params.dataset} \
+            --images {input.images:q} --contributions {input.contributions:q} --discovery {input.discovery:q} \
+            --directions {input.directions:q} --assignments {input.assignments:q} --correlated {input.correlated:q} \
+            --dictionary {input.dictionary:q} --readout {input.readout:q} --output {output.table:q} \
+            --dataset {params.dataset} --confidence {params.confidence} --seed {params.seed} \
             2>{log}
         """
 
@@ -231,7 +237,9 @@ rule measure_faithfulness:
     input:
         images=of_analyses("results/artifacts/{dataset}/images.parquet"),
         contributions=shards(config["analyses"]["dataset"], "contributions"),
+        discovery=shards("discovery", "contributions"),
         selection="results/artifacts/selection/concepts.zarr",
+        dictionary="results/artifacts/text/dictionary.zarr",
         directions="results/artifacts/directions/pair.zarr",
         readout="results/artifacts/model/readout.zarr",
     output:
@@ -248,15 +256,16 @@ rule measure_faithfulness:
         runtime=60,
     params:
         dataset=config["analyses"]["dataset"],
+        shares=config["analyses"]["ablate"],
         draws=config["analyses"]["draws"],
         seed=config["seed"],
         code=code("measure_faithfulness"),
     shell:
         """
         nadpipe measure-faithfulness \
-            --images {input.images:q} --contributions {input.contributions:q} --selection {input.selection:q} \
-            --directions {input.directions:q} \
+            --images {input.images:q} --contributions {input.contributions:q} --discovery {input.discovery:q} \
+            --selection {input.selection:q} --dictionary {input.dictionary:q} --directions {input.directions:q} \
             --readout {input.readout:q} --output {output.table:q} \
-            --dataset {params.dataset} --draws {params.draws} --seed {params.seed} \
+            --dataset {params.dataset} --shares {params.shares} --draws {params.draws} --seed {params.seed} \
             2>{log}
         """

@@ -109,3 +109,42 @@ def test_average_precision_by_hand():
     assert measured.average_precision == pytest.approx((first + second) / 2)
     same = ablation.fidelity(embedding.mean(0).expand(4, 2), embedding, torch.eye(2), label, attributes, 0.95)
     assert same.average_precision == pytest.approx(0.5)
+
+
+def test_effects_of_all_pairs_sum_to_the_variance_of_the_score(readout, coefficient):
+    text = normalise(torch.randn(2, readout.embed, generator=torch.Generator().manual_seed(0)))
+    score = sum_pairs(coefficient, readout) @ text.T
+    along = [write_vectors(readout, head) @ text.T for head in range(readout.heads)]
+    effect = [ablation.effects(coefficient[:, head], along[head], score).sum(0) for head in range(readout.heads)]
+    torch.testing.assert_close(sum(effect), score.var(0, correction=0), rtol=1e-3, atol=1e-5)
+
+
+def test_pairs_are_ranked_for_a_text_by_every_rule():
+    cosine = np.array([[0.1, -0.9, 0.5], [0.3, 0.0, -0.2]])
+    sign = np.array([[1, -1, 1], [-1, 1, 1]])
+    effect = np.array([[0.0, 3.0, 1.0], [5.0, -4.0, 2.0]])
+    ranks = ablation.rank_for_text(cosine, sign, effect)
+    order = {rule: np.argsort(rank).tolist() for rule, rank in ranks.items()}
+    assert order == {
+        "write": [2, 3, 0, 4, 5, 1],
+        "direction": [1, 2, 0, 4, 5, 3],
+        "magnitude": [1, 2, 3, 5, 0, 4],
+        "effect": [3, 1, 5, 2, 0, 4],
+        "neurons": [0, 3, 2, 5, 1, 4],  # sums over heads: 5, -1, 3
+    }
+
+
+def test_removed_scores_are_those_of_the_rebuilt_embeddings(readout, coefficient):
+    """Scores of several ablations at once equal those of embeddings that are rebuilt one by one."""
+    generator = torch.Generator().manual_seed(0)
+    mean, text = coefficient.mean(0), normalise(torch.randn(2, readout.embed, generator=generator))
+    rank = torch.stack([torch.randperm(readout.pairs, generator=generator) for _ in range(2)]).unflatten(1, mean.shape)
+    count = torch.tensor([3, readout.pairs // 2])
+    removed = torch.zeros(len(coefficient), 2)
+    for head in range(readout.heads):
+        along = write_vectors(readout, head) @ text.T
+        removed += ablation.removed_scores(coefficient[:, head] - mean[head], along, rank[:, head].T, count)
+    for index in range(2):
+        rebuilt = ablation.keep_pairs(coefficient, mean, rank[index] >= count[index], readout)
+        expected = (sum_pairs(coefficient, readout) - rebuilt) @ text[index]
+        torch.testing.assert_close(removed[:, index], expected, rtol=1e-4, atol=1e-5)

@@ -185,20 +185,55 @@ def test_names_and_ablations_are_compared_with_labels(run):
     run.write_images(noise(12), a=[0, 1] * 6, b=[1, 1, 0] * 4, other=range(12))
     contributions = run.decompose()
     run.tabulate("pair", contributions)
-    run.select(contributions, ("a", "b"), k=400)
-    images = run.folder / "images.parquet"
-    names = (run.folder / "pair.zarr", run.folder / "pair-texts.parquet", run.folder / "correlated.parquet")
-    measure_naming(images, contributions, *names, run.folder / "n.csv")
-    table = pd.read_csv(run.folder / "n.csv")
-    assert table["rule"].unique().tolist() == ["nearest", "sparse", "correlated"]
-    assert (table["attributes"] == 2).all()
-    assert table["agreement"].between(0, 1).all()
-    paths = (images, contributions, run.folder / "s.zarr", run.folder / "pair.zarr", run.pool)
-    measure_faithfulness(*paths, run.folder / "f.csv", draws=2)
-    matrix = pd.read_csv(run.folder / "f.csv")
-    assert matrix["ablated"].unique().tolist() == ["a", "b", "random 1", "random 2"]
-    assert matrix.groupby("measured")["auroc"].nunique().tolist() == [1, 1]
-    assert (matrix["spread_kept"] < 1).any()
+    run.select(contributions, ("a", "b", "c"), k=400)
+    images, words = run.folder / "images.parquet", run.folder / "words.zarr"
+    names = [run.folder / name for name in ("pair.zarr", "pair-texts.parquet", "correlated.parquet")]
+    named = (images, contributions, contributions, *names, words, run.pool, run.folder / "n.csv")
+    measure_naming(*named)
+    check_naming(pd.read_csv(run.folder / "n.csv"))
+    paths = (images, contributions, contributions, run.folder / "s.zarr", words, run.folder / "pair.zarr", run.pool)
+    measure_faithfulness(*paths, run.folder / "f.csv", shares=(0.01, 0.5), draws=2)
+    check_faithfulness(pd.read_csv(run.folder / "f.csv"))
+
+    run.write_images(noise(12), a=[0, 2] * 6)
+    with pytest.raises(NadpipeError, match=r"images\.parquet: column a has other values than 0 and 1"):
+        measure_faithfulness(*paths, run.folder / "f.csv", draws=2)
     run.write_images(noise(12))
     with pytest.raises(NadpipeError, match=r"images\.parquet: no 0/1 column; naming needs labels"):
-        measure_naming(images, contributions, *names, run.folder / "n.csv")
+        measure_naming(*named)
+
+
+def check_naming(table):
+    every = ["nearest", "sparse", "correlated"]
+    rules = table.groupby("units", sort=False)["rule"].unique().map(list)
+    assert rules.index[0] == "pairs"
+    assert rules.tolist() == [every, every, every, ["correlated"], ["correlated"]]
+    assert (table["attributes"] == 2).all()
+    assert table["agreement"].between(0, 1).all()
+    whole = table[table["share"] == 1]
+    assert whole.groupby("rule")["count"].nunique().tolist() == [1, 1, 1]  # as many controls as pairs that vary
+    merged = whole.merge(whole[whole["units"] == "pairs"], on="rule", suffixes=("", "_pairs"))
+    assert merged["difference"].isna().equals(merged["units"] == "pairs")
+    expected = (merged["agreement_pairs"] - merged["agreement"]).where(merged["units"] != "pairs")
+    np.testing.assert_allclose(merged["difference"], expected, atol=1e-6)
+
+
+def check_faithfulness(table):
+    concepts = ["a", "b", "c"]
+    controls = [f"random {kind} {draw}" for kind in ("direction", "mixture", "pairs") for draw in (1, 2)]
+    selected = table[table["rule"] == "selected"]
+    assert selected["ablated"].unique().tolist() == [*concepts, *controls]
+    assert (selected["k"] == 400).all()
+    measured = selected.groupby("ablated")["measured"].unique().map(list).to_dict()
+    assert measured == {name: [name] if name in controls[:4] else concepts for name in [*concepts, *controls]}
+    by_score = table.groupby("measured")
+    assert by_score["auroc"].nunique()[concepts].tolist() == [1, 1, 0]  # no column c
+    assert by_score["own"].unique().map(list)[concepts].tolist() == [["label"], ["label"], ["highest"]]
+    highest = table[table["own"] == "highest"]
+    assert (highest["change"] == highest["change_highest"]).all()
+    curves = table[~table["rule"].isin(["selected", "random"])]
+    assert curves["rule"].unique().tolist() == ["write", "direction", "magnitude", "effect", "neurons"]
+    assert curves.groupby("rule")["k"].nunique().tolist() == [2] * 5
+    assert (curves.loc[curves["rule"] == "neurons", "k"] % 4 == 0).all()  # whole neurons of four heads
+    half = curves[curves["k"] == 256].groupby("rule")["auroc_highest"].mean()
+    assert half["effect"] < half.drop("effect").min()

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,14 @@ def check_memory(rows):
 
 
 def check_naming(rows):
-    assert len(rows) == 10
-    active = next(row for row in rows if "active_text" in row["text of a pair"])
-    assert float(active["largest 1%"]) > 3 * float(active["chance, all"])
+    counts = Counter(row["units"] for row in rows)
+    assert counts["pairs"] == 10
+    assert counts["random projections"] == counts["projections of the pairs' spectrum"] == 3
+    assert counts["pairs of random weights"] == 4
+    assert len(counts) == 6
+    active = {row["units"]: column([row], "held out, largest 10%")[0] for row in rows if "active_text" in row["text"]}
+    assert active["pairs"] > 0.1 + active["pairs of random weights"]
+    assert not any(row["chosen on, largest 1%"] for row in rows if row["units"] == "pairs of random weights")
 
 
 def check_published_choices(rows):

@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from nadpipe.circuit.naming import activity_correlations, agreement, centre, correlations, nearest, normalise, spread
+from nadpipe.circuit.naming import (
+    activity_correlations,
+    agreement,
+    centre,
+    correlations,
+    nearest,
+    normalise,
+    spread,
+    standardised_texts,
+    word_shares,
+)
 
 
 def noise(*shape, seed=0):
@@ -58,11 +68,55 @@ def test_activity_correlations_are_those_with_the_similarity_of_image_and_text()
     assert (activity_correlations(coefficient, embedding, text)[0] == 0).all()
 
 
-def test_agreement_and_chance_by_hand():
-    named = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], float)
-    agreeing, chance = agreement(np.array([0, 0, 1, 0]), named)
-    assert agreeing == 0.5
-    assert chance == pytest.approx(0.75 * 0.5 + 0.25 * 0.5)
+def test_covariances_rank_texts_as_correlations_do():
+    """Names of sums of units follow from the covariances of the units, because these are linear in the coefficient."""
+    coefficient, embedding, text = noise(40, 5), normalise(noise(40, 7, seed=1)), normalise(noise(6, 7, seed=2))
+    weight = noise(3, 5, seed=3)
+    covariance = weight @ (coefficient.T @ (embedding - embedding.mean(0)))
+    sums = coefficient @ weight.T
+    expected = activity_correlations(sums, embedding, text)
+    norm = (sums - sums.mean(0)).norm(dim=0)
+    torch.testing.assert_close(covariance @ standardised_texts(embedding, text).T / norm[:, None], expected)
+
+
+def test_a_name_scores_the_share_of_its_words_that_are_right():
+    shares = word_shares(["fish", "red fish", "fish on sand", "a fish in the red sky", "on", ""], ["fish", "red"])
+    assert shares.tolist() == [[1, 0], [0.5, 0.5], [0.5, 0], [1 / 3, 1 / 3], [0, 0], [0, 0]]
+
+
+def test_agreement_is_the_mean_score_of_the_selected_attributes():
+    score = np.array([[1, 0], [0, 1], [0.5, 0.5], [0, 0]])
+    measured = agreement(np.array([0, 0, 1, 0]), score)
+    assert measured.mean == pytest.approx(1.5 / 4)
+    # residuals 0.625, -0.375, -0.375 of attribute 0 and 0.125 of attribute 1, over 4 units
+    np.testing.assert_allclose(measured.influence, [-0.125 / 4, 0.125 / 4])
+    low, high = measured.interval(0.95)
+    assert high - measured.mean == pytest.approx(measured.mean - low)
+    assert high - measured.mean == pytest.approx(12.7062 * np.sqrt(2 * 2 * (0.125 / 4) ** 2), rel=1e-4)
+    assert np.isnan(agreement(np.array([0, 0, 0, 0]), score).interval(0.95)).all()
+
+
+def test_the_difference_to_itself_is_zero_and_certain():
+    rng = np.random.default_rng(0)
+    measured = agreement(rng.integers(0, 6, 50), rng.random((50, 6)))
+    assert (measured - measured).mean == 0
+    assert (measured - measured).interval(0.95) == (0, 0)
+
+
+def test_the_interval_covers_the_mean_of_attributes_that_are_right_or_wrong_together():
+    """An interval that took units as independent would cover it rarely: units of one attribute share their score."""
+    rng = np.random.default_rng(0)
+    covered = naive = 0
+    for _ in range(400):
+        right = rng.beta(2, 1, 25)  # of the attributes; mean 2/3
+        selected = np.repeat(np.arange(25), rng.integers(10, 60, 25))
+        value = (rng.random(len(selected)) < right[selected]).astype(float)
+        measured = agreement(selected, np.eye(25)[selected] * value[:, None])
+        low, high = measured.interval(0.95)
+        covered += low <= 2 / 3 <= high
+        naive += abs(measured.mean - 2 / 3) <= 1.96 * value.std() / np.sqrt(len(value))
+    assert covered >= 0.92 * 400
+    assert naive < 0.7 * 400
 
 
 def test_equal_images_have_no_spread_and_opposite_ones_twice_that_of_random_ones():

@@ -126,24 +126,49 @@ def test_average_precision_has_a_panel_if_there_are_attributes():
     assert [axes.get_title() for axes in without.axes] == [titles[0], titles[2]]
 
 
-def test_naming_draws_agreement_and_chance():
-    rows = [{"rule": rule, "share": share} for rule in ("nearest", "correlated") for share in (0.1, 1.0)]
-    table = pd.DataFrame(rows).assign(agreement=[0.2, 0.3, 0.6, 0.7], chance=0.1)
-    axes = naming.draw(table).axes[0]
-    assert [bar.get_height() for bar in axes.patches] == [0.2, 0.6, 0.3, 0.7]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "largest 10% of the pairs",
-        "largest 100% of the pairs",
+def test_naming_draws_pairs_beside_controls_with_intervals():
+    keys = [("pairs", "nearest"), ("pairs", "correlated"), ("random sums", "correlated")]
+    rows = [{"units": units, "rule": rule, "share": share} for units, rule in keys for share in (0.1, 1.0)]
+    table = pd.DataFrame(rows).assign(agreement=[0.2, 0.3, 0.6, 0.7, 0.4, 0.5])
+    small, every = naming.draw(table.assign(agreement_low=0.1, agreement_high=0.8)).axes
+    assert [axes.get_title() for axes in (small, every)] == ["largest 10%", "largest 100%"]
+    heights = [
+        [round(bar.get_height(), 6) for bar in axes.patches if not np.isnan(bar.get_height())] for axes in (small, every)
     ]
+    assert heights == [[0.2, 0.6, 0.4], [0.3, 0.7, 0.5]]
+    assert [text.get_text() for text in every.get_legend().get_texts()] == ["pairs", "random sums"]
+    low, high = small.containers[0].lines[2][0].get_segments()[0]
+    assert [low[1], high[1]] == pytest.approx([0.1, 0.8])
 
 
-def test_faithfulness_keeps_the_order_of_concepts():
-    names = ("sky", "ball", "random 1")
-    table = pd.DataFrame([{"ablated": ablated, "measured": measured} for ablated in names for measured in names[:2]])
-    axes = faithfulness.draw(table.assign(change=[-2.0, 0.1, 0.2, -3.0, 0.0, 0.3])).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["sky", "ball"]
-    assert [text.get_text() for text in axes.texts] == ["-2.0", "0.1", "0.2", "-3.0", "0.0", "0.3"]
+def faithfulness_table():
+    names = ("sky", "ball", "random pairs 1", "random mixture 1")
+    rows = [{"rule": "selected", "ablated": name, "measured": other} for name in names[:3] for other in names[:2]]
+    rows += [{"rule": "selected", "ablated": names[3], "measured": names[3]}]
+    rows += [{"rule": "effect", "ablated": name, "measured": name} for name in (*names[:2], names[3]) for _ in range(2)]
+    changes = [-2.0, 0.1, 0.2, -3.0, 0.0, 0.3, -0.5]
+    aurocs = {"auroc_ablated": [0.9, 0.4, 0.7, 0.2, np.nan, np.nan], "auroc_highest": [0.9, 0.5, 0.9, 0.3, 0.8, 0.1]}
+    table = pd.DataFrame(rows).assign(k=[3] * 7 + [1, 10] * 3, change_highest=changes + [np.nan] * 6)
+    return table.assign(**{name: [np.nan] * 7 + values for name, values in aurocs.items()})
+
+
+def test_faithfulness_keeps_the_order_of_concepts_and_draws_controls_beside_them():
+    matrix, kinds, by_rule, by_kind, _ = faithfulness.draw(faithfulness_table()).axes
+    assert [label.get_text() for label in matrix.get_yticklabels()] == ["sky", "ball", "random pairs 1"]
+    assert [label.get_text() for label in matrix.get_xticklabels()] == ["sky", "ball"]
+    assert [text.get_text() for text in matrix.texts] == ["-2.0", "0.1", "0.2", "-3.0", "0.0", "0.3"]
+    drawn = [points.get_offsets()[:, 1].tolist() for points in kinds.collections]
+    assert drawn == [[-2.0, -3.0], [0.0, 0.3], [-0.5]]
+    assert [label.get_text() for label in kinds.get_xticklabels()] == ["concept", "random pairs", "random mixture"]
+    assert {line.get_label(): line.get_ydata().round(6).tolist() for line in by_rule.lines[:-1]} == {"effect": [0.8, 0.3]}
+    curves = {line.get_label(): line.get_ydata().round(6).tolist() for line in by_kind.lines[:-1]}
+    assert curves == {"concept": [0.9, 0.4], "random mixture": [0.8, 0.1]}
+
+
+def test_faithfulness_without_labels_draws_the_highest_scoring_tenth():
+    by_rule = faithfulness.draw(faithfulness_table().assign(auroc_ablated=np.nan)).axes[2]
+    assert by_rule.get_title() == "AUROC of the highest tenth, mean of the concepts"
+    assert by_rule.lines[0].get_ydata().round(6).tolist() == [0.9, 0.4]
 
 
 def test_polysemanticity_leaves_out_units_that_do_not_vary():
@@ -175,4 +200,4 @@ def test_the_command_draws_a_table_and_names_the_figures(tmp_path, capsys):
     assert main(["plot-table", "--name", "sparse", *files]) == 1
     assert "use one of faithfulness, naming" in capsys.readouterr().err
     assert main(["plot-table", "--name", "naming", *files]) == 1
-    assert "columns rule, " in capsys.readouterr().err
+    assert "columns units, rule, " in capsys.readouterr().err

@@ -76,12 +76,16 @@ def test_the_demos_truth_is_found(checkout):
     discovered = pd.read_parquet(results / "shift" / "discovered.parquet").query("group == '2025'")
     words = discovered.head(50)["active_text"].astype(str).str.replace(" on ", " ").str.split().explode()
     assert words.isin(["fish", "snail", "sky", "sand"]).mean() > 0.6  # four of 25 words drift
-    naming = pd.read_csv(results / "naming.csv").set_index(["rule", "share"])["agreement"]
-    assert naming["correlated", 1.0] > naming["nearest", 1.0] + 0.1
+    naming = pd.read_csv(results / "naming.csv").set_index(["units", "rule", "share"])
+    assert naming.loc[("pairs", "correlated", 1.0), "agreement"] > naming.loc[("pairs", "nearest", 1.0), "agreement"] + 0.1
+    assert naming["difference"].xs(("correlated", 0.1), level=("rule", "share")).drop("pairs").min() > 0.1
     faithfulness = pd.read_csv(results / "faithfulness.csv")
-    same = faithfulness.query("ablated == measured")["change"]
-    other = faithfulness.query("ablated != measured")["change"]
-    assert same.max() < -0.5 < other.min()
+    selected = faithfulness.query("rule == 'selected'")
+    concept = ~selected["ablated"].str.startswith("random")
+    same = selected[concept & (selected["ablated"] == selected["measured"])]
+    assert same["change_highest"].max() < selected.drop(same.index)["change_highest"].min()  # of other concepts and controls
+    assert set(same["own"]) == {"label"}
+    assert same["auroc_ablated"].min() > 0.9  # many other pairs tell the concept apart, too
 
 
 def test_label_maps_reload_to_what_was_scored(checkout):

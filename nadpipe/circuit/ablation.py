@@ -91,6 +91,50 @@ def rank_units(norm: Float[np.ndarray, "*unit"]) -> Int[np.ndarray, " ranked"]:
     return np.argsort(-norm, axis=None, kind="stable")
 
 
+def effects(
+    coefficient: Float[Tensor, "image neuron"], along: Float[Tensor, "neuron text"], score: Float[Tensor, "image text"]
+) -> Float[Tensor, "neuron text"]:
+    """Compute the covariance over the images of what each pair of a head adds to each text's score with that score.
+
+    along: ⟨w, text⟩ of each pair. score: ⟨embedding, text⟩. If pairs are all of the embedding, their effects on a text sum to
+    the variance of its score.
+    """
+    centred = (score - score.mean(0)) / len(score)
+    return along * (coefficient.T @ centred)
+
+
+def rank_for_text(
+    cosine: Float[np.ndarray, "head neuron"], sign: Int[np.ndarray, "head neuron"], effect: Float[np.ndarray, "head neuron"]
+) -> dict[str, Int[np.ndarray, " pair"]]:
+    """Rank all pairs for the ablation of one text by several rules. Returns the rank of each pair, from 0.
+
+    cosine: of the write vector to the text. sign: of the pair's direction. effect: see `effects`. The rule neurons ranks
+    whole neurons by the sum of their effects over heads, so that the pairs of a neuron follow each other.
+    """
+    heads, neurons = effect.shape
+    orders = {
+        "write": rank_units(cosine),
+        "direction": rank_units(cosine * sign),
+        "magnitude": rank_units(np.abs(cosine)),
+        "effect": rank_units(effect),
+        "neurons": (rank_units(effect.sum(0))[:, None] + neurons * np.arange(heads)).ravel(),
+    }
+    return {rule: np.argsort(order, kind="stable") for rule, order in orders.items()}
+
+
+def removed_scores(
+    centred: Float[Tensor, "image neuron"],
+    along: Float[Tensor, "neuron ablation"],
+    rank: Int[Tensor, "neuron ablation"],
+    count: Int[Tensor, " ablation"],
+) -> Float[Tensor, "image ablation"]:
+    """Compute what a score loses if the pairs of one head whose rank is below `count` are set to their mean.
+
+    Several ablations, each with a score of its own, cost one product. along: ⟨w, text⟩ of each pair and the text of the score.
+    """
+    return centred @ torch.where(rank < count, along, 0)
+
+
 def select_units(order: Int[np.ndarray, " ranked"], count: int, shape: tuple[int, ...]) -> Bool[Tensor, "*unit"]:
     """Return a mask of the first `count` units of an order."""
     kept = torch.zeros(shape, dtype=torch.bool).flatten()

@@ -1,4 +1,4 @@
-"""Plot of the share of pairs with correct names."""
+"""Plot of how far the names of pairs, and of units that mean nothing, are right."""
 
 import numpy as np
 import pandas as pd
@@ -11,19 +11,21 @@ KIND = NAMING
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw the share of correct names by naming rule and share of the pairs, with the share expected by chance."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    rules = list(table["rule"].unique())
-    shares = sorted(table["share"].unique())
-    thickness = 0.8 / len(shares)
-    for index, share in enumerate(shares):
-        rows = table[table["share"] == share].set_index("rule").loc[rules]
-        centre = np.arange(len(rules)) + thickness * (index - (len(shares) - 1) / 2)
-        axes.bar(centre, rows["agreement"], thickness, color=COLOURS[index], label=f"largest {share:.0%} of the pairs")
-        axes.hlines(rows["chance"], centre - thickness / 2, centre + thickness / 2, color="black")
-    axes.set(ylim=(0, 1), ylabel="share of correct names (line: chance)")
-    axes.set_xticks(range(len(rules)), labels=rules)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    """Draw the share of right words with its interval by naming rule and kind of unit; one panel per share of the units."""
+    shares, rules, units = (list(table[name].unique()) for name in ("share", "rule", "units"))
+    figure = Figure(figsize=(3 * len(shares) + 3, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    thickness = 0.85 / len(units)
+    for axes, share in zip(panels, shares, strict=True):
+        for index, unit in enumerate(units):
+            rows = table[(table["share"] == share) & (table["units"] == unit)].set_index("rule").reindex(rules)
+            centre = np.arange(len(rules)) + thickness * (index - (len(units) - 1) / 2)
+            reach = [rows["agreement"] - rows["agreement_low"], rows["agreement_high"] - rows["agreement"]]
+            style = {"ecolor": "0.35", "error_kw": {"elinewidth": 1}, "color": COLOURS[index % len(COLOURS)]}
+            axes.bar(centre, rows["agreement"], thickness, yerr=reach, label=unit, **style)
+        axes.set(title=f"largest {share:.0%}", ylim=(0, 1))
+        axes.set_xticks(range(len(rules)), labels=rules)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("share of right words")
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure

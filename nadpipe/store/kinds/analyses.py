@@ -37,17 +37,25 @@ NAMING = CsvKind(
     "results/naming.csv",
     {
         "dataset": "data set",
+        "units": "pairs; or controls that mean nothing: random projections of the embedding (isotropic, or with the spectrum "
+        "of the pairs' directions), and sums of random pairs",
         "rule": "nearest: text nearest to the direction; sparse: first atom; correlated: active_text of pairs.parquet",
-        "share": "share of the pairs that vary, those of largest std_norm",
-        "pairs": "number of pairs",
-        "attributes": "0/1 columns of the table; each pair selects the one that correlates most with its coefficient",
-        "agreement": "share of the pairs whose text contains the word of the attribute they select",
-        "chance": "the same for texts shuffled among the pairs",
+        "share": "share of the units that vary, the largest: std_norm of pairs, standard deviation of projections and sums",
+        "count": "number of units",
+        "attributes": "0/1 columns of the table; each unit selects the one that correlates most with its coefficient",
+        "agreement": "mean share of the words of a unit's text that are the attribute it selects; articles, prepositions and "
+        "'and' do not count",
+        "agreement_low": "lower end of the cluster-robust t interval, with attributes as clusters",
+        "agreement_high": "upper end",
+        "difference": "agreement of the pairs minus that of these controls, same rule and share",
+        "difference_low": "lower end of its interval; the number shows nothing about pairs if it is not above 0",
+        "difference_high": "upper end",
     },
     Final(
         "measure_naming",
         "Analyses",
-        "Share of pairs whose text names the attribute that correlates most with the pair, by naming rule.",
+        "Share of the words of a unit's text that are the attribute it selects, with its interval: pairs beside units that "
+        "mean nothing. A number shows something about pairs only if the controls do not reach it.",
         ("attributes",),
     ),
 )
@@ -56,19 +64,29 @@ FAITHFULNESS = CsvKind(
     "results/faithfulness.csv",
     {
         "dataset": "data set",
-        "ablated": "concept whose pairs are set to their mean over the discovery images; random: as many random pairs",
-        "measured": "concept whose score is measured: ⟨rebuilt embedding, text⟩ / ‖embedding‖",
-        "k": "pairs of a concept",
-        "change": "change of that score over the tenth of the images where it is highest, in standard deviations of the score",
+        "rule": "how the ablated pairs are chosen. selected: those of shift.csv; write, direction: largest cosine of the write "
+        "vector, or of the signed direction, to the text; magnitude: largest |cosine|; effect: largest share of the score's "
+        "variance over the discovery images; neurons: whole neurons of largest effect; random",
+        "ablated": "concept whose pairs are set to their mean over the discovery images; or a control: a random direction, or "
+        "a random mixture of texts, in place of the concept's text, or random pairs",
+        "measured": "concept, or the control itself, whose score is measured: ⟨embedding, text⟩ / ‖embedding before ablation‖",
+        "k": "pairs ablated",
+        "own": "images of `change`. label: those whose 0/1 column of the concept is 1; highest: no such column, those of "
+        "`change_highest`",
+        "change": "mean change of the score over the concept's own images, in standard deviations of the score",
+        "change_highest": "the same over the tenth of the images where the score is highest before ablation",
         "spread_kept": "standard deviation of the score after ablation divided by the one before",
         "auroc": "AUROC of the score for the concept's 0/1 column, if the table has one",
-        "auroc_ablated": "the same after ablation",
+        "auroc_ablated": "the same after ablation; 0.5: the score does not tell the concept apart, below: it does, reversed",
+        "auroc_highest": "AUROC of the score after ablation for the tenth of the images where it was highest before",
         "images": "images measured",
     },
     Final(
         "measure_faithfulness",
         "Analyses",
-        "Change of each concept's score when the pairs of each concept are set to their mean.",
+        "Change of each concept's score when pairs are set to their mean: its selected pairs, random pairs, and the same for "
+        "random directions and mixtures of texts; AUROC over numbers of pairs, by the rule that ranks them. An AUROC near 1 "
+        "means that the score still tells the concept apart.",
         ("analyses", "concepts"),
     ),
 )
