@@ -209,6 +209,7 @@ def check_naming(table):
     assert rules.index[0] == "pairs"
     assert rules.tolist() == [every, every, every, ["correlated"], ["correlated"]]
     assert (table["attributes"] == 2).all()
+    assert table["selected"].between(1, 2).all()
     assert table["agreement"].between(0, 1).all()
     whole = table[table["share"] == 1]
     assert whole.groupby("rule")["count"].nunique().tolist() == [1, 1, 1]  # as many controls as pairs that vary

@@ -90,6 +90,7 @@ def measure_naming(
                 measured[name, rule, share] = len(largest), naming.agreement(unit.selected[largest], named[text[largest]])
     rows = [
         {"dataset": dataset, "units": name, "rule": rule, "share": share, "count": count, "attributes": len(words)}
+        | {"selected": int(scored.present.sum())}
         | _interval("agreement", scored, confidence, low=0.0)
         | _interval("difference", None if name == "pairs" else measured["pairs", rule, share][1] - scored, confidence)
         for (name, rule, share), (count, scored) in measured.items()

@@ -43,6 +43,7 @@ NAMING = CsvKind(
         "share": "share of the units that vary, the largest: std_norm of pairs, standard deviation of projections and sums",
         "count": "number of units",
         "attributes": "0/1 columns of the table; each unit selects the one that correlates most with its coefficient",
+        "selected": "attributes that at least one of the units selects; few make a high agreement easy",
         "agreement": "mean share of the words of a unit's text that are the attribute it selects; articles, prepositions and "
         "'and' do not count",
         "agreement_low": "lower end of the cluster-robust t interval, with attributes as clusters",
