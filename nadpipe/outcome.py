@@ -3,9 +3,12 @@
 The Snakefile imports this module at every start, so it imports nothing heavy.
 """
 
+import atexit
 import csv
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,16 @@ def _last_line(log: Path) -> str:
         return f"no log ({error.strerror})"
     lines = [line.rpartition("\r")[2].strip() for line in text.split("\n")]
     return next((line for line in reversed(lines) if line), "the log is empty; the job was killed, perhaps for want of memory")
+
+
+def note_refusals() -> None:
+    """Have the commands of this run note why they were refused, so that they are not repeated (`nadpipe.cli`).
+
+    The notes are in a temporary folder, which jobs on this machine find by the environment and which goes with this process.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="nadpipe-")
+    atexit.register(folder.cleanup)
+    os.environ["NADPIPE_RUN"] = folder.name
 
 
 def describe_results(paths: Sequence[str]) -> str:

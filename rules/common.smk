@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(workflow.basedir))
@@ -38,6 +37,7 @@ from nadpipe.outcome import (
     changed_study,
     describe_failures,
     describe_results,
+    note_refusals,
     record_study,
 )
 from nadpipe.store.kinds.units import ASSIGNMENTS
@@ -73,9 +73,7 @@ def begin_run():
             "--directory to keep studies apart",
             file=sys.stderr,
         )
-    refusals = tempfile.TemporaryDirectory(prefix="nadpipe-")
-    atexit.register(refusals.cleanup)
-    os.environ["NADPIPE_RUN"] = refusals.name
+    note_refusals()
 
 
 def end_run(message):
