@@ -123,10 +123,15 @@ def save_pool(pool: AttentionPool, path: Path) -> None:
     write_pool(path, pool, STAMP, {"heads": pool.heads})
 
 
-def write_random_features(pool: AttentionPool, views: int, dtype: str, path: Path, block: int = 32) -> None:
-    """Write a features store of random activations with their embeddings, `block` views at a time."""
+def write_random_features(
+    pool: AttentionPool, views: int, dtype: str, path: Path, block: int = 32, images: str = "random"
+) -> None:
+    """Write a features store of random activations with their embeddings, `block` views at a time.
+
+    images: fingerprint of the manifest.
+    """
     sizes = {"view": views, "token": pool.tokens - 1, "neuron": pool.neurons, "embed": pool.embed}
-    attributes = {"shard": 0, "shards": 1, "images": "random", "precision": "float32", "views": "sliding", "block": 0}
+    attributes = {"shard": 0, "shards": 1, "images": images, "precision": "float32", "views": "sliding", "block": 0}
     with create_zarr(path, FEATURES, STAMP, sizes, {"activation": dtype}, attributes=attributes) as store:
         for start in range(0, views, block):
             z = random_activations(pool, min(block, views - start), seed=start)
@@ -275,7 +280,8 @@ def run_with_random_model(config: dict[str, Any], architecture: str, *targets: s
     folder.mkdir(exist_ok=True)
     _, model = random_checkpoint(architecture, folder)
     with contextlib.chdir(folder):
-        run_workflow(config | {"model": model}, *targets)
+        shares = {"segmentation": {**config["segmentation"], "k": [0.1356]}, "shift": {**config["shift"], "k": 0.03}}
+        run_workflow(config | {"model": model} | shares, *targets)  # the demo's numbers of pairs may exceed this model's
     return folder / "results"
 
 

@@ -38,9 +38,11 @@ from nadpipe.circuit.attention import AttentionPool
 from nadpipe.circuit.naming import normalise
 from nadpipe.data.class_tables import write_classes
 from nadpipe.data.classes import make_classes
+from nadpipe.data.manifest import content_fingerprint
 from nadpipe.store.arrays import create_zarr
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.texts import TEXT
+from nadpipe.store.manifest import read_images
 from nadpipe.store.tables import write_parquet
 
 SMALL = {  # the model of the features stage
@@ -95,7 +97,8 @@ def run(count: int, given: argparse.Namespace, work: Path) -> dict[str, tuple[fl
     write_random_features(pool, count, "float32", work / "features.zarr")
     measured = {title: nadpipe(command, **options) for title, command, options in steps_on_all_images(given, work)}
     shutil.rmtree(work / "features.zarr")
-    write_random_features(pool, max(1, count // 10), "float32", work / "features.zarr")
+    masks = content_fingerprint(read_images(work / "masks.parquet"))
+    write_random_features(pool, max(1, count // 10), "float32", work / "features.zarr", images=masks)
     measured |= {title: nadpipe(command, **options) for title, command, options in steps_on_a_tenth(given, work)}
     return measured
 
@@ -155,8 +158,11 @@ def steps_on_a_tenth(given: argparse.Namespace, work: Path) -> list[Step]:
     inputs |= {"head_means": work / "head-means.zarr", "registers": work / "registers.parquet"}
     outputs = {"output": work / "confusion.parquet", "output_labels": work / "labels"}
     title = f"segment-images, {given.classes} classes, a tenth of the images"
+    features = {"images": work / "masks.parquet", "features": shared["features"]}
+    samples, registers = work / "samples.zarr", {"readout": shared["readout"], "output": work / "registers.parquet"}
     return [
-        ("measure-registers", "measure-registers", {**shared, "images": 5, "output": work / "registers.parquet"}),
+        ("sample-views", "sample-views", {**features, "output": samples, "number": 5}),
+        ("measure-registers", "measure-registers", {"samples": samples, **registers}),
         (title, "segment-images", {**shared, **inputs, **outputs}),
     ]
 

@@ -122,7 +122,7 @@ CHANGES = {
     "demo.monitoring_images_per_year": (5, {"make_demo_data": 1, **OF_MONITORING}),
     "seed": (1, {"make_demo_data": 3, **LISTED}),
     "datasets.monitoring.group_column": ("background", OF_MONITORING),
-    "datasets.monitoring.label_column": (None, OF_MONITORING),
+    "datasets.monitoring.label_column": ("year", OF_MONITORING),
     "datasets.monitoring.mask_column": ("mask_path", OF_MONITORING),
     "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
     "datasets.segmentation.path": ("results/demo/monitoring.csv", {**OF_SEGMENTATION, **CLASSED}),

@@ -15,7 +15,7 @@ from nadpipe.cli import main
 from nadpipe.data.manifest import examine
 from nadpipe.data.tables import read_table
 from nadpipe.data.views import examine_image, read_image
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import BAD_INPUT, NadpipeError
 from nadpipe.stages.index_images import index_images
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.manifest import read_images
@@ -67,7 +67,7 @@ def test_an_invalid_image_is_reported_in_one_line_and_leaves_no_output(tmp_path,
     (tmp_path / name).write_bytes(content)
     (tmp_path / "t.csv").write_text(f"path\n{name}\n")
     output = tmp_path / "out" / "images.parquet"
-    assert main(["index-images", "--layout", "table", "--path", str(tmp_path / "t.csv"), "--output", str(output)]) == 1
+    assert main(["index-images", "--layout", "table", "--path", str(tmp_path / "t.csv"), "--output", str(output)]) == BAD_INPUT
     message_line = capsys.readouterr().err.splitlines()[-1]
     assert message_line.startswith(f"nadpipe index-images: {tmp_path / name}: ")
     assert message in message_line

@@ -125,7 +125,7 @@ def check_features(rows):
 
 
 def check_memory(rows):
-    assert len(rows) == 17
+    assert len(rows) == 18
     assert (column(rows, "MiB at 20") > 0).all()
 
 

@@ -164,7 +164,18 @@ def test_every_key_is_on_the_page_of_the_configuration():
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+            if target.startswith("https://"):
+                continue
+            path, _, anchor = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(linked.read_text()), f"{page.name}: {target}"
+
+
+def anchors(page):
+    """Return the anchors that a page's headings get."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_environment_of_the_rules_has_the_packages_of_the_project():

@@ -71,7 +71,7 @@ WORDS = [
     ("stages/extract_features.py", "print(result", 'print("news", result'),
     ("data/views.py", "no such image", "cannot find this image"),
     ("circuit/methods.py", 'summary="', 'summary="Once more: '),
-    ("stages/select_pairs.py", "lower it", "choose fewer"),
+    ("circuit/readout.py", "lower it", "choose fewer"),
     ("errors.py", "Exception", "RuntimeError"),
     ("progress.py", "mininterval=10", "mininterval=1"),
 ]

@@ -126,4 +126,5 @@ def test_an_image_is_explained_and_its_pairs_sum_to_the_cosine(look, checkout, t
         assert sum(added) == pytest.approx(float(section.split(",")[0]), abs=1e-4)
     page = (tmp_path / "e.html").read_text()
     assert page.count("<img ") == 1 + 2 * (1 + 6 + 2)  # two colour bars per text
-    assert "http" not in page
+    assert "http:" not in page  # base64 has no colon
+    assert "https:" not in page

@@ -7,6 +7,7 @@ from PIL import Image
 
 from nadpipe.analyses import PLOTTED, final_plots
 from nadpipe.cli import main
+from nadpipe.errors import BAD_INPUT
 from nadpipe.pages import figures, plots
 from nadpipe.pages.figures import faithfulness, naming, polysemanticity, reconstruction, registers, sparse_text, sparsity
 from nadpipe.store.kinds.analyses import SPARSITY
@@ -197,7 +198,7 @@ def test_the_command_draws_a_table_and_names_the_figures(tmp_path, capsys):
     assert main(["plot-table", "--name", "sparsity", *files]) == 0
     plots.save(sparsity.draw(pd.read_csv(tmp_path / "t.csv")), tmp_path / "expected.png")
     assert (tmp_path / "p.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
-    assert main(["plot-table", "--name", "sparse", *files]) == 1
+    assert main(["plot-table", "--name", "sparse", *files]) == BAD_INPUT
     assert "use one of faithfulness, naming" in capsys.readouterr().err
-    assert main(["plot-table", "--name", "naming", *files]) == 1
+    assert main(["plot-table", "--name", "naming", *files]) == BAD_INPUT
     assert "columns units, rule, " in capsys.readouterr().err

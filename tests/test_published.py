@@ -30,7 +30,7 @@ PAGE = (ROOT / "docs" / "published.md").read_text()
 
 
 def test_the_preset_is_valid_over_the_shipped_config_and_every_key_is_explained():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config = check(yaml.safe_load((ROOT / "config.yaml").read_text()))
     for section, keys in PRESET.items():
         assert set(keys) <= set(config[section])
         config[section] |= keys

@@ -73,7 +73,7 @@ class Readout:
         return torch.unique(self.layer, return_inverse=True)[1]
 
 
-def count_pairs(k: float, readout: Readout) -> int:
+def count_pairs(k: int | float, readout: Readout) -> int:
     """Return k, or the number of pairs that it stands for as a share of all pairs, if it is below 1.
 
     Raises NadpipeError if k exceeds the number of pairs.

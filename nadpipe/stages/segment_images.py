@@ -44,7 +44,7 @@ def segment_images(
     output: Path,
     output_labels: Path,
     methods: tuple[str, ...] = ("nad",),
-    k: tuple[float, ...] = (),
+    k: tuple[int | float, ...] = (),
     temperature: float = 40.0,
     sink: int | Literal["auto", "none", "last"] = "auto",
     sink_replacement: Literal["cosines", "vectors"] = "cosines",

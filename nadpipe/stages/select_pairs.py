@@ -21,7 +21,7 @@ def select_pairs(
     directions: Path,
     readout: Path,
     output: Path,
-    k: float,
+    k: int | float,
     select_by: Literal["direction", "write"] = "direction",
     reference: Path | None = None,
 ) -> None:
