@@ -138,7 +138,7 @@ def run_trial(
 
 
 def detect(program: Program, base: Images, other: Images, rng: np.random.Generator) -> dict[str, tuple[bool, list[str]]]:
-    """Return whether each detector raises an alarm, and the words that it names."""
+    """Return for each detector True if it raises an alarm, and the words that it names."""
     p = stats.ks_2samp(other.embedding, base.embedding, axis=0).pvalue
     q = shift.benjamini_hochberg(stats.mannwhitneyu(other.score, base.score, axis=0).pvalue)
     concepts = [concept for concept, value in zip(program.concepts.texts, q, strict=True) if value < LEVEL]

@@ -634,7 +634,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check_pair_counts(self) -> "Config":
-        """Raise ValueError if more pairs are selected than the model has, as far as its config is on this machine."""
+        """Raise ValueError if more pairs are selected than the model has. Models without a config on this machine pass."""
         pairs = _count_pairs(self.model.architecture)
         for key, k in [("segmentation.k", max(self.segmentation.k)), ("shift.k", self.shift.k)]:
             if pairs is not None and k > pairs:

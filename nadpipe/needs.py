@@ -1,4 +1,4 @@
-"""What results need from a config, and what of it is missing.
+"""Find the needs of results that a config does not meet.
 
 The Snakefile asks at every start which results `all` can make, so this module imports nothing heavy.
 """

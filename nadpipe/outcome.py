@@ -1,4 +1,4 @@
-"""What a run of the workflow tells its user in the end: why jobs failed, or where the results are.
+"""Tell the user of the workflow why jobs failed, where results are, and when results are of another study.
 
 The Snakefile imports this module at every start, so it imports nothing heavy.
 """

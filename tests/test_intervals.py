@@ -183,7 +183,7 @@ def simulation():
 
 
 def covers(intervals, true, rate):
-    """Return whether the intervals contain the true value at this rate, as far as a test at p = 0.001 sees."""
+    """Return True if a binomial test at p = 0.001 does not contradict this rate of intervals that contain the true value."""
     low, high = np.array(intervals).T
     return stats.binomtest(int(((low <= true) & (true <= high)).sum()), len(low), rate, "less").pvalue > 0.001
 

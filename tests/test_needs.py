@@ -1,4 +1,4 @@
-"""What is missing for results, as far as the config shows it."""
+"""A config shows which results it cannot give, and which key would give them."""
 
 import pytest
 

@@ -242,7 +242,7 @@ def sort_groups(groups: Iterable[str]) -> list[str]:
 
 
 def _ordered(names: Sequence[str]) -> bool:
-    """Return whether the groups have an order: all are numbers, or all are dates."""
+    """Return True if the groups have an order: all are numbers, or all are dates."""
     return any(all(pattern.fullmatch(name) for name in names) for pattern in (_NUMBER, _DATE))
 
 

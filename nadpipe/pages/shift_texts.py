@@ -43,7 +43,7 @@ def group_by_text(discovered: pd.DataFrame, sign: pd.Series) -> pd.DataFrame:
 
 
 def _direction(members: pd.DataFrame) -> str:
-    """Return whether the pairs of a text grew, fell, or how many did either."""
+    """Return "more" or "less" if the pairs of a text agree, otherwise the number of pairs for each."""
     by_pair = members.groupby(["head", "neuron"])["along"].sum()
     grown, fallen = int((by_pair > 0).sum()), int((by_pair < 0).sum())
     return "more" if not fallen else "less" if not grown else f"more ({grown}), less ({fallen})"
