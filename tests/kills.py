@@ -7,7 +7,9 @@ Print one line per kill, then whether the tables equal those of an undisturbed r
 
 import argparse
 import contextlib
+import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -52,7 +54,10 @@ class Victim:
 
     def _partial_files(self) -> set[Path]:
         """Return the temporary paths that jobs write to."""
-        return set((self.checkout.folder / "results").rglob(".*.partial"))
+        walk = os.walk(self.checkout.folder / "results")  # passes over folders that jobs remove meanwhile
+        return {
+            Path(folder, name) for folder, *names in walk for name in sum(names, []) if re.fullmatch(r"\..*\.partial", name)
+        }
 
     def _kill(self, kind: str, pid: int, partial: Path) -> str | None:
         """Kill the job that writes `partial`, Snakemake, or both with all other jobs. Return None if the job has ended."""
