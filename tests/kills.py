@@ -54,10 +54,10 @@ class Victim:
 
     def _partial_files(self) -> set[Path]:
         """Return the temporary paths that jobs write to."""
-        walk = os.walk(self.checkout.folder / "results")  # passes over folders that jobs remove meanwhile
-        return {
-            Path(folder, name) for folder, *names in walk for name in sum(names, []) if re.fullmatch(r"\..*\.partial", name)
-        }
+        found = set()
+        for folder, folders, files in os.walk(self.checkout.folder / "results"):  # passes over what jobs remove meanwhile
+            found |= {Path(folder, name) for name in [*folders, *files] if re.fullmatch(r"\..*\.partial", name)}
+        return found
 
     def _kill(self, kind: str, pid: int, partial: Path) -> str | None:
         """Kill the job that writes `partial`, Snakemake, or both with all other jobs. Return None if the job has ended."""
