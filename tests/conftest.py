@@ -1,4 +1,6 @@
 import os
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import open_clip
@@ -139,3 +141,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def checkout(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """Return a copy of the finished run for the tests of one file, which may change it."""
     return finished.copy(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Callable[[str, bool], None]:
+    """Return a function that counts one hostile case: its kind, and whether it was refused with a one-line message."""
+    return lambda kind, refused: record_property("hostile", (kind, refused))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many hostile cases of each kind were tried and refused."""
+    reports = [report for outcomes in terminalreporter.stats.values() for report in outcomes]
+    cases = [tuple(case) for report in reports for name, case in getattr(report, "user_properties", ()) if name == "hostile"]
+    tried, refused = Counter(kind for kind, _ in cases), Counter(kind for kind, was_refused in cases if was_refused)
+    if tried:
+        terminalreporter.section("hostile input: kind, tried, refused")
+    for kind, count in sorted(tried.items()):
+        terminalreporter.line(f"{kind}: {count} tried, {refused[kind]} refused")
