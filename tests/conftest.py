@@ -152,7 +152,8 @@ def tally(record_property: Callable[[str, object], None]) -> Callable[[str, bool
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how many hostile cases of each kind were tried and refused."""
     reports = [report for outcomes in terminalreporter.stats.values() for report in outcomes]
-    cases = [tuple(case) for report in reports for name, case in getattr(report, "user_properties", ()) if name == "hostile"]
+    properties = [pair for report in reports if getattr(report, "when", "") == "call" for pair in report.user_properties]
+    cases = [tuple(case) for name, case in properties if name == "hostile"]
     tried, refused = Counter(kind for kind, _ in cases), Counter(kind for kind, was_refused in cases if was_refused)
     if tried:
         terminalreporter.section("hostile input: kind, tried, refused")
