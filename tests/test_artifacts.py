@@ -1,5 +1,8 @@
 import dataclasses
+import json
+import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +21,7 @@ from nadpipe.store import arrays
 from nadpipe.store import kinds as kinds_package
 from nadpipe.store.arrays import create_zarr, open_zarr
 from nadpipe.store.atomic import atomic_path
+from nadpipe.store.checksums import LISTING, list_files
 from nadpipe.store.kinds import FAMILIES, all_kinds
 from nadpipe.store.kinds.features import CONTRIBUTIONS, DENSE, FEATURES, SHARD_MEANS
 from nadpipe.store.kinds.images import IMAGES
@@ -241,6 +245,80 @@ def test_a_writer_waits_for_a_job_that_outlived_its_run(tmp_path):
     assert [name.name for name in tmp_path.iterdir()] == ["store"]
 
 
+@pytest.mark.parametrize("killed_after", ["move aside", "rename"])
+def test_a_killed_writer_leaves_no_mixture_of_an_old_and_a_new_folder(tmp_path, monkeypatch, killed_after):
+    """The steps are: move the old folder aside, rename the new one, delete the old one."""
+    path = tmp_path / "store"
+
+    def write(content):
+        with atomic_path(path) as partial:
+            partial.mkdir()
+            for name in content:
+                (partial / name).write_text(content)
+
+    write("old")
+    with monkeypatch.context() as patched:
+        rename = Path.replace
+
+        def rename_and_die(source, target):
+            if killed_after == "rename" or Path(target) != path:
+                rename(source, target)
+            if Path(target) == path:
+                os._exit(9)
+
+        patched.setattr(Path, "replace", rename_and_die)
+        child = os.fork()
+        if child == 0:
+            write("new")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert path.exists() == (killed_after == "rename")
+    assert not path.exists() or {file.name: file.read_text() for file in path.iterdir()} == dict.fromkeys("new", "new")
+    assert list(tmp_path.glob(".store.old.*.partial"))
+    write("more")
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]
+    assert {file.name: file.read_text() for file in path.iterdir()} == dict.fromkeys("more", "more")
+
+
+def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "store"
+    fill(TEXT, path)
+    rename = Path.replace
+
+    def fail(source, target):
+        if source.suffix == ".partial" and ".old." not in source.name and Path(target) == path:
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        fill(TEXT, path, OTHER)
+    open_zarr(path, TEXT, MODEL)
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]
+
+
+def test_all_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """A power cut after a rename without a flush leaves empty files under the final name."""
+    steps, flush, rename = [], os.fsync, Path.replace
+
+    def path_of(descriptor):
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def record(source, target):
+        steps.append(target)
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (steps.append(path_of(descriptor)), flush(descriptor)))
+    monkeypatch.setattr(Path, "replace", record)
+    fill(TEXT, tmp_path / "s.zarr")
+    renamed = steps.index(tmp_path / "s.zarr")
+    before, after = [step for step in steps[:renamed] if ".partial" in str(step)], steps[renamed + 1 :]
+    assert steps.count(tmp_path / "s.zarr") == 1
+    partial = min(before, key=lambda path: len(path.parts))
+    written = [path.relative_to(tmp_path / "s.zarr") for path in (tmp_path / "s.zarr").rglob("*")]
+    assert {path.relative_to(partial) for path in before} == {Path(), *written}
+    assert after == [tmp_path]
+
+
 def test_the_lock_of_a_killed_writer_is_released(tmp_path):
     killed = start_writer(tmp_path / "store", "killed")
     assert killed.stdout.readline() == "begun\n"
@@ -278,6 +356,7 @@ def test_a_store_of_another_model_kind_or_format_is_refused(tmp_path, kind):
     with pytest.raises(NadpipeError, match=f"holds {kind.name}, expected {another.name}"):
         open_zarr(path, another, MODEL)
     zarr.open_group(str(path), mode="a").attrs["format"] = 99
+    list_files(path)
     with pytest.raises(NadpipeError, match=f"has format 99, this nadpipe reads format {FORMAT}"):
         open_zarr(path, kind, MODEL)
 
@@ -294,8 +373,36 @@ def test_a_store_that_lacks_a_file_is_refused_and_not_read_as_zeros(tmp_path, ki
     open_zarr(shared, kind, MODEL)
     chunks = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] not in "z.")
     chunks[-1].unlink()
-    with pytest.raises(NadpipeError, match=r"s\.zarr: has \d+ of its \d+ files, as after a lost connection; delete it"):
+    lacks = r"s\.zarr: lacks [a-z_0-9/]+ and has \d+ of its \d+ files, as after a lost connection; delete it"
+    with pytest.raises(NadpipeError, match=lacks):
         open_zarr(path, kind, MODEL)
+
+
+def test_a_store_of_format_5_which_had_no_checksums_is_refused(tmp_path):
+    fill(TEXT, tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / LISTING).unlink()
+    with pytest.raises(NadpipeError, match=r"s\.zarr: checksums\.json is missing; delete the store and make it again"):
+        open_zarr(tmp_path / "s.zarr", TEXT)
+    zarr.open_group(str(tmp_path / "s.zarr"), mode="a").attrs["format"] = 5
+    with pytest.raises(NadpipeError, match=r"s\.zarr: has format 5 of an older nadpipe, this nadpipe reads format 6; delete it"):
+        open_zarr(tmp_path / "s.zarr", TEXT)
+    metadata = {b"nadpipe": json.dumps(MODEL.attributes(dataclasses.replace(IMAGES, format=5))).encode()}
+    pq.write_table(pa.table({"path": ["a"]}).replace_schema_metadata(metadata), tmp_path / "t.parquet")
+    with pytest.raises(NadpipeError, match=r"t\.parquet: has format 5 of an older nadpipe, this nadpipe reads format 6; delete"):
+        read_parquet(tmp_path / "t.parquet", IMAGES)
+
+
+def test_a_file_that_was_added_to_a_store_is_refused(tmp_path):
+    """Zarr reads a chunk that was not written as zeros, and would read an added file in its place."""
+    with create_zarr(tmp_path / "s.zarr", TEXT, MODEL, SIZES, texts=TEXTS) as store:
+        store.write("embedding", np.zeros((3, 3)))
+    np.testing.assert_array_equal(open_zarr(tmp_path / "s.zarr", TEXT).read("embedding"), 0)
+    fill(TEXT, tmp_path / "other.zarr")
+    chunk = Path("embedding", "c", "0", "0")
+    (tmp_path / "s.zarr" / chunk).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(tmp_path / "other.zarr" / chunk, tmp_path / "s.zarr" / chunk)
+    with pytest.raises(NadpipeError, match=r"embedding/c/0/0: was not written with .*s\.zarr; delete it"):
+        open_zarr(tmp_path / "s.zarr", TEXT)
 
 
 def test_images_that_were_copied_are_found_in_the_copy(tmp_path):
@@ -321,6 +428,7 @@ def test_a_store_with_other_axes_or_numbers_is_refused(tmp_path):
         del group["embedding"]
         group.create_array("embedding", shape=shape, dtype=dtype, dimension_names=axes)[:] = 1
         zarr.consolidate_metadata(group.store)
+        list_files(path)
         with pytest.raises(NadpipeError, match=message):
             open_zarr(path, TEXT)
 
@@ -378,7 +486,8 @@ def test_a_table_of_another_model_kind_or_format_is_refused(tmp_path, kind):
     for read in (read_parquet, read_stamp):
         with pytest.raises(NadpipeError, match=f"holds {kind.name}, expected {another.name}"):
             read(path, another)
-        with pytest.raises(NadpipeError, match=rf"has format {FORMAT}, this nadpipe reads format {FORMAT + 1}"):
+        older = rf"has format {FORMAT} of an older nadpipe, this nadpipe reads format {FORMAT + 1}; delete it and make it again"
+        with pytest.raises(NadpipeError, match=older):
             read(path, dataclasses.replace(kind, format=FORMAT + 1))
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from nadpipe.errors import NadpipeError
 from nadpipe.store.atomic import atomic_path
+from nadpipe.store.checksums import LISTING, list_files, read_listing
 from nadpipe.store.schema import Array, StoreKind
 from nadpipe.store.stamp import Stamp, check_stamp
 
@@ -26,6 +26,8 @@ _FILE_BYTES = 64 * 2**20
 _INDEXED = ("view", "head", "neuron", "token", "component", "rank")  # axes that get an integer coordinate
 _DTYPES = {"float": "float32", "int": "int64"}
 _DTYPE_KINDS = {"float": "f", "int": "i", "text": "T"}
+_COMPRESSORS = (zarr.codecs.ZstdCodec(level=3), zarr.codecs.Crc32cCodec())  # the last one checks the bytes on disk
+_METADATA = "zarr.json"  # name of the files that are no chunks
 
 
 class ZarrWriter:
@@ -178,10 +180,10 @@ def create_zarr(
         writer = ZarrWriter(path, group, kind, arrays)
         yield writer
         writer._finish()
-        group.attrs["files"] = _count_files(partial)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(group.store)
+        list_files(partial, has_own=_is_chunk)
 
 
 def _create_array(group: zarr.Group, name: str, array: Array, shape: tuple[int, ...], dtype: str) -> zarr.Array:
@@ -193,16 +195,15 @@ def _create_array(group: zarr.Group, name: str, array: Array, shape: tuple[int, 
         chunks=chunks,
         shards=shards,
         dimension_names=list(array.axes),
-        compressors=zarr.codecs.ZstdCodec(level=3),
+        compressors=_COMPRESSORS,
     )
     created.attrs.update({"units": array.units, "source": array.source})
     return created
 
 
 def _write_text(group: zarr.Group, name: str, array: Array, texts: Sequence[str]) -> None:
-    created = group.create_array(
-        name, data=np.array(list(texts), dtype=np.dtypes.StringDType()), dimension_names=list(array.axes)
-    )
+    values = np.array(list(texts), dtype=np.dtypes.StringDType())
+    created = group.create_array(name, data=values, dimension_names=list(array.axes), compressors=_COMPRESSORS)
     created.attrs.update({"units": array.units, "source": array.source})
 
 
@@ -236,8 +237,14 @@ class ZarrStore:
         return _member(self.group, name)
 
     def read(self, name: str, index: Any = ...) -> np.ndarray:
-        """Read an array, or the part that `index` selects, as numpy."""
-        return np.asarray(self[name][index])
+        """Read an array, or the part that `index` selects, as numpy. Raises NadpipeError if a chunk is damaged."""
+        with self._checked(name):
+            return np.asarray(self[name][index])
+
+    def read_outer(self, name: str, index: tuple[Any, ...]) -> np.ndarray:
+        """Read the outer product of the positions that `index` lists per axis. Raises NadpipeError as `read` does."""
+        with self._checked(name):
+            return np.asarray(self[name].oindex[index])
 
     def tensor(self, name: str, index: Any = ...) -> Tensor:
         """Read an array, or the part that `index` selects, as torch."""
@@ -258,15 +265,30 @@ class ZarrStore:
 
     def texts(self) -> list[str]:
         """Return the values of the text axis."""
-        return [str(text) for text in np.asarray(self["text"][:])]
+        return [str(text) for text in self.read("text")]
+
+    @contextlib.contextmanager
+    def _checked(self, name: str) -> Iterator[None]:
+        """Turn the errors that codecs raise on damaged chunks into a NadpipeError."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            raise NadpipeError(
+                f"{self.path / name}: damaged array ({type(error).__name__}); delete {self.path} and make it again"
+            ) from error
 
 
 def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrStore:
-    """Open a store and check its kind, format, number of files, arrays, axes and dtypes, and its model, if `model` is given.
+    """Open a store and check its kind, format, files, arrays, axes and dtypes, and its model, if `model` is given.
 
-    Files are counted, because Zarr reads missing ones as zeros. Raises NadpipeError if a check fails; the message names the
-    store, its content and the expected content.
+    Sizes of all files and checksums of the metadata are compared with the list that was written with the store, because Zarr
+    reads missing files as zeros. Chunks contain checksums, which are compared when they are read. Raises NadpipeError if a
+    check fails; the message names the store, its content and the expected content.
     """
+    path = Path(path)
+    listed = (path / LISTING).exists()
+    if listed:
+        read_listing(path).check()
     try:
         group = zarr.open_group(str(path), mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError, KeyError, ValueError) as error:
@@ -274,11 +296,8 @@ def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrSt
             f"{path}: not a Zarr store of {kind.name} ({type(error).__name__}); make it with Snakemake"
         ) from None
     check_stamp(path, dict(group.attrs), kind, model)
-    existing, written = _count_files(path), int(str(group.attrs["files"]))
-    if existing < written:
-        raise NadpipeError(
-            f"{path}: has {existing} of its {written} files, as after a lost connection; delete it and make it again"
-        )
+    if not listed:
+        raise NadpipeError(f"{path}: {LISTING} is missing; delete the store and make it again")
     for name, array in kind.arrays.items():
         if name not in group and name in kind.optional:
             continue
@@ -290,12 +309,11 @@ def open_zarr(path: Path, kind: StoreKind, model: Stamp | None = None) -> ZarrSt
             raise NadpipeError(f"{path}: axes of {name} are {axes}, expected {array.axes}; delete it and make it again")
         if stored.dtype.kind != _DTYPE_KINDS[array.type]:
             raise NadpipeError(f"{path}: {name} holds {stored.dtype}, expected {array.type}; delete it and make it again")
-    return ZarrStore(Path(path), group)
+    return ZarrStore(path, group)
 
 
-def _count_files(path: Path) -> int:
-    """Count the files of a store, except Snakemake's. A store in a shared cache is a folder of links, so links are followed."""
-    return sum(not name.startswith(".") for _, _, names in os.walk(path, followlinks=True) for name in names)
+def _is_chunk(name: str) -> bool:
+    return name.rpartition("/")[2] != _METADATA
 
 
 def _member(group: zarr.Group, name: str) -> zarr.Array:

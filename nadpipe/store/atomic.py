@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees a complete artifact or none."""
+"""Atomic writes: a reader sees a complete artifact or none, even after a power cut."""
 
 import contextlib
 import glob
@@ -18,6 +18,9 @@ os.umask(_UMASK)
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`. It is renamed to `path` if the block succeeds and removed if it fails.
 
+    The content reaches the disk before the name: a power cut leaves no empty file under the final name. A folder that exists
+    is moved aside before the rename and deleted after it, so that no mixture of old and new files has the final name.
+
     One process writes a path at a time. A job waits for an earlier job that outlived its killed Snakemake, because the earlier
     job could otherwise replace the new artifact or lose its own files while it writes. Temporary files of killed writers are
     removed first.
@@ -27,15 +30,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with _lock(path):
         clear_partials(path)
         partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+        aside = path.parent / f".{path.name}.old.{os.getpid()}.partial"  # also removed by the next writer
         try:
             yield partial
             if partial.is_file():
                 partial.chmod(0o666 & ~_UMASK)  # some libraries create files that only their owner can read
+            _flush(partial)
             if path.is_dir():
-                _remove(path)  # a folder cannot be replaced by a rename
+                path.replace(aside)  # a rename cannot replace a folder
             partial.replace(path)
+            _flush_folder(path.parent)
         finally:
+            if aside.exists() and not path.exists():
+                aside.replace(path)  # the rename failed
             _remove(partial)
+            _remove(aside)
 
 
 @contextlib.contextmanager
@@ -58,6 +67,31 @@ def clear_partials(path: Path) -> None:
     """Remove the temporary files of killed writers of `path`."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         _remove(leftover)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder with all its files, is on the disk."""
+    if not path.is_dir():
+        _flush_file(path)
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _flush_file(Path(folder, name))
+        _flush_folder(Path(folder))
+
+
+def _flush_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -91,11 +91,12 @@ class DenseContributions:
         values = np.empty((len(views), len(heads), len(neurons)), self.dtype)
         start = 0
         for store in self.stores:
-            stored = store["coefficient"]
-            inside = (views >= start) & (views < start + stored.shape[0])
+            count = store["coefficient"].shape[0]
+            inside = (views >= start) & (views < start + count)
             if inside.any() and values.size:
-                values[inside] = stored.oindex[_as_slice(views[inside] - start), _as_slice(heads), _as_slice(neurons)]
-            start += stored.shape[0]
+                index = (_as_slice(views[inside] - start), _as_slice(heads), _as_slice(neurons))
+                values[inside] = store.read_outer("coefficient", index)
+            start += count
         return values
 
 

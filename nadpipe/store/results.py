@@ -1,10 +1,12 @@
 """Final tables of a run, read for plots and pages."""
 
+import io
 from pathlib import Path
 
 import pandas as pd
 
 from nadpipe.errors import NadpipeError
+from nadpipe.store.checksums import read_with_checksum
 from nadpipe.store.schema import CsvKind, TableKind
 from nadpipe.store.tables import read_parquet
 
@@ -17,10 +19,11 @@ def read_result(path: Path, kind: CsvKind | TableKind) -> pd.DataFrame:
 def read_csv(path: Path, kind: CsvKind, text: tuple[str, ...] = ()) -> pd.DataFrame:
     """Read a CSV table. Only empty cells are missing values. text: columns to read as strings.
 
-    Raises NadpipeError if the file is not readable or lacks a column.
+    Raises NadpipeError if the file is not readable, differs from its checksum or lacks a column.
     """
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
+        content = read_with_checksum(path)
+        table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise NadpipeError(f"{path}: not a readable CSV table ({type(error).__name__}); make it with Snakemake") from None
     missing = [name for name in kind.columns if name not in table]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 5  # of every kind that does not set its own; the readout was attnpool.zarr up to format 4
+FORMAT = 6  # of every kind that does not set its own; format 5 had no checksums, up to 4 the readout was attnpool.zarr
 
 
 @dataclasses.dataclass(frozen=True)

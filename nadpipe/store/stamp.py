@@ -35,8 +35,10 @@ def check_stamp(path: Path, attributes: Mapping[str, Any], kind: StoreKind | Tab
         holds = stored or "no nadpipe artifact"
         raise NadpipeError(f"{path}: holds {holds}, expected {kind.name}; delete it and make it again")
     if version != kind.format:
+        older = isinstance(version, int) and version < kind.format
+        age = " of an older nadpipe" if older else ""
         raise NadpipeError(
-            f"{path}: has format {version}, this nadpipe reads format {kind.format}; delete it and make it again"
+            f"{path}: has format {version}{age}, this nadpipe reads format {kind.format}; delete it and make it again"
         )
     if model is not None and attributes.get("model") != model.model:
         stored_model = f"{attributes.get('architecture')} {str(attributes.get('model'))[:8]}"
