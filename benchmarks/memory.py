@@ -39,6 +39,7 @@ from nadpipe.circuit.naming import normalise
 from nadpipe.data.class_tables import write_classes
 from nadpipe.data.classes import make_classes
 from nadpipe.data.manifest import content_fingerprint
+from nadpipe.data.views import examine_mask
 from nadpipe.store.arrays import create_zarr
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.texts import TEXT
@@ -187,7 +188,8 @@ def prepare(pool: AttentionPool, count: int, given: argparse.Namespace, work: Pa
     Image.fromarray(mask).save(work / "mask.png")
     Image.fromarray(mask).save(work / "image.png")
     rows = {"image_id": range(max(1, count // 10)), "path": str(work / "image.png"), "width": side, "height": side}
-    columns = {"sha256": "0" * 64, "label": None, "group": None, "mask_path": str(work / "mask.png"), "problem": None}
+    columns = {"sha256": examine_mask(str(work / "image.png")).sha256, "label": None, "group": None, "problem": None}
+    columns |= {"mask_path": str(work / "mask.png"), "mask_sha256": examine_mask(str(work / "mask.png")).sha256}
     write_parquet(work / "masks.parquet", IMAGES, pd.DataFrame(rows).assign(**columns), STAMP)
 
 

@@ -11,6 +11,7 @@ rule measure_sparsity:
         readout="results/artifacts/model/readout.zarr",
     output:
         table=final("results/sparsity.csv"),
+        checksum="results/sparsity.csv.sha256",
     log:
         "logs/measure_sparsity.log",
     benchmark:
@@ -52,6 +53,7 @@ rule measure_reconstruction:
         readout="results/artifacts/model/readout.zarr",
     output:
         table=final("results/reconstruction.csv"),
+        checksum="results/reconstruction.csv.sha256",
     log:
         "logs/measure_reconstruction.log",
     benchmark:
@@ -93,6 +95,7 @@ rule measure_sparse_text:
         readout="results/artifacts/model/readout.zarr",
     output:
         table=final("results/sparse_text.csv"),
+        checksum="results/sparse_text.csv.sha256",
     log:
         "logs/measure_sparse_text.log",
     benchmark:
@@ -207,6 +210,7 @@ rule measure_naming:
         readout="results/artifacts/model/readout.zarr",
     output:
         table=final("results/naming.csv"),
+        checksum="results/naming.csv.sha256",
     log:
         "logs/measure_naming.log",
     benchmark:
@@ -244,6 +248,7 @@ rule measure_faithfulness:
         readout="results/artifacts/model/readout.zarr",
     output:
         table=final("results/faithfulness.csv"),
+        checksum="results/faithfulness.csv.sha256",
     log:
         "logs/measure_faithfulness.log",
     benchmark:

@@ -110,6 +110,11 @@ def final(path):
     return report(path, caption="captions/final.rst", category=FINAL[path].category)
 
 
+def checksums(tables):
+    """Return the checksums that stages write next to CSV tables, as inputs. Parquet tables contain theirs."""
+    return [f"{path}.sha256" for path in tables if path.endswith(".csv")]
+
+
 def model_options():
     """Return the options that name the model."""
     pretrained = config["model"]["pretrained"]

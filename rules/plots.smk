@@ -1,6 +1,7 @@
 rule plot_table:
     input:
         table=lambda wildcards: PLOTTED[wildcards.name],
+        checksum=lambda wildcards: checksums([PLOTTED[wildcards.name]]),
     output:
         plot=report(
             "results/{name}.png",

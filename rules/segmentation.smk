@@ -110,6 +110,7 @@ rule score_segmentation:
         classes=of_segmentation("results/artifacts/{dataset}/classes.parquet"),
     output:
         table=final("results/segmentation.csv"),
+        checksum="results/segmentation.csv.sha256",
         classes="results/segmentation/per_class.parquet",
         differences="results/segmentation/differences.parquet",
     log:

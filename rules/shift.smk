@@ -9,6 +9,7 @@ rule score_shift:
         readout="results/artifacts/model/readout.zarr",
     output:
         table=final("results/shift.csv"),
+        checksum="results/shift.csv.sha256",
         scores="results/shift/scores.parquet",
     log:
         "logs/score_shift.log",
@@ -76,6 +77,7 @@ rule score_batch:
         readout="results/artifacts/model/readout.zarr",
     output:
         table="results/shift/batches/{dataset}.csv",
+        checksum="results/shift/batches/{dataset}.csv.sha256",
     log:
         "logs/score_batch/{dataset}.log",
     benchmark:

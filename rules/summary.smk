@@ -4,6 +4,7 @@ include: "helpers/summary.smk"
 rule describe_results:
     input:
         tables=FINAL_TABLES,
+        checksums=checksums(FINAL_TABLES),
         images=expand(
             "results/artifacts/{dataset}/images.parquet", dataset=used_datasets()
         ),
@@ -139,6 +140,7 @@ rule make_report:
     input:
         provenance="results/provenance.json",
         tables=FINAL_TABLES,
+        checksums=checksums(FINAL_TABLES),
         overlays=of_segmentation("results/segmentation/{dataset}/overlays"),
         images=expand(
             "results/artifacts/{dataset}/images.parquet", dataset=used_datasets()

@@ -213,6 +213,7 @@ _PLUMBING = [
         "store/__init__",
         "store/arrays",
         "store/atomic",
+        "store/checksums",
         "store/dense",
         "store/explorer",
         "store/label_maps",

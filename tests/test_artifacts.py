@@ -301,7 +301,7 @@ def test_all_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
     steps, flush, rename = [], os.fsync, Path.replace
 
     def path_of(descriptor):
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
 
     def record(source, target):
         steps.append(target)
@@ -384,11 +384,15 @@ def test_a_store_of_format_5_which_had_no_checksums_is_refused(tmp_path):
     with pytest.raises(NadpipeError, match=r"s\.zarr: checksums\.json is missing; delete the store and make it again"):
         open_zarr(tmp_path / "s.zarr", TEXT)
     zarr.open_group(str(tmp_path / "s.zarr"), mode="a").attrs["format"] = 5
-    with pytest.raises(NadpipeError, match=r"s\.zarr: has format 5 of an older nadpipe, this nadpipe reads format 6; delete it"):
+    with pytest.raises(
+        NadpipeError, match=r"s\.zarr: has format 5 of an older nadpipe, this nadpipe reads format 6; delete it"
+    ):
         open_zarr(tmp_path / "s.zarr", TEXT)
     metadata = {b"nadpipe": json.dumps(MODEL.attributes(dataclasses.replace(IMAGES, format=5))).encode()}
     pq.write_table(pa.table({"path": ["a"]}).replace_schema_metadata(metadata), tmp_path / "t.parquet")
-    with pytest.raises(NadpipeError, match=r"t\.parquet: has format 5 of an older nadpipe, this nadpipe reads format 6; delete"):
+    with pytest.raises(
+        NadpipeError, match=r"t\.parquet: has format 5 of an older nadpipe, this nadpipe reads format 6; delete"
+    ):
         read_parquet(tmp_path / "t.parquet", IMAGES)
 
 

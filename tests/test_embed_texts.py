@@ -14,7 +14,7 @@ from nadpipe.stages.embed_texts import embed_texts
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.texts import CACHED_TEXTS, TEXT
 from nadpipe.store.stamp import Stamp
-from nadpipe.store.tables import read_parquet, write_parquet
+from nadpipe.store.tables import read_parquet, read_stamp, write_parquet
 
 
 def test_texts_that_cannot_be_embedded_are_reported(run):
@@ -158,3 +158,21 @@ def test_a_damaged_or_foreign_file_in_the_cache_is_reported(run, embed):
         assert "\n" not in str(error.value)
     file.unlink()
     assert embed("ab")[1] == ["a", "b"]
+
+
+def test_a_cached_embedding_counts_only_for_its_text_and_its_templates(run, embed):
+    """A file of unit vectors that passes all other checks can hold the embeddings of other texts."""
+    embed(("fish", "star"))
+    (file,) = (run.folder / "cache").rglob("*.parquet")
+    good, table = file.read_bytes(), read_parquet(file, CACHED_TEXTS)
+    stamp = read_stamp(file, CACHED_TEXTS)
+    embed(("fish", "star"), templates=("a photo of {}",))
+    (of_other_templates,) = set((run.folder / "cache").rglob("*.parquet")) - {file}
+    write_parquet(file, CACHED_TEXTS, table.assign(text=table["text"][::-1].tolist()), stamp)
+    swapped = file.read_bytes()
+    for content in (swapped, of_other_templates.read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(NadpipeError, match=r"foreign file in the cache \(embeddings of other texts, models or templates\)"):
+            embed(("fish",))
+    file.write_bytes(good)
+    assert embed(("fish", "star"))[1] == []

@@ -75,6 +75,6 @@ def test_worker_processes_and_batch_sizes_change_nothing(run, workers):
     np.testing.assert_allclose(other["activation"][:], one["activation"][:], atol=1e-5)
     np.testing.assert_allclose(other["embedding"][:], one["embedding"][:], atol=1e-5)
     (run.folder / "image 5.png").write_bytes(b"no image")
-    with pytest.raises(NadpipeError, match=r"image 5\.png: not a readable image"):
+    with pytest.raises(NadpipeError, match=r"image 5\.png: has changed since the data set was listed; restore the file, or"):
         run.decompose(name="f", workers=workers, batch_size=3)
     assert not (run.folder / "f-features-0.zarr").exists()

@@ -84,6 +84,7 @@ rule count_pairs:
         directions="results/artifacts/directions/pair.zarr",
     output:
         table=final("results/pair_count.csv"),
+        checksum="results/pair_count.csv.sha256",
     log:
         "logs/count_pairs.log",
     params:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nadpipe.data.views import OPENCV, Box, centre_box, crop_pixels, image_size, read_image, resized_size, sliding_boxes
+from nadpipe.data.views import OPENCV, Box, centre_box, crop_pixels, examine_mask, read_image, resized_size, sliding_boxes
 from nadpipe.errors import NadpipeError
 
 
@@ -85,7 +85,7 @@ def test_photographs_are_rotated_upright(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "p.jpg", exif=exif, quality=95)
     image = read_image(str(tmp_path / "p.jpg"))
     assert image.size == (20, 30)
-    assert image_size(str(tmp_path / "p.jpg")) == (30, 20)
+    assert examine_mask(str(tmp_path / "p.jpg")).height == 30
     assert np.asarray(image)[3, 10, 0] > 200
     assert np.asarray(image)[26, 10, 0] < 50
 
@@ -94,13 +94,14 @@ def test_photographs_are_rotated_upright(tmp_path):
 def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     Image.new(mode, (7, 5)).save(tmp_path / "i.tiff")
     assert read_image(str(tmp_path / "i.tiff")).mode == "RGB"
-    assert image_size(str(tmp_path / "i.tiff")) == (5, 7)
+    mask = examine_mask(str(tmp_path / "i.tiff"))
+    assert (mask.height, mask.width) == (5, 7)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut"])
 def test_unreadable_images_are_reported(tmp_path, content):
     (tmp_path / "bad.jpg").write_bytes(content)
-    for read in (read_image, image_size):
+    for read in (read_image, examine_mask):
         with pytest.raises(NadpipeError, match=r"bad\.jpg: not a readable image"):
             read(str(tmp_path / "bad.jpg"))
         with pytest.raises(NadpipeError, match=r"gone\.jpg: no such image"):

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from nadpipe.data.views import ImageInfo, examine_image, image_size, printable
+from nadpipe.data.views import ImageInfo, examine_image, examine_mask, printable
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
 
@@ -14,10 +14,10 @@ from nadpipe.progress import track
 def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1) -> pd.DataFrame:
     """Decode every image in `rows` (path, mask_path, group, label, and columns of the source) and return the manifest.
 
-    Columns: image_id, path, width, height, sha256, label, group, mask_path, problem, then those of the source. An image is
-    invalid if it is unreadable, if its mask is unreadable or has another size, or if an earlier row lists it. If bad is "skip",
-    invalid images come last, with image_id -1 and the problem. Raises NadpipeError if bad is "fail" and images are invalid (one
-    line per image), or if no valid image remains.
+    Columns: image_id, path, width, height, sha256, label, group, mask_path, mask_sha256, problem, then those of the source. An
+    image is invalid if it is unreadable, if its mask is unreadable or of another size, or if an earlier row lists it. If bad is
+    "skip", invalid images come last, with image_id -1 and the problem. Raises NadpipeError if bad is "fail" and images are
+    invalid (one line per image), or if no valid image remains.
     """
     paths, masks = rows["path"].tolist(), rows["mask_path"].tolist()
     repeated = rows["path"].duplicated().tolist()
@@ -29,14 +29,16 @@ def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: 
         advice = "repair them, or set bad_images: skip" if bad == "fail" else "repair them, because none is left"
         summary = [f"{len(reported)} of {len(rows)} images cannot be used; {advice}"] if len(reported) > 1 else []
         raise NadpipeError("\n".join(summary + reported))
-    infos = [result if isinstance(result, ImageInfo) else ImageInfo(0, 0, "") for result in results]
+    unknown = ImageInfo(0, 0, "")
+    infos = [(unknown, None) if isinstance(result, NadpipeError) else result for result in results]
     manifest_columns = pd.DataFrame(
         {
             "path": paths,
-            "width": [info.width for info in infos],
-            "height": [info.height for info in infos],
-            "sha256": [info.sha256 or None for info in infos],
+            "width": [info.width for info, _ in infos],
+            "height": [info.height for info, _ in infos],
+            "sha256": [info.sha256 or None for info, _ in infos],
             **{name: pd.Series(rows[name].to_list(), dtype=object) for name in ("label", "group", "mask_path")},
+            "mask_sha256": pd.Series([mask and mask.sha256 for _, mask in infos], dtype=object),
             "problem": pd.Series(problems, dtype=object),
         }
     )
@@ -60,8 +62,8 @@ def shard_rows(images: int, shard: int, shards: int) -> range:
     return range(images * shard // shards, images * (shard + 1) // shards)
 
 
-def _examine(path: str, mask: str | None, repeated: bool) -> ImageInfo | NadpipeError:
-    """Return an image's size and checksum, or the error that makes it invalid.
+def _examine(path: str, mask: str | None, repeated: bool) -> tuple[ImageInfo, ImageInfo | None] | NadpipeError:
+    """Return size and checksum of an image and of its mask, or the error that makes the image invalid.
 
     A mask may have the size of the stored photograph or of the upright one.
     """
@@ -70,10 +72,12 @@ def _examine(path: str, mask: str | None, repeated: bool) -> ImageInfo | Nadpipe
             raise NadpipeError(f"{printable(path)}: listed more than once; list each image once")
         image = examine_image(path)
         size = image.height, image.width
-        if mask is not None and image_size(mask) not in (size, size[::-1]):
-            height, width = image_size(mask)
-            sizes = f"mask is {width} × {height}, its image {size[1]} × {size[0]} pixels"
+        if mask is None:
+            return image, None
+        drawn = examine_mask(mask)
+        if (drawn.height, drawn.width) not in (size, size[::-1]):
+            sizes = f"mask is {drawn.width} × {drawn.height}, its image {size[1]} × {size[0]} pixels"
             raise NadpipeError(f"{printable(mask)}: {sizes}; use a mask of the image's size")
     except NadpipeError as error:
         return error
-    return image
+    return image, drawn

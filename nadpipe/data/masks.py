@@ -1,29 +1,36 @@
 """Readers of masks, which return arrays of classes."""
 
+import io
+
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
 from nadpipe.circuit.label_values import IGNORED
 from nadpipe.data.classes import Classes, Colour, first_repeated
-from nadpipe.data.views import orient_like
+from nadpipe.data.views import orient_like, read_listed
 from nadpipe.errors import NadpipeError
+
+Checksums = tuple[str | None, str | None]
 
 _DIRECT = 2**16  # values below this are looked up in an array
 _LISTED = 5  # largest number of invalid values in a message
 
 
-def read_mask(path: str, photograph: str, size: tuple[int, int], classes: Classes) -> Int[np.ndarray, "height width"]:
+def read_mask(
+    path: str, photograph: str, size: tuple[int, int], classes: Classes, checksums: Checksums = (None, None)
+) -> Int[np.ndarray, "height width"]:
     """Read the class of each pixel from the mask of an upright image of size (height, width), IGNORED if not evaluated.
 
     Masks with one channel (indexed, grey, 8 to 32 bits) are read by value, RGB-coded masks by colour. A mask that was drawn on
-    the stored photograph, a quarter turn from upright, is turned by the photograph's orientation. Raises NadpipeError if the
-    file is not such a mask, has another size, or contains values or colours without a class.
+    the stored photograph, a quarter turn from upright, is turned by the photograph's orientation. checksums: those of the mask
+    and of the photograph in the manifest. Raises NadpipeError if the file is not such a mask, has another size or checksum, or
+    contains values or colours without a class.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_listed(path, checksums[0]))) as image:
             mode = image.mode
-            mask = np.asarray(image if image.size == size[::-1] else orient_like(image, photograph))
+            mask = np.asarray(image if image.size == size[::-1] else orient_like(image, photograph, checksums[1]))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise NadpipeError(f"{path}: not a readable mask ({error}); replace it") from None
     if mask.shape[:2] != size:

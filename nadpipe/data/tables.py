@@ -13,7 +13,7 @@ from scipy.io.matlab import MatReadError
 
 from nadpipe.errors import NadpipeError
 
-_MANIFEST_COLUMNS = ("image_id", "width", "height", "sha256", "group", "label", "path", "mask_path", "problem")
+_MANIFEST_COLUMNS = ("image_id", "width", "height", "sha256", "group", "label", "path", "mask_path", "mask_sha256", "problem")
 _CARS_ANNOTATIONS = {  # the first file that exists
     "train": ("devkit/cars_train_annos.mat",),
     "test": ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat"),

@@ -33,7 +33,7 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class ImageInfo:
-    """Upright size in pixels and checksum of an image file that was decoded completely."""
+    """Upright size in pixels and checksum of an image file."""
 
     height: int
     width: int
@@ -108,9 +108,13 @@ def _resize_bilinear(
     return values.round().astype(np.uint8)
 
 
-def read_image(path: str) -> Image.Image:
-    """Read an image as RGB, upright by its EXIF orientation. Raises NadpipeError if the file is not a readable image."""
-    with _one_line_errors(path), Image.open(path) as image:
+def read_image(path: str, sha256: str | None = None) -> Image.Image:
+    """Read an image as RGB, upright by its EXIF orientation.
+
+    sha256: checksum in the manifest, for an image that a manifest lists. Raises NadpipeError if the file is not a readable
+    image or has another checksum.
+    """
+    with _one_line_errors(path), Image.open(io.BytesIO(read_listed(path, sha256))) as image:
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -133,15 +137,29 @@ def examine_image(path: str) -> ImageInfo:
     return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Read height and width of the upright image from the file's header. Raises NadpipeError as `read_image` does."""
-    with _one_line_errors(path), Image.open(path) as image:
-        return _upright_size(image)
+def examine_mask(path: str) -> ImageInfo:
+    """Return the checksum of a mask and its size, from the header. Raises NadpipeError if the file is not a readable image."""
+    with _one_line_errors(path):
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            height, width = _upright_size(image)
+    return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
 
 
-def orient_like(mask: Image.Image, photograph: str) -> Image.Image:
-    """Return a mask drawn on the stored photograph, turned by the photograph's EXIF orientation."""
-    with Image.open(photograph) as image:
+def read_listed(path: str, sha256: str | None) -> bytes:
+    """Read a file of a data set. Raises NadpipeError if its checksum is not the one in the manifest, if that is given."""
+    content = Path(path).read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise NadpipeError(
+            f"{printable(path)}: has changed since the data set was listed; restore the file, or list the data set again with "
+            "snakemake --forcerun index_images"
+        )
+    return content
+
+
+def orient_like(mask: Image.Image, photograph: str, sha256: str | None = None) -> Image.Image:
+    """Return a mask drawn on the stored photograph, turned by the photograph's EXIF orientation. sha256: as in `read_image`."""
+    with Image.open(io.BytesIO(read_listed(photograph, sha256))) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
     mask.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(mask)
@@ -157,6 +175,8 @@ def _one_line_errors(path: str) -> Iterator[None]:
     """Turn every error in reading an image into a NadpipeError of one line."""
     try:
         yield
+    except NadpipeError:
+        raise
     except FileNotFoundError:
         raise NadpipeError(f"{printable(path)}: no such image; correct the path in the table that lists it") from None
     except Exception as error:  # on damaged files, decoders raise errors of many types

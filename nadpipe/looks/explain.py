@@ -22,6 +22,7 @@ from nadpipe.errors import NadpipeError
 from nadpipe.pages.html import image_source, render_template
 from nadpipe.pages.pictures import colour_bar, crop_to_square, heat_overlay
 from nadpipe.store.atomic import atomic_path
+from nadpipe.store.checksums import read_sealed
 from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.tables import read_parquet
 from nadpipe.towers.model import Model, load_model
@@ -100,7 +101,7 @@ def _model_of(results: Path) -> tuple[str, str | None]:
     """Return architecture and weights of the model of the results. Raises NadpipeError if the results do not name it."""
     path = results / "provenance.json"
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
+        model = json.loads(read_sealed(path))["config"]["model"]
     except (OSError, ValueError, KeyError) as error:
         raise NadpipeError(
             f"{path}: names no model ({type(error).__name__}); "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from nadpipe.errors import NadpipeError
 from nadpipe.pages.pictures import colour_bar, contact_sheet, heat_overlay, heat_steps
+from nadpipe.store.checksums import Listing, read_listing
 
 NAMING_RULES = {"active": "texts by correlation", "nearest": "texts by direction", "sparse": "sparse code"}
 
@@ -33,11 +35,17 @@ class Explorer:
         """Return all texts that name a pair."""
         return self.load("texts")
 
+    @functools.cached_property
+    def _listing(self) -> Listing:
+        """Return the checksums of all files. Raises OSError if there is no explorer, and NadpipeError if they are damaged."""
+        return read_listing(self.folder)
+
     def load(self, name: str) -> Any:
         """Return the content of data/<name>.js."""
         path = self.folder / "data" / f"{name}.js"
         try:
-            return json.loads(path.read_text(encoding="utf-8").removeprefix(f'receive("{name}",').removesuffix(");"))
+            content = self._listing.read(f"data/{name}.js").decode()
+            return json.loads(content.removeprefix(f'receive("{name}",').removesuffix(");"))
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from None
 
@@ -53,7 +61,7 @@ class Explorer:
         path = self.folder / "data" / "firing" / f"{neuron}.png"
         grid = self.sizes["grid"]
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(self._listing.read(f"data/firing/{neuron}.png"))) as image:
                 steps = heat_steps(image)
             return steps.reshape(self.sizes["heads"], grid, -1, grid)[head].swapaxes(0, 1)
         except (OSError, ValueError) as error:
@@ -63,7 +71,7 @@ class Explorer:
         """Read the thumbnail of an image's crop, as the model saw it."""
         path = self.folder / "data" / "images" / f"{image_id}.jpg"
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(self._listing.read(f"data/images/{image_id}.jpg"))) as image:
                 return image.convert("RGB")
         except OSError as error:
             raise _unreadable(path, error) from None

@@ -129,7 +129,7 @@ def write_images(
     for image in track(image_id[np.unique(views)].tolist(), "drawing images", "image"):
         row = manifest.loc[image]
         top, left, size, height, width = crops[image]
-        crop = crop_to_square(read_image(row["path"]), top, left, size, height, width, side)
+        crop = crop_to_square(read_image(row["path"], row["sha256"]), top, left, size, height, width, side)
         crop.save(data / "images" / f"{image}.jpg", quality=85)
         metadata[image] = {"file": Path(row["path"]).name, "label": row["label"], "group": row["group"]}
     _write_data(data, "images", metadata)

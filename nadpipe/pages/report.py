@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 import vl_convert
-from PIL import Image
 
 from nadpipe.data.views import read_image
 from nadpipe.errors import NadpipeError
@@ -22,12 +21,14 @@ from nadpipe.pages.shift_texts import (
     describe_untested,
     group_by_text,
 )
+from nadpipe.store.checksums import read_sealed
 from nadpipe.store.kinds.analyses import RECONSTRUCTION, SPARSITY
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.segmentation import PER_CLASS, REGISTERS, SEGMENTATION
 from nadpipe.store.kinds.shift import DISCOVERED, SHIFT
 from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.manifest import read_images
+from nadpipe.store.png import read_png
 from nadpipe.store.results import read_csv
 from nadpipe.store.tables import read_parquet
 
@@ -96,7 +97,7 @@ def _run(results: Path, largest_residual: float) -> dict[str, Any]:
     """Return the provenance of the run, its settings as text, and the largest error of the sums over pairs."""
     path = results / "provenance.json"
     try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance = json.loads(read_sealed(path))
     except (OSError, ValueError) as error:
         raise NadpipeError(f"{path}: not readable ({error}); make it with Snakemake") from None
     settings = json.dumps(provenance["config"], indent=1, ensure_ascii=False)
@@ -177,11 +178,11 @@ def _pair_shift(results: Path, small_group: int, copy: tuple[str, str] | None) -
     discovered = read_parquet(results / "shift" / "discovered.parquet", DISCOVERED)
     signs = read_parquet(results / "pairs.parquet", UNIT_TABLES["pair"], columns=["head", "neuron", "sign"])
     shifted = group_by_text(discovered, signs.set_index(["head", "neuron"])["sign"])
-    paths = read_images(results / "artifacts" / "monitoring" / "images.parquet", copy).set_index("image_id")["path"]
+    manifest = read_images(results / "artifacts" / "monitoring" / "images.parquet", copy).set_index("image_id")
     rows = shifted.head(_TEXTS).to_dict("records")
     for row in rows:
         for name in ("reference_images", "images"):
-            row[name] = [(image_id, _thumbnail(paths.loc[image_id])) for image_id in row[name][:_PICTURED]]
+            row[name] = [(image_id, _thumbnail(manifest.loc[image_id])) for image_id in row[name][:_PICTURED]]
     return {
         "pairs": rows,
         "texts": len(shifted),
@@ -214,12 +215,11 @@ def _skipped(results: Path) -> list[dict[str, Any]]:
 
 
 def _overlay(path: Path) -> str:
-    with Image.open(path) as image:
-        return image_source(shrink(image.convert("RGB"), _OVERLAY_SIDE), "WEBP", quality=80)
+    return image_source(shrink(read_png(path).convert("RGB"), _OVERLAY_SIDE), "WEBP", quality=80)
 
 
-def _thumbnail(path: str) -> str:
-    return image_source(shrink(read_image(path), _THUMBNAIL_SIDE), "JPEG", quality=80)
+def _thumbnail(row: pd.Series) -> str:
+    return image_source(shrink(read_image(row["path"], row["sha256"]), _THUMBNAIL_SIDE), "JPEG", quality=80)
 
 
 def _script(chart: Mapping[str, Any]) -> str:

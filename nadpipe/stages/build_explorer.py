@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nadpipe.pages.explorer_files import PairTexts, Tables, write_images, write_pages
 from nadpipe.store.atomic import atomic_path
+from nadpipe.store.checksums import list_files
 from nadpipe.store.explorer import join_maps, read_extremes
 from nadpipe.store.kinds.explorer import FIRING
 from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, UNIT_TABLES
@@ -56,3 +57,4 @@ def build_explorer(
     with atomic_path(output) as folder:
         write_pages(folder, model, pool, tables, texts, ends, maps, ends.image_id)
         write_images(folder, manifest, ends.image_id, ends.views, stores, thumbnail)
+        list_files(folder)

@@ -12,6 +12,7 @@ from nadpipe.errors import NadpipeError
 from nadpipe.fingerprint import PACKAGE, code_fingerprint
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.atomic import atomic_path
+from nadpipe.store.checksums import UNSEALED, read_table_bytes, seal
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.model import READOUT
 from nadpipe.store.kinds.units import DIRECTIONS
@@ -25,6 +26,8 @@ def describe_results(
     tables: tuple[Path, ...], images: tuple[Path, ...], readout: Path, directions: Path, config: str, output: Path
 ) -> None:
     """Write a JSON file with the provenance of a run's tables. The same run gives the same bytes.
+
+    Damaged tables are refused.
 
     Args:
         tables: Final tables, CSV or Parquet.
@@ -56,9 +59,11 @@ def describe_results(
         "code": {stage: code_fingerprint(f"nadpipe.stages.{stage}") for stage in stages},
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "tables": {_table_name(path, output.parent): _describe_table(path) for path in tables},
+        "checksum": UNSEALED,
     }
     with atomic_path(output) as partial:
         partial.write_text(json.dumps(provenance, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        seal(partial)
 
 
 def _table_name(path: Path, results: Path) -> str:
@@ -67,7 +72,7 @@ def _table_name(path: Path, results: Path) -> str:
 
 
 def _describe_table(path: Path) -> dict[str, str]:
-    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"sha256": hashlib.sha256(read_table_bytes(path)).hexdigest()}
 
 
 def _describe_images(path: Path) -> dict[str, object]:

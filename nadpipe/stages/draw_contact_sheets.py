@@ -79,7 +79,7 @@ def draw_contact_sheets(
 
 def _label_maps(row: Any, classes: Classes, label_maps: tuple[Path, ...], name: str) -> tuple[LabelMap, LabelMap]:
     """Return the truth and the prediction of one image."""
-    truth = read_mask(row.mask_path, row.path, (row.height, row.width), classes)
+    truth = read_mask(row.mask_path, row.path, (row.height, row.width), classes, (row.mask_sha256, row.sha256))
     return truth, read_label_map(label_maps, name, row.image_id)
 
 
@@ -89,7 +89,7 @@ def _caption(score: Any) -> str:
 
 def _pictures(row: Any, truth: LabelMap, predicted: LabelMap, classes: Classes) -> list[tuple[str, Image.Image]]:
     """Return the titled pictures of one image."""
-    image = read_image(row.path)
+    image = read_image(row.path, row.sha256)
     return [
         ("image", image),
         ("truth", overlay(image, truth, classes.colours)),

@@ -39,8 +39,9 @@ def draw_overlays(
     with atomic_path(output) as folder:
         folder.mkdir()
         for row in track(list(manifest.iloc[positions].itertuples()), "drawing overlays", "image"):
-            image = read_image(row.path)
-            maps = {"truth": read_mask(row.mask_path, row.path, (row.height, row.width), dataset_classes)}
+            image = read_image(row.path, row.sha256)
+            size, checksums = (row.height, row.width), (row.mask_sha256, row.sha256)
+            maps = {"truth": read_mask(row.mask_path, row.path, size, dataset_classes, checksums)}
             maps |= {method: read_label_map(label_maps, method, row.image_id) for method in methods}
             pictures = {"image": image}
             pictures |= {name: overlay(image, label_map, dataset_classes.colours) for name, label_map in maps.items()}

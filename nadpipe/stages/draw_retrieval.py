@@ -41,16 +41,16 @@ def draw_retrieval(
         shown: Number of images per unit.
         copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
-    paths = read_images(images, copy).set_index("image_id")["path"]
+    manifest = read_images(images, copy).set_index("image_id")
     table = read_parquet(polysemanticity, POLYSEMANTICITY).dropna(subset="spread").sort_values("contribution_rank")
     largest = table[table["unit"] == "neuron"].head(neurons)
     with atomic_path(output) as folder:
         folder.mkdir()
         for neuron in track(list(largest.itertuples()), "drawing top images", "neuron"):
             largest_pairs = table[(table["unit"] == "pair") & (table["neuron"] == neuron.neuron)].head(pairs)
-            sections = {f"neuron: {_caption(neuron)}": [_entry(neuron, paths, shown)]}
+            sections = {f"neuron: {_caption(neuron)}": [_entry(neuron, manifest, shown)]}
             for pair in largest_pairs.itertuples():
-                sections[f"head {int(pair.head)}: {_caption(pair)}"] = [_entry(pair, paths, shown)]
+                sections[f"head {int(pair.head)}: {_caption(pair)}"] = [_entry(pair, manifest, shown)]
             sheet = contact_sheet(f"Top images of neuron {neuron.neuron} and of its pairs", sections, {}, _SIDE)
             sheet.save(folder / f"neuron-{neuron.neuron}.png")
 
@@ -61,6 +61,7 @@ def _caption(unit: Any) -> str:
     return f"{'; '.join(texts)}, spread {unit.spread:.2f}"
 
 
-def _entry(unit: Any, paths: pd.Series, shown: int) -> tuple[str, list[tuple[str, Image.Image]]]:
+def _entry(unit: Any, manifest: pd.DataFrame, shown: int) -> tuple[str, list[tuple[str, Image.Image]]]:
     """Return the top images of a unit, without caption and titles."""
-    return "", [("", shrink(read_image(paths.loc[image_id]), _SIDE)) for image_id in unit.images[:shown]]
+    rows = manifest.loc[list(unit.images[:shown]), ["path", "sha256"]]
+    return "", [("", shrink(read_image(path, sha256), _SIDE)) for path, sha256 in rows.itertuples(index=False)]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,8 @@ def _read_cache(folder: Path, model: Stamp, width: int, texts: list[str]) -> dic
         try:
             table = read_parquet(path, CACHED_TEXTS, model)
             rows = np.stack(table["embedding"].tolist())  # ValueError if lengths differ
+            if table["key"].tolist() != _keys(folder, table["text"], rows):
+                raise ValueError("embeddings of other texts, models or templates")
             norm = np.linalg.norm(rows, axis=1)
             if rows.shape[1] != width or not np.allclose(norm, 1, atol=1e-4):  # not close for NaN either
                 raise ValueError(f"not vectors of unit length with {width} entries")
@@ -146,8 +149,18 @@ def _read_cache(folder: Path, model: Stamp, width: int, texts: list[str]) -> dic
     return embeddings
 
 
+def _keys(folder: Path, texts: Iterable[str], embeddings: Float[np.ndarray, "text embed"]) -> list[str]:
+    """Return a checksum per cached text, which ties the embedding to the text and to the folder's model and templates."""
+    keys = []
+    for text, embedding in zip(texts, embeddings, strict=True):
+        entry = json.dumps([folder.name, str(text)]).encode() + embedding.astype("<f4").tobytes()
+        keys.append(hashlib.sha256(entry).hexdigest()[:32])
+    return keys
+
+
 def _add_to_cache(folder: Path, stamp: Stamp, embeddings: dict[str, Float[np.ndarray, " embed"]], output: Path) -> None:
     """Add a file to the cache. Its name depends on the texts and the output, so that no two jobs write the same file."""
     name = hashlib.sha256(json.dumps([str(output.resolve()), *embeddings]).encode()).hexdigest()[:16]
-    table = pd.DataFrame({"text": list(embeddings), "embedding": list(embeddings.values())})
+    rows = np.stack(list(embeddings.values()))
+    table = pd.DataFrame({"key": _keys(folder, embeddings, rows), "text": list(embeddings), "embedding": list(rows)})
     write_parquet(folder / f"{name}.parquet", CACHED_TEXTS, table, stamp)

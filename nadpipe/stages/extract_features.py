@@ -171,17 +171,18 @@ def _check_embeddings(tower: ImageTower, pixels: Float[Tensor, "view 3 row colum
 
 
 class _Crops(Dataset[UInt8[np.ndarray, "view row column 3"] | NadpipeError]):
-    """Pixels of all crops of each image. An unreadable image yields its error, because workers add lines to exceptions."""
+    """Pixels of all crops of each image. An invalid image yields its error, because workers add lines to exceptions."""
 
-    def __init__(self, paths: list[str], boxes: list[list[Box]], resize_filter: str):
-        self.paths, self.boxes, self.resize_filter = paths, boxes, resize_filter
+    def __init__(self, paths: list[str], checksums: list[str], boxes: list[list[Box]], resize_filter: str):
+        self.paths, self.checksums, self.boxes, self.resize_filter = paths, checksums, boxes, resize_filter
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "view row column 3"] | NadpipeError:
         try:
-            return crop_pixels(read_image(self.paths[index]), self.boxes[index], self.resize_filter)
+            image = read_image(self.paths[index], self.checksums[index])
+            return crop_pixels(image, self.boxes[index], self.resize_filter)
         except NadpipeError as error:
             return error
 
@@ -191,9 +192,9 @@ def _decode(
 ) -> Iterator[UInt8[Tensor, "view row column 3"]]:
     """Yield the crops of each image in order, decoded ahead of the model.
 
-    Raises NadpipeError if an image is unreadable or a worker dies.
+    Raises NadpipeError if an image is unreadable or has changed, or if a worker dies.
     """
-    crops = _Crops(rows["path"].tolist(), boxes, resize_filter)
+    crops = _Crops(rows["path"].tolist(), rows["sha256"].tolist(), boxes, resize_filter)
     ahead: dict[str, Any] = {"prefetch_factor": min(_AHEAD, max(2, batch_size // workers))} if workers else {}
     try:
         for pixels in DataLoader(crops, batch_size=None, num_workers=workers, **ahead):

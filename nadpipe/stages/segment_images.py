@@ -111,7 +111,7 @@ def segment_images(
                     f"{images}: image {image_id} ({image['path']}) has no mask; set mask_column or remove the image"
                 )
             size = (int(image["height"]), int(image["width"]))
-            truth = read_mask(image["mask_path"], image["path"], size, class_list)
+            truth = read_mask(image["mask_path"], image["path"], size, class_list, (image["mask_sha256"], image["sha256"]))
             rows: list[dict] = []
             for variant, label_map in _segment(store, image_views, size, query, pairs, variants, labelling):
                 write_label_map(folder, variant.name, image_id, label_map, class_list.colours)

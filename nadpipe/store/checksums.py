@@ -85,6 +85,11 @@ def read_with_checksum(path: Path) -> bytes:
     return content
 
 
+def read_table_bytes(path: Path) -> bytes:
+    """Read a table, CSV or Parquet by its suffix. Raises errors as `read_with_checksum` and `read_sealed` do."""
+    return read_with_checksum(path) if path.suffix == ".csv" else read_sealed(path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Listed:
     """Size and checksum of a file of a folder. `sha256`: None if the file contains checksums of its own."""
@@ -149,14 +154,10 @@ def list_files(folder: Path, has_own: Callable[[str], bool] = lambda name: False
 
 
 def read_listing(folder: Path) -> Listing:
-    """Read the list of a folder's files. Raises NadpipeError if it is missing or damaged."""
-    path = folder / LISTING
-    try:
-        content = read_sealed(path)
-    except OSError as error:
-        raise NadpipeError(f"{path}: not readable ({type(error).__name__}); delete {folder} and make it again") from None
-    except NadpipeError:
-        raise damaged(path, folder) from None
+    """Read the list of a folder's files. Raises OSError if it is missing, and NadpipeError if it is damaged."""
+    content = (folder / LISTING).read_bytes()
+    if not is_intact(content):
+        raise damaged(folder / LISTING, folder)
     files = json.loads(content)["files"]
     return Listing(folder, {name: Listed(*record) for name, record in files.items()})
 

@@ -9,6 +9,7 @@ from jaxtyping import Int64, Integer, UInt8
 from PIL import Image
 
 from nadpipe.errors import NadpipeError
+from nadpipe.store.png import read_png
 
 Colour = tuple[int, int, int]
 
@@ -43,13 +44,14 @@ def write_label_map(
 
 
 def read_label_map(folders: Sequence[Path], method: str, image_id: int) -> Int64[np.ndarray, "height width"]:
-    """Return the label map of one image from the shard folder that contains it. Raises NadpipeError if no folder does."""
+    """Return the label map of one image from the shard folder that contains it. Raises NadpipeError if no folder does or
+    if the map is damaged.
+    """
     relative = _relative_path(method, image_id)
     path = next((folder / relative for folder in folders if (folder / relative).is_file()), None)
     if path is None:
         raise NadpipeError(f"{relative}: label map is in none of the given folders; run segment-images for its shard")
-    with Image.open(path) as image:
-        return np.asarray(image).astype(np.int64)
+    return np.asarray(read_png(path)).astype(np.int64)
 
 
 def _relative_path(method: str, image_id: int) -> Path:

@@ -10,10 +10,11 @@ IMAGES = TableKind(
         "path": Column("string", "image file, relative to the working directory unless absolute"),
         "width": Column("int32", "pixels, after EXIF rotation"),
         "height": Column("int32", "pixels, after EXIF rotation"),
-        "sha256": Column("string", "checksum of the image file"),
+        "sha256": Column("string", "checksum of the image file; a stage that decodes the file compares it"),
         "label": Column("text", "class label; may be null"),
         "group": Column("text", "year, batch or source of the image; may be null"),
         "mask_path": Column("string", "label map of the image; may be null"),
+        "mask_sha256": Column("string", "checksum of the label map; may be null"),
         "problem": Column("string", "reason for skipping the image; null for images that are used"),
     },
 )

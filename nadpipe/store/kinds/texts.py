@@ -14,6 +14,7 @@ CACHED_TEXTS = TableKind(
     "embedded texts",
     "results/artifacts/text/cache/<key>/<name>.parquet",
     {
+        "key": Column("string", "checksum of the model, the code, the templates, the text and its embedding"),
         "text": Column("string", "the text, without templates"),
         "embedding": Column("list<float32>", "unit length, mean over templates; as long as the model's embedding"),
     },
