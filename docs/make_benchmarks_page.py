@@ -20,6 +20,7 @@ HEADINGS = {
     "texts": "Text tower",
     "features": "Image tower",
     "storage": "Storage",
+    "checksums": "Checksums",
     "memory": "Memory and time of each stage",
     "sharding": "Sharding",
     "explorer": "Explorer",

@@ -81,6 +81,12 @@ def check_canvas(rows):
     assert column(rows, "same labels") > 99.9
 
 
+def check_checksums(rows):
+    assert len(rows) == 7
+    sizes = [row["bytes, ratio"] for row in rows if row["bytes, ratio"]]
+    assert [1 < float(size) < 1.2 for size in sizes] == [True, True]
+
+
 def check_contributions(rows):
     assert (column(rows, "largest difference") < 1e-5 * column(rows, "largest value")).all()
     assert rows[0]["MB per image"] > rows[1]["MB per image"] == rows[2]["MB per image"]
