@@ -2,8 +2,8 @@
 
     python benchmarks/checksums.py
 
-Both sides take turns, and the best times count, of the wall clock and of the CPU with all threads. The side without leaves out the checksums of chunks, files, tables and images,
-and does not wait until files are on the disk.
+Both sides take turns, and the best times count, of the wall clock and of the CPU with all threads. The side without leaves out
+the checksums of chunks, files, tables and images, and does not wait until files are on the disk.
 """
 
 import argparse

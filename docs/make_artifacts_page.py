@@ -31,7 +31,9 @@ opens a file. Current format: {FORMAT}.
 - **Stamps.** Every Zarr store and Parquet table stores its kind, format, model (a hash of weights, model config and
   preprocessing; empty for images.parquet), architecture, and the fingerprint of the code that made it. A stage refuses an
   artifact of another model, kind or format.
-- **Atomic writes.** Every artifact is written under a temporary name and renamed when it is complete.
+- **Checksums.** Every artifact has checksums, which are compared when it is read ([security.md](security.md)). A CSV table has
+  its checksum next to it, in `<table>.csv.sha256`.
+- **Atomic writes.** Every artifact is written under a temporary name and renamed when it is complete and on the disk.
 
 `results/segmentation/<dataset>/` contains pictures: `labels/<shard>/<method>/<image_id>.png` (label maps as indexed PNG in
 the data set's palette, whose pixel values are the classes of classes.parquet; `<method>-k<k>` for methods that select pairs),

@@ -219,6 +219,7 @@ _PLUMBING = [
         "store/label_maps",
         "store/manifest",
         "store/moments",
+        "store/png",
     ),
     *("store/pairs", "store/pool", "store/readout", "store/results", "store/schema", "store/selection", "store/shards"),
     *(
