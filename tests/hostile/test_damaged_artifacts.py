@@ -12,17 +12,18 @@ import pytest
 from PIL import Image
 from test_artifacts import MODEL, SIZES, STORES, TABLES, fill, rows
 
-from nadpipe.errors import NadpipeError
+from nadpipe.cli import main
+from nadpipe.errors import BAD_INPUT, NadpipeError
 from nadpipe.looks.explain import _model_of
 from nadpipe.pages.explorer import Explorer
 from nadpipe.pages.explorer_files import _write_data
 from nadpipe.pages.pictures import heat_image
 from nadpipe.stages.embed_texts import _add_to_cache, _read_cache
 from nadpipe.store import arrays
-from nadpipe.store.arrays import open_zarr
+from nadpipe.store.arrays import create_zarr, open_zarr
 from nadpipe.store.checksums import UNSEALED, list_files, read_table_bytes, seal
 from nadpipe.store.kinds import all_kinds
-from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.features import CONTRIBUTIONS, SHARD_MEANS
 from nadpipe.store.label_maps import read_label_map, write_label_map
 from nadpipe.store.png import read_png
 from nadpipe.store.results import read_csv
@@ -175,6 +176,24 @@ def test_an_artifact_with_a_flipped_bit_is_refused(artifact, tally):
         tally("flipped bits in artifacts", True)
         file.write_bytes(content)
     case.read(path)  # whole again
+
+
+def test_a_stage_that_meets_a_damaged_chunk_ends_with_one_line_and_leaves_no_output(tmp_path, capsys, tally):
+    path, output = tmp_path / "means.zarr", tmp_path / "out" / "head_means.zarr"
+    attributes = {"shard": 0, "shards": 1, "images": "x", "views": 5}
+    with create_zarr(path, SHARD_MEANS, MODEL, SIZES, attributes=attributes) as store:
+        for name, array in SHARD_MEANS.arrays.items():
+            store.write(name, np.ones([SIZES[axis] for axis in array.axes]))
+    [chunk] = [file for file in (path / "value_mean" / "c").rglob("*") if file.is_file()]
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    assert main(["average-heads", "--means", str(path), "--output", str(output)]) == BAD_INPUT
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nadpipe average-heads: {path}/value_mean: damaged array (")
+    assert line.endswith(f"; delete {path} and make it again")
+    assert list(tmp_path.rglob("*head_means*")) == []
+    tally("damaged artifacts met by a stage", True)
 
 
 @every_artifact
