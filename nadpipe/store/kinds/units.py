@@ -124,6 +124,12 @@ CORRELATIONS = TableKind(
 )
 
 
+LAYER_COLUMNS = {  # only if the heads are those of a tower's blocks
+    "layer": Column("int32", "block of the head, from 0"),
+    "layer_head": Column("int32", "number of the head in its block, from 0"),
+}
+
+
 def explained_column(component: int) -> Column:
     """Return the column for the share of energy on one direction; a table has `directions.components` of them."""
     return Column("float32", f"share of the kept images' centred energy that direction {component} explains")
