@@ -5,7 +5,7 @@ from nadpipe.store.schema import Array, Column, Final, StoreKind, TableKind
 
 AXIS_COLUMNS = {
     "head": Column("int32", "head that is read out"),
-    "neuron": Column("int32", "neuron (channel) of the last residual block"),
+    "neuron": Column("int32", "neuron: channel of the last residual block, or MLP neuron of model.block"),
 }
 
 
