@@ -152,7 +152,7 @@ def embed(z: torch.Tensor, pool: AttentionPool) -> torch.Tensor:
 
 
 def random_checkpoint(architecture: str | dict[str, Any], folder: Path) -> tuple[torch.nn.Module, dict[str, str]]:
-    """Save a CLIP-ResNet with random weights as safetensors.
+    """Save a CLIP model with random weights as safetensors.
 
     architecture: name, or model config of open_clip. Returns the model, and the options `architecture` and `pretrained` with
     which nadpipe loads it.

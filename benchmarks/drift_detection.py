@@ -75,7 +75,7 @@ class Program:
             scenes = [draw_scene(np.random.default_rng([*seed, number]), side, side, Odds(weight=weight)) for number in numbers]
             pixels = torch.from_numpy(np.stack([scene.image for scene in scenes]))
             with torch.inference_mode():
-                z = self.tower.activations(self.tower.preprocessing.normalise(pixels))
+                z = self.tower.features(self.tower.preprocessing.normalise(pixels))["activation"]
                 coefficient = circuit.coefficients(attention.trace(z, pool), pool.readout)
                 embedding = circuit.sum_pairs(coefficient, pool.readout)
                 selected = self.concepts

@@ -26,6 +26,8 @@ from nadpipe.stages.index_images import index_images
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.features import FEATURES
 
+TRANSFORMERS = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
+
 
 def main() -> None:
     """Measure each architecture."""
@@ -33,7 +35,8 @@ def main() -> None:
     parser.add_argument(
         "--images", type=Path, help="folder of photographs, repeated if there are too few; by default scenes are drawn"
     )
-    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["RN50", "RN50x16"])
+    architectures = [*ARCHITECTURES, *TRANSFORMERS]
+    parser.add_argument("--architectures", nargs="+", choices=architectures, default=["RN50", "RN50x16"])
     parser.add_argument("--count", type=int, nargs="+", default=[160, 48], help="number of images for each architecture")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images")

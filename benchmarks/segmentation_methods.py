@@ -123,6 +123,7 @@ SHIPPED = {
     "neurons": "M z",
     "maskclip": "baseline",
     "sclip": "baseline",
+    "clearclip": "baseline",
     "attention": "baseline",
     "self_self": "baseline: sclip as in the paper's code",
     "values_only": "baseline: maskclip as in the paper's code",

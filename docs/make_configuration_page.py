@@ -41,9 +41,9 @@ A code edit also reruns the stages whose results it can change; [changes.md](cha
 """
 TAIL = """## Models
 
-`model.architecture` is a CLIP-ResNet that open_clip can build: RN50, RN101, RN50x4, RN50x16, RN50x64, or one of their
-`-quickgelu` variants. It can also be `hf-hub:<org>/<name>`, or the path of a model config in JSON. A model without a
-single-query attention pool, such as a ViT, is refused.
+`model.architecture` is a name in open_clip: a CLIP-ResNet, such as RN50 or RN50x16, or a vision transformer with a class token,
+such as ViT-B-32 or ViT-L-14. It can also be `hf-hub:<org>/<name>`, or the path of a model config in JSON. Other models are
+refused; [towers.md](towers.md) has the table of families.
 
 `model.pretrained` is an open_clip tag or a local file: safetensors, the output of `torch.save(model.state_dict())`, or the
 TorchScript archive published by OpenAI. Only tensors are read from the file. OpenAI's weights were trained with QuickGELU;

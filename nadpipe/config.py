@@ -239,10 +239,15 @@ class ModelSection(_Section):
         str,
         AfterValidator(_check_architecture),
         _allowed("name in open_clip, `hf-hub:<org>/<name>`, path or URL of a JSON file"),
-    ] = Field(description="CLIP-ResNet that open_clip can build.")
+    ] = Field(description="CLIP model that open_clip can build: a CLIP-ResNet, or a vision transformer with a class token.")
     pretrained: (
         Annotated[str, AfterValidator(_check_checkpoint), _allowed("tag of open_clip, path or URL of a checkpoint")] | None
     ) = Field(None, description="Weights of the model. null is for `hf-hub:` models, which bring their own.")
+    block: Annotated[Annotated[Integer, Field(ge=0)] | None, BeforeValidator(_parse_null)] = Field(
+        None,
+        description="Block of a vision transformer whose MLP neurons are decomposed, from 0. The heads of all later blocks "
+        "read them. null is the last block but one. A CLIP-ResNet has no choice.",
+    )
 
 
 class Dataset(_Section):
@@ -635,7 +640,11 @@ class Config(_Section):
     @model_validator(mode="after")
     def _check_pair_counts(self) -> "Config":
         """Raise ValueError if more pairs are selected than the model has. Models without a config on this machine pass."""
-        pairs = _count_pairs(self.model.architecture)
+        pairs = _count_pairs(self.model.architecture, self.model.block)
+        if pairs == 0:
+            raise ValueError(
+                f"model.block: {self.model.block} is not below the last block of {self.model.architecture}; lower it"
+            )
         for key, k in [("segmentation.k", max(self.segmentation.k)), ("shift.k", self.shift.k)]:
             if pairs is not None and k > pairs:
                 raise ValueError(f"{key}: {k} exceeds the {pairs} pairs of {self.model.architecture}; lower it")
@@ -692,10 +701,11 @@ def _dataset_errors(dataset: Dataset) -> Iterator[str]:
                 yield f"{key}: {path} has no column {column}; choose one of {', '.join(columns)}"
 
 
-def _count_pairs(architecture: str) -> int | None:
+def _count_pairs(architecture: str, block: int | None) -> int | None:
     """Return the number of pairs of a model, or None if its config is not on this machine.
 
-    A CLIP-ResNet of width w has 32 w neurons, and heads of width `head_width` (64 by default) over as many channels.
+    A CLIP-ResNet of width w has 32 w neurons, and heads of width `head_width` (64 by default) over as many channels. A vision
+    transformer of width w has w · `mlp_ratio` neurons, and the heads of all blocks after `block`.
     """
     path = Path(architecture)
     if not architecture.endswith(".json"):
@@ -704,10 +714,15 @@ def _count_pairs(architecture: str) -> int | None:
     try:
         vision = json.loads(path.read_text(encoding="utf-8"))
         vision = vision.get("model_cfg", vision)["vision_cfg"]
-        if not isinstance(vision["layers"], list):
+        if "timm_model_name" in vision:
             return None
-        neurons = 32 * vision["width"]
-        return neurons * (neurons // vision.get("head_width", 64))
+        layers = vision.get("layers", 12)
+        if isinstance(layers, list):
+            neurons = 32 * vision["width"]
+            return neurons * (neurons // vision.get("head_width", 64))
+        heads = vision["width"] // vision.get("head_width", 64)
+        late = 1 if block is None else layers - 1 - block
+        return int(vision["width"] * vision.get("mlp_ratio", 4)) * heads * max(0, late)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
         return None  # the model is opened, and its config checked, by the first job
 

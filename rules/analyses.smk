@@ -129,6 +129,31 @@ rule measure_sparse_text:
         """
 
 
+rule measure_ledger:
+    input:
+        means=shards("discovery", "head_means"),
+    output:
+        table=final("results/ledger.csv"),
+    log:
+        "logs/measure_ledger.log",
+    benchmark:
+        "results/benchmarks/measure_ledger.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        code=code("measure_ledger"),
+    shell:
+        """
+        nadpipe measure-ledger \
+            --means {input.means:q} --output {output.table:q} \
+            2>{log}
+        """
+
+
 rule measure_polysemanticity:
     input:
         contributions=shards("discovery", "contributions"),

@@ -122,6 +122,12 @@ def model_options():
     return options + (["--pretrained", found_at(pretrained)] if pretrained else [])
 
 
+def block_options():
+    """Return the option for the block of the neurons, if the config names one."""
+    block = config["model"]["block"]
+    return [] if block is None else ["--block", block]
+
+
 def model_files():
     """Return the model's config and checkpoint as inputs, if they are files."""
     names = [config["model"]["architecture"], config["model"]["pretrained"] or ""]

@@ -80,6 +80,7 @@ rule extract_features:
         workers=config["features"]["workers"],
     params:
         model=model_options(),
+        block=block_options(),
         copied=lambda wildcards: copy_options(wildcards.dataset),
         shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],
         views=lambda wildcards: view_options(wildcards.dataset),
@@ -89,7 +90,8 @@ rule extract_features:
     shell:
         """
         nadpipe extract-features \
-            {params.model:q} --images {input.images:q} {params.copied:q} --output {output.features:q} \
+            {params.model:q} {params.block:q} \
+            --images {input.images:q} {params.copied:q} --output {output.features:q} \
             --shard {wildcards.shard} --shards {params.shards} {params.views:q} \
             --precision {params.precision} --dtype {params.dtype} \
             --batch-size {resources.batch_size} --workers {resources.workers} --device {resources.device:q} \

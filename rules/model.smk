@@ -16,10 +16,11 @@ rule export_readout:
         runtime=20,
     params:
         model=model_options(),
+        block=block_options(),
         code=code("export_readout"),
     shell:
         """
         nadpipe export-readout \
-            {params.model:q} --output {output.readout:q} \
+            {params.model:q} {params.block:q} --output {output.readout:q} \
             2>{log}
         """

@@ -139,6 +139,7 @@ CHANGES = {
     ),
     "model.architecture": ("RN50", MODEL),
     "model.pretrained": ("openai", MODEL),
+    "model.block": (2, {"export_readout": 1, **ENCODED}),
 }
 
 _FOLDER = {"layout": "folder", "path": "results/demo/segmentation", "mask_column": None, "label_column": None}
@@ -233,7 +234,7 @@ _PLUMBING = [
     *("store/kinds/images", "store/kinds/model", "store/kinds/segmentation", "store/kinds/shift", "store/kinds/texts"),
     "store/kinds/units",
 ]
-_TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources")
+_TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "vit")
 EDITS = {
     **{f"stages/{stage}.py": plan for stage, plan in STAGES.items()},
     **{f"{name}.py": {} for name in _PLUMBING},
@@ -249,6 +250,7 @@ EDITS = {
     "circuit/controls.py": edited("measure_naming", "measure_faithfulness"),
     "circuit/directions.py": edited("accumulate_pairs"),
     "circuit/label_values.py": edited("index_classes", "embed_texts"),
+    "circuit/ledger.py": edited("compute_contributions"),
     "circuit/methods.py": edited("segment_images"),
     "circuit/intervals.py": edited("score_segmentation", "score_shift"),
     "circuit/metrics.py": edited("segment_images"),

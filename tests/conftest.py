@@ -82,6 +82,47 @@ def tiny_clip():
     return clip
 
 
+TINY_VIT = TINY | {
+    "vision_cfg": {
+        "image_size": 70,
+        "patch_size": 16,
+        "layers": 4,
+        "width": 32,
+        "head_width": 8,
+        "mlp_ratio": 3,
+        "patch_dropout": 0.5,
+    },
+    "quick_gelu": True,
+}
+
+
+def stir(module, seed=0):
+    """Move norms, biases and layer scales of a module away from their initial values."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, values in module.named_parameters():
+        if values.ndim == 1:
+            offset = 1 if name.endswith("weight") or name.endswith("gamma") else 0
+            values.data = offset + 0.3 * torch.randn(values.shape, generator=generator)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_vit():
+    """Return a random CLIP-ViT with 4 blocks of 4 heads, 96 neurons each, on images that are no whole number of tokens."""
+    torch.manual_seed(5)
+    clip = open_clip.CLIP(**TINY_VIT).eval().requires_grad_(False)
+    stir(clip.visual)
+    return clip
+
+
+@pytest.fixture
+def vit_run(tmp_path, tiny_vit):
+    """Return a working folder with the tiny vision transformer, and its stages for the neurons of block 1 of 4."""
+    from stage_run import Run  # imports all stages
+
+    return Run(tmp_path, tiny_vit, TINY_VIT, block=1)
+
+
 @pytest.fixture
 def run(tmp_path, tiny_clip):
     """Return a working folder with the tiny model, and its stages."""

@@ -35,13 +35,13 @@ METHODS = ("nad", "nad_centred", "neurons", "maskclip", "sclip", "attention")
 class Run:
     """A working folder with the tiny model, and the stages with their paths."""
 
-    def __init__(self, folder, clip):
-        self.folder = folder
+    def __init__(self, folder, clip, config=TINY, block=None):
+        self.folder, self.block = folder, block
         save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / "w.safetensors")
-        (folder / "m.json").write_text(json.dumps(TINY))
+        (folder / "m.json").write_text(json.dumps(config))
         self.model = {"architecture": str(folder / "m.json"), "pretrained": str(folder / "w.safetensors")}
         self.pool = folder / "readout.zarr"
-        export_readout(output=self.pool, **self.model)
+        export_readout(output=self.pool, block=block, **self.model)
 
     def write_images(self, pixels, **columns):
         """Save pictures and a table of them, and index it."""
@@ -58,7 +58,7 @@ class Run:
         contributions = tuple(self.folder / f"{name}-{shard}.zarr" for shard in range(shards))
         for shard, output in enumerate(contributions):
             features = self.folder / f"{name}-features-{shard}.zarr"
-            where = {"views": views, "shard": shard, "shards": shards, "device": "cpu", **self.model}
+            where = {"views": views, "shard": shard, "shards": shards, "device": "cpu", "block": self.block, **self.model}
             extract_features(self.folder / "images.parquet", output=features, dtype=dtype, **where, **options)
             compute_contributions(features, self.pool, output, self.means(output), dtype=dtype)
         return contributions

@@ -18,6 +18,7 @@ from nadpipe.circuit.readout import (
     project_attended,
     residual,
     sum_pairs,
+    token_scores,
     token_values,
     write_vectors,
 )
@@ -89,7 +90,7 @@ def test_scores_of_pairs_and_of_tokens_sum_to_the_cosine(module_and_pool):
     cosine = normalise(embedding) @ text.T
     view = attention.trace(z, pool)
     coefficient = coefficients(view, pool.readout)[0]
-    pairs, tokens = pair_scores(coefficient, text, pool.readout), attention.token_scores(view.activation[0], text, pool)
+    pairs, tokens = pair_scores(coefficient, text, pool.readout), token_scores(view, text, pool.readout)
     assert pairs.shape == (3, pool.heads, pool.neurons)
     assert tokens.shape == (3, pool.tokens)
     torch.testing.assert_close(pairs.sum((1, 2)), cosine[0], rtol=1e-4, atol=1e-5)

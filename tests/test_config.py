@@ -148,6 +148,26 @@ def test_an_error_is_one_line_with_the_full_key(key, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("block", "heads"), [(None, 12), (10, 12), (8, 36), (0, 132)])
+def test_more_pairs_than_a_transformer_has_behind_its_block_are_refused(block, heads):
+    config = {**MINIMAL, "model": {"architecture": "ViT-B-32", "block": block}}
+    assert check({**config, "shift": {"k": heads * 3072}})
+    with pytest.raises(
+        NadpipeError, match=rf"^config: shift\.k: {heads * 3072 + 1} exceeds the {heads * 3072} pairs of ViT-B-32"
+    ):
+        check({**config, "shift": {"k": heads * 3072 + 1}})
+
+
+def test_a_block_behind_which_no_head_reads_is_refused():
+    for block in (11, 99):
+        with pytest.raises(
+            NadpipeError, match=rf"^config: model\.block: {block} is not below the last block of ViT-B-32; lower it"
+        ):
+            check({**MINIMAL, "model": {"architecture": "ViT-B-32", "block": block}})
+    with pytest.raises(NadpipeError, match=r"^config: model\.block"):
+        check({**MINIMAL, "model": {"architecture": "ViT-B-32", "block": -1}})
+
+
 @pytest.mark.parametrize(
     ("architecture", "pairs"), [("RN50", 65_536), ("RN50x16-quickgelu", 147_456), ("model.json", 4 * 128), ("hf-hub:o/m", None)]
 )

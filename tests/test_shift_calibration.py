@@ -31,7 +31,7 @@ def images(tmp_path_factory):
         blocks = []
         for batch in torch.as_tensor(np.stack(scenes)).split(60):
             with torch.inference_mode():
-                trace = attention.trace(tower.activations(tower.preprocessing.normalise(batch)), tower.pool)
+                trace = attention.view_trace(tower.features(tower.preprocessing.normalise(batch)), tower.pool)
                 blocks.append(readout.coefficients(trace, tower.pool.readout).flatten(1))
         coefficient.append(torch.cat(blocks))
     return coefficient

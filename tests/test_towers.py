@@ -96,7 +96,7 @@ def test_every_file_format_loads_the_same_weights(tmp_path, tiny_clip, config, f
     assert model.config.get("quick_gelu", False) == (form == "openai")
     pixels = torch.randn(2, 3, 64, 64)
     tower = model.image_tower()
-    z = tower.activations(pixels)
+    z = z_of(tower, pixels)
     assert z.shape == (2, 4, 128)
     torch.testing.assert_close(tower.pool_embedding(z), source.encode_image(pixels), rtol=1e-4, atol=1e-6)
 
@@ -124,13 +124,17 @@ def tiny(tmp_path, tiny_clip, config):
     return load_model(config, str(tmp_path / "w.safetensors"), "cpu")
 
 
+def z_of(tower, pixels):
+    return tower.features(pixels)["activation"]
+
+
 def sum_of_pairs(z, pool):
     return sum_pairs(coefficients(trace(z, pool), pool.readout), pool.readout)
 
 
 def test_pairs_sum_to_encode_image_of_the_whole_model(tiny, tiny_clip):
     pixels = torch.randn(3, 3, 64, 64)
-    summed = sum_of_pairs(tiny.image_tower().activations(pixels), tiny.pool)
+    summed = sum_of_pairs(z_of(tiny.image_tower(), pixels), tiny.image_tower().pool)
     assert residual(summed, tiny_clip.encode_image(pixels)).max() < 1e-5
 
 
@@ -140,7 +144,7 @@ def test_views_of_another_size_sum_to_the_model_with_interpolated_positions(tiny
     expected = tower.reference_embedding(pixels)
     assert tower.pool.grid == 5
     assert tower.preprocessing.image_size == 160
-    z = tower.activations(pixels)
+    z = z_of(tower, pixels)
     summed = sum_of_pairs(z, tower.pool)
     assert residual(summed, expected).max() < 1e-5
     assert residual(tower.pool_embedding(z), expected).max() < 1e-5
@@ -152,7 +156,7 @@ def test_opening_towers_in_any_order_leaves_the_model_unchanged(tiny, tiny_clip)
     pixels, large = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 96, 96)
     before = {name: value.clone() for name, value in tiny.clip.state_dict().items()}
     strides = {name: value.stride() for name, value in before.items()}
-    towers = [tiny.image_tower(*options) for options in [(), ("bfloat16", 96, 0), (), ("float32", 96)]]
+    towers = [tiny.image_tower(*options) for options in [(), ("bfloat16", 96, None, 0), (), ("float32", 96)]]
     for name, value in tiny.clip.state_dict().items():
         assert torch.equal(value, before[name])
         assert value.stride() == strides[name]
@@ -162,7 +166,7 @@ def test_opening_towers_in_any_order_leaves_the_model_unchanged(tiny, tiny_clip)
         assert torch.equal(tower.embedding(pixels), towers[0].embedding(pixels))
     assert torch.equal(towers[3].reference_embedding(large), towers[1].reference_embedding(large))
     assert tiny.preprocessing.image_size == 64
-    assert tiny.pool.grid == 2
+    assert tiny.image_tower().pool.grid == 2
 
 
 def test_a_tower_without_its_reference_is_the_same_and_frees_the_weights(tmp_path, tiny_clip, config):
@@ -171,14 +175,14 @@ def test_a_tower_without_its_reference_is_the_same_and_frees_the_weights(tmp_pat
     weights, norm = (weakref.ref(module) for module in (model.clip.visual.conv1, model.clip.visual.layer4[0].bn2))
     tower = model.image_tower()
     pixels = torch.randn(2, 3, 64, 64)
-    expected = tower.activations(pixels)
+    expected = z_of(tower, pixels)
     tower.reference_embedding(pixels)
     del model
     tower = tower.without_reference()
     gc.collect()
     assert weights() is None
     assert norm() is None
-    assert torch.equal(tower.activations(pixels), expected)
+    assert torch.equal(z_of(tower, pixels), expected)
     with pytest.raises(RuntimeError, match="without_reference"):
         tower.reference_embedding(pixels)
 
@@ -191,15 +195,15 @@ def test_later_blocks_continue_from_the_activations_of_an_earlier_block(config, 
     save(open_clip.CLIP(**deep).eval(), "safetensors", tmp_path / "deep.safetensors")
     model = load_model(config, str(tmp_path / "deep.safetensors"), "cpu")
     pixels = torch.randn(2, 3, 64, 64)
-    tower, last = model.image_tower(block=1), model.image_tower()
+    tower, last = model.image_tower(shown_block=1), model.image_tower()
     assert (tower.block, last.block) == (1, 2)
-    maps = tower.activations(pixels).transpose(1, 2).unflatten(2, (2, 2))
-    torch.testing.assert_close(last.visual.layer4[2](maps).flatten(2).transpose(1, 2), last.activations(pixels))
-    torch.testing.assert_close(model.image_tower(block=2).activations(pixels), last.activations(pixels))
+    maps = z_of(tower, pixels).transpose(1, 2).unflatten(2, (2, 2))
+    torch.testing.assert_close(last.visual.layer4[2](maps).flatten(2).transpose(1, 2), z_of(last, pixels))
+    torch.testing.assert_close(z_of(model.image_tower(shown_block=2), pixels), z_of(last, pixels))
     torch.testing.assert_close(tower.embedding(pixels), tower.reference_embedding(pixels), rtol=1e-4, atol=1e-6)
     for block in (3, -1):
         with pytest.raises(NadpipeError, match=rf"^segmentation\.block: .* no block {block}; choose one from 0 to 2"):
-            model.image_tower(block=block)
+            model.image_tower(shown_block=block)
 
 
 def test_folding_batch_norms_changes_nothing_but_rounding(tiny_clip):
@@ -217,7 +221,7 @@ def test_folding_batch_norms_changes_nothing_but_rounding(tiny_clip):
 def test_bfloat16_is_close(tiny):
     pixels = torch.randn(5, 3, 64, 64)
     exact, low = tiny.image_tower(), tiny.image_tower("bfloat16")
-    z, rough = exact.activations(pixels), low.activations(pixels)
+    z, rough = z_of(exact, pixels), z_of(low, pixels)
     assert rough.dtype == torch.float32
     error = residual(exact.pool_embedding(rough), exact.pool_embedding(z)).max()
     assert 1e-5 < error < 0.1
@@ -326,7 +330,7 @@ def test_the_published_resnets_are_accepted_by_name_and_ask_for_weights(name):
         load_model(name, "no_such_tag", "cpu")
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "convnext_base", "coca_ViT-B-32"])
+@pytest.mark.parametrize("name", ["convnext_base", "coca_ViT-B-32", "ViT-B-16-SigLIP"])
 def test_other_towers_are_refused_before_weights_are_loaded(name):
     with pytest.raises(NadpipeError, match=r"image tower is .*; nadpipe needs a CLIP-ResNet"):
         load_model(name, "no_such_tag", "cpu")
@@ -448,7 +452,7 @@ def test_a_pretrained_tag_is_downloaded_and_brings_its_activation(monkeypatch, t
     monkeypatch.setattr(sources, "download_pretrained", lambda tag: str(tmp_path / "rn50.pt"))
     model = load_model("RN50", "openai", "cpu")
     assert model.config["quick_gelu"] is True
-    assert model.pool.heads == 32
+    assert model.image_tower().pool.heads == 32
     assert model.preprocessing.image_size == 224
 
 

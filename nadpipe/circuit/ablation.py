@@ -79,7 +79,7 @@ def keep_pairs(
     kept: Bool[Tensor, "head neuron"],
     readout: Readout,
 ) -> Float[Tensor, "image embed"]:
-    """Compute the embedding with all pairs except the kept ones at their mean."""
+    """Compute the sum of all pairs with all except the kept ones at their mean: the embedding without the rest."""
     return sum_pairs(torch.where(kept, coefficient, mean), readout)
 
 

@@ -28,17 +28,20 @@ def histogram(
 
 
 def firing(
-    attention: Float[Tensor, "head token"],
+    weight: Float[Tensor, "head token"],
     x: Float[Tensor, "token neuron"],
     head: Int[Tensor, " pair"],
     neuron: Int[Tensor, " pair"],
 ) -> Float[Tensor, "pair spatial"]:
-    """Compute where pairs fire in a view: a[h, t] x_t[n] of its spatial tokens. With token 0 they sum to the coefficient."""
-    return attention[head, 1:] * x[1:, neuron].T
+    """Compute where pairs fire in a view: weight · x_t[n], the part of the coefficient from each spatial token.
+
+    weight: `token_weights` of the view. x: activations. With token 0 the parts sum to the coefficient.
+    """
+    return weight[head, 1:] * x[1:, neuron].T
 
 
 def cosine_maps(
-    attention: Float[Tensor, "head token"],
+    weight: Float[Tensor, "head token"],
     x: Float[Tensor, "token neuron"],
     head: Int[Tensor, " pair"],
     neuron: Int[Tensor, " pair"],
@@ -52,7 +55,7 @@ def cosine_maps(
     the scores of `pair_scores`.
     """
     write = torch.stack([write_vectors(readout, h)[n] for h, n in zip(head.tolist(), neuron.tolist(), strict=True)])
-    return firing(attention, x, head, neuron) * (write @ text / length)[:, None]
+    return firing(weight, x, head, neuron) * (write @ text / length)[:, None]
 
 
 def as_bytes(maps: Float[Tensor, "*map spatial"]) -> tuple[Int8[Tensor, "*map spatial"], Float[Tensor, "*map"]]:

@@ -5,13 +5,15 @@ by row. All functions keep the dtype and device of their inputs.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from nadpipe.circuit.readout import Readout, Trace, token_values
+from nadpipe.circuit.readout import Readout, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,29 @@ class AttentionPool:
         return round((self.tokens - 1) ** 0.5)
 
 
+@dataclasses.dataclass(frozen=True)
+class RecordedAttention:
+    """Stand for the pool of a tower that records its attention: a readout on a square of spatial tokens, and token 0."""
+
+    readout: Readout
+    grid: int
+
+    @property
+    def heads(self) -> int:
+        """Number of heads, H."""
+        return self.readout.heads
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons, C."""
+        return self.readout.neurons
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens including that of the query, T."""
+        return self.grid**2 + 1
+
+
 def resize_tokens(values: Float[Tensor, "*head token width"], grid: int) -> Float[Tensor, "*head resized_token width"]:
     """Resize values per token to a grid of another side.
 
@@ -65,10 +90,16 @@ def resize_tokens(values: Float[Tensor, "*head token width"], grid: int) -> Floa
     return torch.cat([pooled, flat.unflatten(0, maps.shape[:-3]).flatten(-2).transpose(-1, -2)], dim=-2)
 
 
-def at_grid(pool: AttentionPool, grid: int) -> AttentionPool:
+@overload
+def at_grid(pool: AttentionPool, grid: int) -> AttentionPool: ...
+@overload
+def at_grid(pool: RecordedAttention, grid: int) -> RecordedAttention: ...
+def at_grid(pool: AttentionPool | RecordedAttention, grid: int) -> AttentionPool | RecordedAttention:
     """Return the pool for views of another size: its positional embedding interpolated to `grid` × `grid`."""
     if grid == pool.grid:
         return pool
+    if isinstance(pool, RecordedAttention):
+        return dataclasses.replace(pool, grid=grid)
     return dataclasses.replace(pool, positional_embedding=resize_tokens(pool.positional_embedding[None], grid)[0])
 
 
@@ -95,6 +126,23 @@ def trace(z: Float[Tensor, "view spatial neuron"], pool: AttentionPool) -> Trace
     return Trace(x, attention(x, pool))
 
 
+def view_trace(features: Mapping[str, Tensor], pool: AttentionPool | None) -> Trace:
+    """Return the trace of views from their features: computed with a pool's weights, or, without a pool, as recorded.
+
+    features: arrays by name, as `store.kinds.features.FEATURES` describes them.
+    """
+    if pool is not None:
+        return trace(features["activation"], pool)
+    activation = torch.cat([features["query_activation"][:, None], features["activation"]], dim=1)
+    return Trace(
+        activation=activation,
+        attention=features["attention"],
+        scale=features["scale"],
+        gain=features.get("gain"),
+        rest=features["part"].sum(1),
+    )
+
+
 def token_queries_and_keys(
     x: Float[Tensor, "view token neuron"], pool: AttentionPool
 ) -> tuple[Float[Tensor, "view head token width"], Float[Tensor, "view head token width"]]:
@@ -103,16 +151,3 @@ def token_queries_and_keys(
     key = x @ pool.key.flatten(0, 1).T + pool.key_bias.flatten()
     query, key = (values.unflatten(2, (pool.heads, -1)).transpose(1, 2) for values in (query, key))
     return query, key
-
-
-def token_scores(
-    x: Float[Tensor, "token neuron"], text: Float[Tensor, "text embed"], pool: AttentionPool
-) -> Float[Tensor, "text token"]:
-    """Compute sum_h ⟨m[h, t], q⟩ / ‖y‖: the amount that every token adds to the cosine of one image and each text.
-
-    m[h, t] = a[h, t] W_O^h (W_V^h x_t + b_V^h) + b_O / (H T). The scores of all tokens sum to the cosine.
-    """
-    readout = pool.readout
-    weighed = attention(x[None], pool)[0, ..., None] * token_values(x[None], readout)[0]
-    written = weighed.transpose(0, 1).flatten(1) @ readout.joint_output.T + readout.output_bias / pool.tokens
-    return (written @ text.T).T / written.sum(0).norm()

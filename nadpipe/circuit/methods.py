@@ -25,6 +25,7 @@ METHODS: dict[str, Method] = {
     "neurons": Method(selects=True, summary="`nad` without heads"),
     "maskclip": Method(selects=False, summary="a baseline: each token's own value, without attention"),
     "sclip": Method(selects=False, summary="a baseline: values mixed by query-query and key-key attention"),
+    "clearclip": Method(selects=False, summary="a baseline: values mixed by query-query attention"),
     "attention": Method(selects=False, summary="a baseline: each token's part of the pooled embedding"),
     "self_self": Method(selects=False, summary="`sclip` as in the paper's code: with the pooled token, no sink replaced"),
     "values_only": Method(

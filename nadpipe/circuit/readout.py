@@ -31,6 +31,7 @@ class Readout:
     output_bias: Float[Tensor, " embed"]  # b_O
     layer: Int[Tensor, " head"]  # block of the tower that each head belongs to; 0 for a pool
     write: Float[Tensor, "neuron stream"] | None = None  # U: what each neuron writes; None for the identity
+    scaled: bool = False  # True if a norm behind the heads scales biases by each view's gain; they are then part of the rest
 
     @property
     def heads(self) -> int:
@@ -72,6 +73,16 @@ class Readout:
         """Position of each head's layer among the layers that are read out, ascending."""
         return torch.unique(self.layer, return_inverse=True)[1]
 
+    @property
+    def layers(self) -> list[int]:
+        """Layers that are read out, ascending."""
+        return self.layer.unique().tolist()
+
+    @functools.cached_property
+    def constant(self) -> Float[Tensor, " embed"]:
+        """W_O b_V + b_O: what the biases of all heads write, before the gain."""
+        return self.joint_output @ self.value_bias.flatten() + self.output_bias
+
 
 def count_pairs(k: int | float, readout: Readout) -> int:
     """Return k, or the number of pairs that it stands for as a share of all pairs, if it is below 1.
@@ -98,12 +109,17 @@ class Trace:
 
 def coefficients(trace: Trace, readout: Readout) -> Float[Tensor, "view head neuron"]:
     """Compute s[h, n] = gain · sum_t a[h, t] · scale[layer(h), t] · z_t[n]."""
+    return token_weights(trace, readout) @ trace.activation
+
+
+def token_weights(trace: Trace, readout: Readout) -> Float[Tensor, "view head token"]:
+    """Compute gain · a[h, t] · scale[layer(h), t]: the weight of each token in the coefficients of a head."""
     weight = trace.attention
     if trace.scale is not None:
         weight = weight * trace.scale[:, readout.layer_index]
     if trace.gain is not None:
         weight = weight * trace.gain[:, None, None]
-    return weight @ trace.activation
+    return weight
 
 
 def write_vectors(readout: Readout, head: int) -> Float[Tensor, "neuron embed"]:
@@ -120,7 +136,12 @@ def write_vector_entries(
 
 
 def pair_constants(readout: Readout) -> Float[Tensor, "head embed"]:
-    """Compute b[h] = W_O^h b_V^h / C + b_O / (H C): the part of a pair's contribution that is the same for all images."""
+    """Compute b[h] = W_O^h b_V^h / C + b_O / (H C): the part of a pair's contribution that is the same for all images.
+
+    It is 0 for a scaled readout, whose biases are not the same for all images.
+    """
+    if readout.scaled:
+        return torch.zeros_like(readout.output[..., 0])
     written = torch.einsum("hed,hd->he", readout.output, readout.value_bias)
     return written / readout.neurons + readout.output_bias / readout.pairs
 
@@ -133,12 +154,28 @@ def pooled_values(coefficient: Float[Tensor, "view head neuron"], readout: Reado
 def sum_pairs(
     coefficient: Float[Tensor, "view head neuron"], readout: Readout, gain: Float[Tensor, " view"] | None = None
 ) -> Float[Tensor, "view embed"]:
-    """Compute sum_{h,n} s[h, n] w[h, n] + gain · constant: the embedding before normalisation, without the rest."""
+    """Compute sum_{h,n} s[h, n] w[h, n] + gain · constant: the embedding before normalisation, without the rest.
+
+    Without a gain, the constant of a scaled readout is left out, because it is part of the rest (`other_paths`).
+    """
     value, output = pooled_values(coefficient, readout).flatten(1), readout.joint_output.T
+    if gain is None and readout.scaled:
+        return value @ output
     bias = readout.value_bias.flatten()
     if gain is None:
         return (value + bias) @ output + readout.output_bias
     return value @ output + gain[:, None] * (bias @ output + readout.output_bias)
+
+
+def other_paths(trace: Trace, readout: Readout) -> Float[Tensor, "view embed"] | None:
+    """Compute the part of the embedding that `sum_pairs` without a gain leaves out; None for 0.
+
+    It is the rest, and the constant of a scaled readout.
+    """
+    if not readout.scaled or trace.gain is None:
+        return trace.rest
+    constant = trace.gain[:, None] * readout.constant
+    return constant if trace.rest is None else trace.rest + constant
 
 
 def residual(summed: Float[Tensor, "view embed"], embedding: Float[Tensor, "view embed"]) -> Float[Tensor, " view"]:
@@ -152,11 +189,34 @@ def token_values(stream: Float[Tensor, "view token stream"], readout: Readout) -
     return flat.unflatten(2, (readout.heads, -1)).transpose(1, 2)
 
 
+def stream_values(
+    streams: Float[Tensor, "view layer token stream"], readout: Readout
+) -> Float[Tensor, "view head token width"]:
+    """Compute W_V^h x_t + b_V^h with the stream x that the layer of each head reads."""
+    values = [
+        torch.einsum("vtn,hdn->vhtd", streams[:, index], readout.value[readout.layer_index == index])
+        for index in range(streams.shape[1])
+    ]
+    order = readout.layer_index.argsort(stable=True).argsort()
+    return torch.cat(values, dim=1)[:, order] + readout.value_bias[:, None]
+
+
 def attended_tokens(
     attention: Float[Tensor, "view head token"], stream: Float[Tensor, "view token stream"]
 ) -> Float[Tensor, "head token stream"]:
     """Sum a[h, t] x_t over views. The sum is linear, so a mean over many views is projected only once."""
     return torch.einsum("vht,vtn->htn", attention, stream)
+
+
+def attended_streams(
+    attention: Float[Tensor, "view head token"], streams: Float[Tensor, "view layer token stream"], readout: Readout
+) -> Float[Tensor, "head token stream"]:
+    """Sum a[h, t] x_t over views, with the stream x that the layer of each head reads."""
+    attended = attention.new_empty(*attention.shape[1:], streams.shape[3])
+    for index in range(streams.shape[1]):
+        heads = readout.layer_index == index
+        attended[heads] = attended_tokens(attention[:, heads], streams[:, index])
+    return attended
 
 
 def project_attended(
@@ -167,18 +227,43 @@ def project_attended(
 
 
 def pair_scores(
-    coefficient: Float[Tensor, "head neuron"], text: Float[Tensor, "text embed"], readout: Readout
+    coefficient: Float[Tensor, "head neuron"],
+    text: Float[Tensor, "text embed"],
+    readout: Readout,
+    rest: Float[Tensor, " embed"] | None = None,
 ) -> Float[Tensor, "text head neuron"]:
     """Compute ⟨r[h, n], q⟩ / ‖y‖: the amount that every pair adds to the cosine of one image and each text of unit length.
 
-    The scores of all pairs sum to the cosine.
+    rest: part of y that is not in pairs (`other_paths`); None for 0. The scores of all pairs and ⟨rest, q⟩ / ‖y‖ sum to the
+    cosine.
     """
-    norm = sum_pairs(coefficient[None], readout).norm()
+    summed = sum_pairs(coefficient[None], readout)[0]
+    norm = (summed if rest is None else summed + rest).norm()
     constant = pair_constants(readout) @ text.T
     scores = [
         coefficient[head] * (text @ write_vectors(readout, head).T) + constant[head, :, None] for head in range(readout.heads)
     ]
     return torch.stack(scores, dim=1) / norm
+
+
+def token_scores(
+    trace: Trace, text: Float[Tensor, "text embed"], readout: Readout, rest: Float[Tensor, " embed"] | None = None
+) -> Float[Tensor, "text token"]:
+    """Compute the amount that every token of one view adds, through all pairs, to the cosine of the view and each text.
+
+    trace: of one view. rest: as in `pair_scores`. In a CLIP-ResNet it is sum_h ⟨m[h, t], q⟩ / ‖y‖ with
+    m[h, t] = a[h, t] W_O^h (W_V^h x_t + b_V^h) + b_O / (H T). The scores of all tokens sum to those of all pairs.
+    """
+    weight, activation = token_weights(trace, readout)[0], trace.activation[0]
+    value = torch.einsum("tn,hdn->htd", activation, readout.neuron_value)
+    weighed = weight[..., None] * value
+    if not readout.scaled:
+        weighed = weighed + trace.attention[0][..., None] * readout.value_bias[:, None]
+    written = weighed.transpose(0, 1).flatten(1) @ readout.joint_output.T
+    if not readout.scaled:
+        written = written + readout.output_bias / len(activation)
+    summed = written.sum(0)
+    return (written @ text.T).T / (summed if rest is None else summed + rest).norm()
 
 
 def dense_contributions(

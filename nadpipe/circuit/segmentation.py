@@ -1,13 +1,14 @@
 """Training-free segmentation with pairs, and baselines on the same features.
 
 Every method maps the tokens of some views to logits (view, text, spatial) on the grid of spatial tokens. `nad` and its
-ablations follow Bu & Gandelsman, arXiv 2509.19943; the baselines are MaskCLIP (arXiv 2112.01071) and SCLIP (arXiv 2312.01597).
+ablations follow Bu & Gandelsman, arXiv 2509.19943; the baselines are MaskCLIP (arXiv 2112.01071), SCLIP (arXiv 2312.01597) and
+ClearCLIP (arXiv 2407.12442).
 A method is one function here and one record in `nadpipe.circuit.methods`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from nadpipe.circuit import attention as pooling
 from nadpipe.circuit.accumulators import Selection
-from nadpipe.circuit.attention import AttentionPool
+from nadpipe.circuit.attention import AttentionPool, RecordedAttention
 from nadpipe.circuit.methods import METHODS
 from nadpipe.circuit.naming import normalise
-from nadpipe.circuit.readout import token_values
+from nadpipe.circuit.readout import stream_values, token_values
 from nadpipe.errors import NadpipeError
 
 
@@ -28,7 +29,7 @@ from nadpipe.errors import NadpipeError
 class Query:
     """The texts to segment by, and the weights and mean values of the heads on one grid of tokens."""
 
-    pool: AttentionPool
+    pool: AttentionPool | RecordedAttention
     text: Float[Tensor, "text embed"]  # centred, unit length
     value_mean: Float[Tensor, "head token width"]  # mean over the discovery images of a[h, t] (W_V^h x_t + b_V^h)
     sink: int | None  # spatial token to replace in every map
@@ -53,6 +54,7 @@ class Query:
     @functools.cached_property
     def positional_value(self) -> Float[Tensor, "spatial value"]:
         """Compute W_V pos_t: the part of the spatial tokens' values that comes from the positional embedding."""
+        assert isinstance(self.pool, AttentionPool)
         return self.pool.positional_embedding[1:] @ self.pool.readout.value.flatten(0, 1).T
 
     @functools.cached_property
@@ -90,27 +92,50 @@ def selected_pairs(selection: Selection, k: int, heads: int, neurons: int) -> Pa
 
 
 class Tokens:
-    """Tokens of some views and the quantities that methods derive from them, each computed once on first use."""
+    """Tokens of some views and the quantities that methods derive from them, each computed once on first use.
 
-    def __init__(self, z: Float[Tensor, "view spatial neuron"], query: Query) -> None:
+    recorded: further features of towers that record attention: attention, gain (missing for 1), stream and embedding of the
+    views, and the embedding (view, token, embed) of every token by each recipe of the literature.
+    """
+
+    def __init__(
+        self, z: Float[Tensor, "view spatial neuron"], query: Query, recorded: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.z = z
         self.query = query
+        self.recorded = recorded
         self._activation: dict[int, tuple[Pairs, Tensor]] = {}  # by identity of the pairs, which it keeps alive
 
     @functools.cached_property
     def x(self) -> Float[Tensor, "view token neuron"]:
-        """Return the tokens with their positional embedding."""
-        return pooling.tokens(self.z, self.query.pool)
+        """Return the tokens of a pool with their positional embedding."""
+        return pooling.tokens(self.z, self.pool)
+
+    @property
+    def pool(self) -> AttentionPool:
+        """Return the weights of the attention pool."""
+        assert isinstance(self.query.pool, AttentionPool)
+        return self.query.pool
 
     @functools.cached_property
     def attention(self) -> Float[Tensor, "view head token"]:
-        """Compute a[h, t]."""
-        return pooling.attention(self.x, self.query.pool)
+        """Compute a[h, t], or return it as recorded."""
+        return pooling.attention(self.x, self.pool) if self.recorded is None else self.recorded["attention"]
 
     @functools.cached_property
     def values(self) -> Float[Tensor, "view head token width"]:
         """Compute W_V^h x_t + b_V^h."""
+        if self.recorded is not None:
+            return stream_values(self.recorded["stream"], self.query.pool.readout)
         return token_values(self.x, self.query.pool.readout)
+
+    @functools.cached_property
+    def pooled_length(self) -> Float[Tensor, " view"]:
+        """Compute ‖y‖ / gain, the length by which the heads' contributions without gain are divided."""
+        if self.recorded is not None:
+            return self.recorded["embedding"].norm(dim=1) / self.recorded.get("gain", 1)
+        weighed = self.attention[..., None] * self.values
+        return _project(weighed.sum(2).flatten(1), self.query).norm(dim=1)
 
     @functools.cached_property
     def similarity(self) -> Float[Tensor, "view text head spatial"]:
@@ -193,29 +218,57 @@ def neurons(tokens: Tokens, pairs: Pairs) -> Float[Tensor, "view text spatial"]:
 
 
 def maskclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
-    """Compute the cosine of every token's own projected value to the text: no attention, no positional embedding."""
+    """Compute the cosine of every token's own projected value to the text: no attention, no positional embedding.
+
+    In a vision transformer, the values are those of the last block; the positional embedding is part of its stream.
+    """
     query = tokens.query
+    if tokens.recorded is not None:
+        return _cosine(tokens.recorded["maskclip"], query)
     value = _joined(tokens.values[:, :, 1:]) - query.positional_value  # W_V is linear: no second projection
     return _cosine(_project(value, query), query)
 
 
 def values_only(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """Compute `maskclip` with the positional embedding and without replacing a sink, as the published code does."""
+    if tokens.recorded is not None:
+        return _plain_cosine(tokens.recorded["maskclip"], tokens.query)
     return _plain_cosine(_project(_joined(tokens.values[:, :, 1:]), tokens.query), tokens.query)
 
 
 def sclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
-    """Mix values over spatial tokens by softmax(QQ^T) + softmax(KK^T), project, and compute the cosine to the text."""
-    queries, keys = pooling.token_queries_and_keys(tokens.x[:, 1:], tokens.query.pool)
+    """Mix values over spatial tokens by softmax(QQ^T) + softmax(KK^T), project, and compute the cosine to the text.
+
+    In a vision transformer this is the attention of the last block; the class token is among the keys, and residual connection
+    and MLP follow, as published.
+    """
+    if tokens.recorded is not None:
+        return _cosine(tokens.recorded["sclip"], tokens.query)
+    queries, keys = pooling.token_queries_and_keys(tokens.x[:, 1:], tokens.pool)
     value = _joined(_self_attention(queries).add_(_self_attention(keys)) @ tokens.values[:, :, 1:])
     return _cosine(_project(value, tokens.query), tokens.query)
 
 
 def self_self(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
     """Compute `sclip` with the pooled token among the keys and without replacing a sink, as the published code does."""
-    queries, keys = pooling.token_queries_and_keys(tokens.x, tokens.query.pool)
+    if tokens.recorded is not None:
+        return _plain_cosine(tokens.recorded["sclip"], tokens.query)
+    queries, keys = pooling.token_queries_and_keys(tokens.x, tokens.pool)
     value = _joined((_self_attention(queries).add_(_self_attention(keys)) @ tokens.values)[:, :, 1:])
     return _plain_cosine(_project(value, tokens.query), tokens.query)
+
+
+def clearclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spatial"]:
+    """Mix values over spatial tokens by softmax(QQ^T), project, and compute the cosine to the text.
+
+    In a vision transformer this is the attention of the last block, with the class token among the keys and without residual
+    connection and MLP, as published.
+    """
+    if tokens.recorded is not None:
+        return _cosine(tokens.recorded["clearclip"], tokens.query)
+    queries, _ = pooling.token_queries_and_keys(tokens.x[:, 1:], tokens.pool)
+    value = _joined(_self_attention(queries) @ tokens.values[:, :, 1:])
+    return _cosine(_project(value, tokens.query), tokens.query)
 
 
 def _self_attention(vectors: Float[Tensor, "view head token width"]) -> Float[Tensor, "view head token token2"]:
@@ -231,13 +284,12 @@ def attention(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text s
     """
     query, pool = tokens.query, tokens.query.pool
     weighed = tokens.attention[..., None] * tokens.values
-    pooled = _project(weighed.sum(2).flatten(1), query)
     inner = torch.einsum("vhtd,hdp->vpt", weighed[:, :, 1:], query.pulled)
     inner = inner + (query.text @ pool.readout.output_bias / pool.tokens)[:, None]
-    return mend(inner * (pool.tokens / pooled.norm(dim=1))[:, None, None], query)
+    return mend(inner * (pool.tokens / tokens.pooled_length)[:, None, None], query)
 
 
-_FUNCTIONS = (nad, nad_centred, nad_shifted, heads, neurons, maskclip, sclip, attention, self_self, values_only)
+_FUNCTIONS = (nad, nad_centred, nad_shifted, heads, neurons, maskclip, sclip, clearclip, attention, self_self, values_only)
 LOGITS: dict[str, Callable[..., Float[Tensor, "view text spatial"]]] = {  # functions of tokens and pairs, by method
     function.__name__: function for function in _FUNCTIONS
 }

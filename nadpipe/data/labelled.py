@@ -29,6 +29,7 @@ class Labelled:
     stores: list[ZarrStore]
     rows: list[Int[np.ndarray, " view"]]  # rows of the images in each store
     embedding: Float[Tensor, "image embed"]
+    rest: Float[Tensor, "image embed"]  # part of the embedding that is not in pairs, which ablations keep
     label: Int[Tensor, " image"]  # row of `text`
     text: Float[Tensor, "class embed"]
     attributes: Attributes
@@ -50,9 +51,12 @@ class Labelled:
                 if len(selected):
                     yield store.tensor("coefficient", slice(start, start + step))[selected].float()
 
-    def fidelity(self, rebuilt: Float[Tensor, "image embed"], confidence: float) -> dict[str, float]:
-        """Return the columns that measure how well rebuilt embeddings replace the images' own."""
-        measured = ablation.fidelity(rebuilt, self.embedding, self.text, self.label, self.attributes, confidence)
+    def fidelity(self, pairs: Float[Tensor, "image embed"], confidence: float) -> dict[str, float]:
+        """Return the columns that measure how well embeddings with other pairs replace the images' own.
+
+        pairs: sum of the pairs of the rebuilt embedding, to which the images' own rest is added.
+        """
+        measured = ablation.fidelity(pairs + self.rest, self.embedding, self.text, self.label, self.attributes, confidence)
         truth = self.attributes.truth
         counts = {"images": len(self.label), "classes": len(self.text), "attributes": truth.shape[1]}
         return dataclasses.asdict(measured) | {"prevalence": float(truth.float().mean())} | counts
@@ -87,7 +91,8 @@ def read_labelled(images: Path, contributions: Sequence[Path], labels: Path, mod
     return Labelled(
         stores=stores,
         rows=rows,
-        embedding=torch.cat([store.tensor("embedding")[selected] for store, selected in zip(stores, rows, strict=True)]),
+        embedding=_join_rows(stores, rows, "embedding"),
+        rest=_join_rows(stores, rows, "rest"),
         label=torch.tensor([classes.index(text_of_label[name]) for name in labelled]),
         text=text[_rows(text_store, classes)],
         attributes=Attributes(
@@ -95,6 +100,11 @@ def read_labelled(images: Path, contributions: Sequence[Path], labels: Path, mod
             truth=torch.from_numpy(truth[:, varying]),
         ),
     )
+
+
+def _join_rows(stores: Sequence[ZarrStore], rows: Sequence[Int[np.ndarray, " view"]], name: str) -> Tensor:
+    """Return some rows of an array of each store, one store after the other."""
+    return torch.cat([store.tensor(name)[selected] for store, selected in zip(stores, rows, strict=True)])
 
 
 def _rows(store: ZarrStore, texts: Sequence[str]) -> Int[Tensor, " text"]:

@@ -14,9 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 from nadpipe.circuit.activity import cosine_maps
-from nadpipe.circuit.attention import AttentionPool, token_scores, trace
+from nadpipe.circuit.attention import view_trace
 from nadpipe.circuit.naming import normalise
-from nadpipe.circuit.readout import coefficients, pair_scores
+from nadpipe.circuit.readout import Readout, coefficients, other_paths, pair_scores, token_scores, token_weights
+from nadpipe.circuit.unit_kinds import head_names
 from nadpipe.data.views import centre_box, crop_pixels, read_image
 from nadpipe.errors import NadpipeError
 from nadpipe.pages.html import image_source, render_template
@@ -38,13 +39,14 @@ def explain(
     results: Path = Path("results"),
     architecture: str | None = None,
     pretrained: str | None = None,
+    block: int | None = None,
     template: str = "{}",
     most: int = 8,
     device: str = "auto",
 ) -> None:
     """Print how much each pair adds to the cosine of an image and a text, and write a page that shows where the pairs fire.
 
-    The contributions of all pairs sum to the cosine.
+    The contributions of all pairs, and of the rest in towers that have one, sum to the cosine.
 
     Args:
         image: Image file.
@@ -53,6 +55,7 @@ def explain(
         results: Folder of a run's results, for its model and the texts of its pairs.
         architecture: Model to use instead of the one in the results, as in the config.
         pretrained: Weights of that model.
+        block: Block of that model's neurons, from 0; by default the last one that reaches a head that is read out.
         template: Prompt in which {} stands for the text.
         most: Number of pairs to show of those that add most, and of those that subtract most.
         device: auto, cpu, cuda, cuda:1, ….
@@ -60,10 +63,10 @@ def explain(
     if template.count("{}") != 1:
         raise NadpipeError(f"--template: {template!r} must contain {{}} once; write {{}} where the text goes")
     if architecture is None:
-        architecture, pretrained = _model_of(results)
+        architecture, pretrained, block = _model_of(results)
     photograph = read_image(str(image))
     model = load_model(architecture, pretrained, device)
-    decomposition = _decompose(model, photograph, [template.replace("{}", text) for text in texts])
+    decomposition = _decompose(model, block, photograph, [template.replace("{}", text) for text in texts])
     names = _pair_names(results, model)
     sections = [_section(decomposition, index, text, names, most) for index, text in enumerate(texts)]
     _print(image, sections)
@@ -82,23 +85,25 @@ def explain(
 class _Decomposition:
     """The embedding of one image, split into pairs and into tokens.
 
-    crop: the part of the image that the model sees. text: of unit length. pairs, tokens: the amount that each adds to the
-    cosine with each text. cosine, length: cosine and norm of the model's own image embedding.
+    crop: the part of the image that the model sees. weight: of each token in the coefficients. text: of unit length. pairs,
+    tokens: the amount that each adds to the cosine with each text. other_paths: the amount that the rest adds. cosine, length:
+    cosine and norm of the model's own image embedding.
     """
 
     crop: Image.Image
-    pool: AttentionPool
+    readout: Readout
     x: Float[Tensor, "token neuron"]
-    attention: Float[Tensor, "head token"]
+    weight: Float[Tensor, "head token"]
     text: Float[Tensor, "text embed"]
     pairs: Float[Tensor, "text head neuron"]
     tokens: Float[Tensor, "text token"]
+    other_paths: Float[Tensor, " text"]
     cosine: Float[Tensor, " text"]
     length: float
 
 
-def _model_of(results: Path) -> tuple[str, str | None]:
-    """Return architecture and weights of the model of the results. Raises NadpipeError if the results do not name it."""
+def _model_of(results: Path) -> tuple[str, str | None, int | None]:
+    """Return architecture, weights and block of the model of the results. Raises NadpipeError if the results do not name it."""
     path = results / "provenance.json"
     try:
         model = json.loads(read_sealed(path))["config"]["model"]
@@ -107,27 +112,30 @@ def _model_of(results: Path) -> tuple[str, str | None]:
             f"{path}: names no model ({type(error).__name__}); "
             "make it with snakemake results/provenance.json, or give --architecture and --pretrained"
         ) from None
-    return model["architecture"], model["pretrained"]
+    return model["architecture"], model["pretrained"], model.get("block")
 
 
-def _decompose(model: Model, photograph: Image.Image, prompts: list[str]) -> _Decomposition:
+def _decompose(model: Model, block: int | None, photograph: Image.Image, prompts: list[str]) -> _Decomposition:
     """Decompose the embedding of the centre crop that the model's own preprocessing takes."""
-    tower = model.image_tower()
-    preprocessing, pool = tower.preprocessing, tower.pool
+    tower = model.image_tower(block=block)
+    preprocessing, readout = tower.preprocessing, tower.readout
     [box] = centre_box(photograph.height, photograph.width, preprocessing.image_size)
     pixels = torch.from_numpy(crop_pixels(photograph, [box], preprocessing.interpolation))
     with torch.inference_mode():
         normalised = preprocessing.normalise(pixels.to(tower.device))
         embedding = tower.reference_embedding(normalised)
         text = normalise(text_tower(model).embed_texts(prompts))
-        view = trace(tower.activations(normalised), pool)
-        pairs = pair_scores(coefficients(view, pool.readout)[0], text, pool.readout)
-        tokens = token_scores(view.activation[0], text, pool)
+        view = view_trace(tower.features(normalised), tower.pool)
+        others = other_paths(view, readout)
+        rest = torch.zeros_like(embedding[0]) if others is None else others[0]
+        pairs = pair_scores(coefficients(view, readout)[0], text, readout, rest)
+        tokens = token_scores(view, text, readout, rest)
     corner = (box.crop_top, box.crop_left, box.crop_size, box.resized_height, box.resized_width)
     crop = crop_to_square(photograph, *corner, _SIDE)
     cosine = (normalise(embedding) @ text.T)[0]
-    scores = (pairs.cpu(), tokens.cpu(), cosine.cpu())
-    return _Decomposition(crop, pool, view.activation[0], view.attention[0], text, *scores, float(embedding.norm()))
+    length = float(embedding.norm())
+    scores = (pairs.cpu(), tokens.cpu(), (text @ rest / length).cpu(), cosine.cpu())
+    return _Decomposition(crop, readout, view.activation[0], token_weights(view, readout)[0], text, *scores, length)
 
 
 def _pair_names(results: Path, model: Model) -> dict[tuple[int, int], str]:
@@ -146,19 +154,19 @@ def _section(
     scores = decomposition.pairs[index]
     order = scores.flatten().argsort(descending=True)
     listed = torch.cat([order[:most], order[-most:]]).unique_consecutive()
-    heads, neurons = listed // decomposition.pool.neurons, listed % decomposition.pool.neurons
-    view = (decomposition.attention, decomposition.x, heads, neurons, decomposition.text[index], decomposition.length)
-    pair_maps, token_map = cosine_maps(*view, decomposition.pool.readout).cpu(), decomposition.tokens[index, 1:]
+    heads, neurons = listed // decomposition.readout.neurons, listed % decomposition.readout.neurons
+    view = (decomposition.weight, decomposition.x, heads, neurons, decomposition.text[index], decomposition.length)
+    pair_maps, token_map = cosine_maps(*view, decomposition.readout).cpu(), decomposition.tokens[index, 1:]
     pair_reach, token_reach = float(pair_maps.abs().max()), float(token_map.abs().max())
-    side = decomposition.pool.grid
+    side = round(len(token_map) ** 0.5)
+    head_name = head_names(decomposition.readout.layer.tolist())
 
     def overlay(values: Tensor, reach: float) -> str:
         return _source(heat_overlay(decomposition.crop, values.reshape(side, side).numpy() / (reach or 1)))
 
     rows = [
         {
-            "head": head,
-            "neuron": neuron,
+            "pair": f"{head_name[head]}/{neuron}",
             "score": float(scores[head, neuron]),
             "name": names.get((head, neuron)),
             "source": overlay(values, pair_reach),
@@ -170,7 +178,8 @@ def _section(
         "text": text,
         "cosine": float(decomposition.cosine[index]),
         "sum": total,
-        "rest": total - sum(row["score"] for row in rows),
+        "other_paths": float(decomposition.other_paths[index]),
+        "rest": total - sum(float(scores[head, neuron]) for head, neuron in zip(heads, neurons, strict=True)),
         "others": scores.numel() - len(rows),
         "rows": rows,
         "source": overlay(token_map, token_reach),
@@ -185,11 +194,12 @@ def _print(image: Path, sections: list[dict[str, Any]]) -> None:
     console = Console(markup=False)
     for section in sections:
         sums = f"cosine {section['cosine']:.5f}, sum over pairs {section['sum']:.5f}"
+        sums += f", other paths {section['other_paths']:.5f}" if section["other_paths"] else ""
         table = Table(title=f"{image.name}, {section['text']}: {sums}")
         for name in ("pair", "adds", "text by correlation"):
             table.add_column(name, justify="right" if name == "adds" else "left")
         for row in section["rows"]:
-            table.add_row(f"{row['head']}/{row['neuron']}", f"{row['score']:+.5f}", row["name"] or "–")
+            table.add_row(row["pair"], f"{row['score']:+.5f}", row["name"] or "–")
         table.add_row(f"{section['others']:,} others", f"{section['rest']:+.5f}", "")
         console.print(table)
 

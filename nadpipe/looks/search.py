@@ -42,7 +42,7 @@ def search(
         for name in ("pair", "weight", "rank"):
             table.add_column(name, justify="left" if name == "pair" else "right")
         for head, neuron, weight, rank in pairs_by_rule[rule][:most]:
-            table.add_row(f"{head}/{neuron}", f"{weight:.3f}", str(rank))
+            table.add_row(explorer.pair_name(head, neuron), f"{weight:.3f}", str(rank))
         console.print(table)
     if png is not None:
         first = next(pairs_by_rule[rule] for rule in NAMING_RULES if rule in pairs_by_rule)[: min(most, _DRAWN)]

@@ -18,7 +18,7 @@ _NUMBERS = {"pair": "head and neuron", "neuron": "one number"}
 
 def show(
     kind: Annotated[Literal["pair", "neuron"], tyro.conf.Positional],
-    index: Annotated[tuple[int, ...], tyro.conf.Positional],
+    index: Annotated[tuple[str, ...], tyro.conf.Positional],
     results: Path = Path("results"),
     png: Path | None = None,
 ) -> None:
@@ -26,7 +26,7 @@ def show(
 
     Args:
         kind: pair or neuron.
-        index: Head and neuron of a pair, or one neuron.
+        index: Head and neuron of a pair, or one neuron. A head of a vision transformer is <block>.<head>, such as 9.3.
         results: Folder of a run's results.
         png: PNG to write: top and bottom images of the pair, or of a neuron's largest pairs, overlaid with maps of where the
             pair fires.
@@ -34,16 +34,19 @@ def show(
     if len(index) != (2 if kind == "pair" else 1):
         raise NadpipeError(f"show {kind}: {len(index)} is the wrong number of values; give {_NUMBERS[kind]}")
     explorer = Explorer(results / "explorer")
-    *head, neuron = index
-    content = explorer.load(f"neurons/{explorer.check_index('neuron', neuron)}")
+    *head, number = index
+    if not number.isdecimal():
+        raise NadpipeError(f"show {kind}: neuron {number} is not a number; give {_NUMBERS[kind]}")
+    neuron = explorer.check_index("neuron", int(number))
+    content = explorer.load(f"neurons/{neuron}")
     if kind == "neuron":
         pairs = sorted(content["pairs"], key=lambda pair: pair["rank"])
         _print_neuron(explorer, neuron, content["about"], pairs)
     else:
-        pairs = [content["pairs"][explorer.check_index("head", head[0])]]
+        pairs = [content["pairs"][explorer.find_head(head[0])]]
         _print_pair(explorer, neuron, pairs[0])
     if png is not None:
-        sheet = explorer.sheet(f"{kind} {'/'.join(map(str, index))}", [(pair, neuron) for pair in pairs[:_DRAWN]])
+        sheet = explorer.sheet(f"{kind} {'/'.join(index)}", [(pair, neuron) for pair in pairs[:_DRAWN]])
         with atomic_path(png) as partial:
             sheet.save(partial, "PNG")
 
@@ -58,7 +61,7 @@ def _print_neuron(explorer: Explorer, neuron: int, summary: dict[str, Any], pair
         table.add_column(name, justify="right" if name in ("rank", "size") else "left")
     for pair in pairs:
         texts = [explorer.format_texts(pair["texts"].get(rule, [])[:1]) for rule in rules]
-        table.add_row(f"{pair['head']}/{neuron}", str(pair["rank"]), str(pair["size"]), *texts)
+        table.add_row(explorer.pair_name(pair["head"], neuron), str(pair["rank"]), str(pair["size"]), *texts)
     Console(markup=False).print(table)
 
 
@@ -66,7 +69,7 @@ def _print_pair(explorer: Explorer, neuron: int, pair: dict[str, Any]) -> None:
     count = explorer.sizes["heads"] * explorer.sizes["neurons"]
     orientation = "along" if pair["sign"] > 0 else "against"
     rank = f"rank {pair['rank']} of {count:,}, size {pair['size']}"
-    table = Table(title=f"pair {pair['head']}/{neuron}: {rank}, direction {orientation} its write vector")
+    table = Table(title=f"pair {explorer.pair_name(pair['head'], neuron)}: {rank}, direction {orientation} its write vector")
     for title in NAMING_RULES.values():
         table.add_column(title)
     columns = [pair["texts"].get(rule, []) for rule in NAMING_RULES]

@@ -50,11 +50,25 @@ class Explorer:
             raise _unreadable(path, error) from None
 
     def check_index(self, kind: str, index: int) -> int:
-        """Return the index of a head or neuron if the model has it. Otherwise raise NadpipeError."""
+        """Return the index of a neuron if the model has it. Otherwise raise NadpipeError."""
         count = self.sizes[f"{kind}s"]
         if not 0 <= index < count:
             raise NadpipeError(f"{kind} {index}: not in the model; the model has {kind}s 0 to {count - 1}")
         return index
+
+    def find_head(self, name: str) -> int:
+        """Return the index of the head with this name, such as 9.3 for head 3 of block 9, or 12 in an attention pool.
+
+        Raises NadpipeError if the model has no such head.
+        """
+        names = self.sizes["names"]
+        if name not in names:
+            raise NadpipeError(f"head {name}: not in the model; the model has heads {names[0]} to {names[-1]}")
+        return names.index(name)
+
+    def pair_name(self, head: int, neuron: int) -> str:
+        """Return the name of a pair: that of its head, and its neuron."""
+        return f"{self.sizes['names'][head]}/{neuron}"
 
     def firing(self, head: int, neuron: int) -> Int8[np.ndarray, "shown row column"]:
         """Read maps of where a pair fires in its top and bottom images, in steps of 1/127 of the pair's scale."""
@@ -87,7 +101,7 @@ class Explorer:
         for pair, neuron in pairs:
             pictures = self.pictures(pair, neuron)
             half = len(pictures) // 2
-            name = f"pair {pair['head']}/{neuron}: {self.format_texts(pair['texts'].get('active', [])[:1])}"
+            name = f"pair {self.pair_name(pair['head'], neuron)}: {self.format_texts(pair['texts'].get('active', [])[:1])}"
             sections[name] = [
                 ("top images, with coefficients along the direction", pictures[:half]),
                 ("bottom images", pictures[half:]),

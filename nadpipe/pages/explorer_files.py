@@ -17,15 +17,15 @@ from jaxtyping import Int, Int8
 from torch import Tensor
 
 from nadpipe.circuit import activity
-from nadpipe.circuit.attention import AttentionPool
+from nadpipe.circuit.unit_kinds import head_names
 from nadpipe.data.views import read_image
 from nadpipe.pages.pictures import crop_to_square, heat_image
 from nadpipe.progress import track
 from nadpipe.store.arrays import ZarrStore
 from nadpipe.store.explorer import Extremes, FiringMaps
 from nadpipe.store.kinds.features import VIEW_TABLE
+from nadpipe.store.pool import Weights
 from nadpipe.store.shards import join
-from nadpipe.store.stamp import Stamp
 
 _WEB = Path(__file__).parent / "web"
 _PAGE = 100  # pairs per page of the ranking
@@ -82,8 +82,7 @@ class PairTexts:
 
 def write_pages(
     folder: Path,
-    model: Stamp,
-    pool: AttentionPool,
+    weights: Weights,
     tables: Tables,
     texts: PairTexts,
     extremes: Extremes,
@@ -91,14 +90,16 @@ def write_pages(
     image_id: Int[np.ndarray, " view"],
 ) -> None:
     """Copy the static pages and write the data of all texts, pairs, heads and neurons. The folder must not exist."""
+    readout = weights.readout
     shutil.copytree(_WEB, folder)
     data = folder / "data"
     sizes = {
-        "architecture": model.architecture,
-        "sha256": model.model,
-        "heads": pool.heads,
-        "neurons": pool.neurons,
-        "grid": pool.grid,
+        "architecture": weights.model.architecture,
+        "sha256": weights.model.model,
+        "heads": readout.heads,
+        "names": head_names(readout.layer.tolist()),
+        "neurons": readout.neurons,
+        "grid": weights.grid,
         "images": len(image_id),
         "shown": extremes.views.shape[2] // 2,
         "page": _PAGE,
@@ -108,8 +109,8 @@ def write_pages(
     _write_data(data, "texts", texts.texts)
     for chunk, pairs in texts.chunks(tables.pairs):
         _write_data(data, f"texts/{chunk}", pairs)
-    _write_rankings(data, tables, texts, pool.heads)
-    _write_neurons(data, tables, texts, extremes, maps, image_id, pool)
+    _write_rankings(data, tables, texts, readout.heads)
+    _write_neurons(data, tables, texts, extremes, maps, image_id, weights)
 
 
 def write_images(
@@ -154,16 +155,16 @@ def _write_neurons(
     extremes: Extremes,
     maps: FiringMaps,
     image_id: Int[np.ndarray, " view"],
-    pool: AttentionPool,
+    weights: Weights,
 ) -> None:
     """Write one file per neuron with all its pairs, and one image with their maps on one scale per pair."""
     (data / "firing").mkdir()
-    for neuron in track(range(pool.neurons), "writing neurons", "neuron"):
+    for neuron in track(range(weights.readout.neurons), "writing neurons", "neuron"):
         texts_by_head = texts.of_neuron(neuron)
         steps, scale = activity.share_scale(maps.steps[:, neuron], maps.scale[:, neuron])
         pairs = []
-        for head in range(pool.heads):
-            row = tables.pairs.iloc[head * pool.neurons + neuron]
+        for head in range(weights.readout.heads):
+            row = tables.pairs.iloc[head * weights.readout.neurons + neuron]
             pair = {
                 "head": head,
                 "mean": _round(row["coefficient_mean"]),
@@ -179,7 +180,7 @@ def _write_neurons(
             }
             pairs.append(_summary(row) | pair)
         _write_data(data, f"neurons/{neuron}", {"about": _summary(tables.neurons.loc[neuron]), "pairs": pairs})
-        heat_image(_tile(steps, pool.grid)).save(data / "firing" / f"{neuron}.png")
+        heat_image(_tile(steps, weights.grid)).save(data / "firing" / f"{neuron}.png")
 
 
 def _ranking_rows(pairs: pd.DataFrame, texts: PairTexts) -> list[list]:
@@ -196,7 +197,7 @@ def _summary(row: pd.Series) -> dict[str, Any]:
     return {"rank": int(row["contribution_rank"]), "size": _round(row["std_norm"]), "explained": explained}
 
 
-def _round(value: float) -> float | None:
+def _round(value: float | np.floating) -> float | None:
     """Return the value with four significant digits, which is enough to show, or None for a value that is not finite."""
     return float(f"{value:.4g}") if np.isfinite(value) else None
 

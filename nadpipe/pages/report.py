@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import vl_convert
 
+from nadpipe.circuit.unit_kinds import head_names
 from nadpipe.data.views import read_image
 from nadpipe.errors import NadpipeError
 from nadpipe.pages import charts
@@ -22,11 +23,11 @@ from nadpipe.pages.shift_texts import (
     group_by_text,
 )
 from nadpipe.store.checksums import read_sealed
-from nadpipe.store.kinds.analyses import RECONSTRUCTION, SPARSITY
+from nadpipe.store.kinds.analyses import LEDGER, RECONSTRUCTION, SPARSITY
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.segmentation import PER_CLASS, REGISTERS, SEGMENTATION
 from nadpipe.store.kinds.shift import DISCOVERED, SHIFT
-from nadpipe.store.kinds.units import UNIT_TABLES
+from nadpipe.store.kinds.units import LAYER_COLUMNS, UNIT_TABLES
 from nadpipe.store.manifest import read_images
 from nadpipe.store.png import read_png
 from nadpipe.store.results import read_csv
@@ -121,7 +122,18 @@ def _units(results: Path) -> tuple[dict[str, Any], Charts]:
     """Return the largest pairs, and a chart of how much of each unit its directions explain."""
     tables = {kind.name: read_parquet(results / f"{kind.name}.parquet", kind) for kind in UNIT_TABLES.values()}
     largest = tables["pairs"].nsmallest(_LARGEST, "contribution_rank")
-    content = {"largest": largest.to_dict("records"), "count": len(tables["pairs"])}
+    heads = tables["heads"].sort_values("head")
+    layer = heads["layer"].tolist() if set(LAYER_COLUMNS) <= set(heads) else [0] * len(heads)
+    ledger = read_csv(results / "ledger.csv", LEDGER)
+    pairs = ledger[ledger["part"] == "pairs"]
+    content = {
+        "largest": largest.to_dict("records"),
+        "count": len(tables["pairs"]),
+        "names": head_names(layer),
+        "rest": not set(ledger["part"]) <= {"pairs", "constants"},
+        "energy": pairs["energy"].sum(),
+        "variance": pairs["variance"].sum(min_count=1),
+    }
     return content, {"explained": charts.explained_chart(tables)}
 
 
@@ -200,7 +212,12 @@ def _registers(results: Path) -> tuple[dict[str, Any], Charts]:
     sinks = tokens.loc[tokens["sink"].astype(bool), "index"].tolist()
     sink = sinks[0] if sinks else None
     neurons = table[table["kind"] == "neuron"].nsmallest(_SINK_NEURONS, "rank")
-    content = {"sink": sink, "neurons": neurons.to_dict("records"), "strongest": int(attention.argmax())}
+    content = {
+        "sink": sink,
+        "neurons": neurons.to_dict("records"),
+        "zeroed": neurons["attention_drop"].notna().any(),
+        "strongest": int(attention.argmax()),
+    }
     return content, {"registers": charts.attention_chart(attention, sink)}
 
 

@@ -9,7 +9,7 @@ from nadpipe.store.explorer import join_maps, read_extremes
 from nadpipe.store.kinds.explorer import FIRING
 from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, UNIT_TABLES
 from nadpipe.store.manifest import read_images
-from nadpipe.store.pool import read_pool
+from nadpipe.store.pool import read_weights
 from nadpipe.store.shards import open_shards
 from nadpipe.store.tables import read_parquet
 
@@ -44,7 +44,8 @@ def build_explorer(
         thumbnail: Side of an image, in pixels.
         copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
-    pool, model = read_pool(readout)
+    weights = read_weights(readout)
+    model = weights.model
     tables = Tables(
         read_parquet(pairs, UNIT_TABLES["pair"], model).sort_values(["head", "neuron"], ignore_index=True),
         read_parquet(neurons, UNIT_TABLES["neuron"], model).set_index("neuron"),
@@ -55,6 +56,6 @@ def build_explorer(
     maps = join_maps(stores, ends)
     manifest = read_images(images, copy).set_index("image_id")
     with atomic_path(output) as folder:
-        write_pages(folder, model, pool, tables, texts, ends, maps, ends.image_id)
+        write_pages(folder, weights, tables, texts, ends, maps, ends.image_id)
         write_images(folder, manifest, ends.image_id, ends.views, stores, thumbnail)
         list_files(folder)

@@ -15,6 +15,7 @@ from nadpipe.pages.pictures import contact_sheet, shrink
 from nadpipe.progress import track
 from nadpipe.store.atomic import atomic_path
 from nadpipe.store.kinds.analyses import POLYSEMANTICITY
+from nadpipe.store.kinds.units import LAYER_COLUMNS
 from nadpipe.store.manifest import read_images
 from nadpipe.store.tables import read_parquet
 
@@ -50,7 +51,8 @@ def draw_retrieval(
             largest_pairs = table[(table["unit"] == "pair") & (table["neuron"] == neuron.neuron)].head(pairs)
             sections = {f"neuron: {_caption(neuron)}": [_entry(neuron, manifest, shown)]}
             for pair in largest_pairs.itertuples():
-                sections[f"head {int(pair.head)}: {_caption(pair)}"] = [_entry(pair, manifest, shown)]
+                head = f"{int(pair.layer)}.{int(pair.layer_head)}" if set(LAYER_COLUMNS) <= set(table) else str(int(pair.head))
+                sections[f"head {head}: {_caption(pair)}"] = [_entry(pair, manifest, shown)]
             sheet = contact_sheet(f"Top images of neuron {neuron.neuron} and of its pairs", sections, {}, _SIDE)
             sheet.save(folder / f"neuron-{neuron.neuron}.png")
 

@@ -18,7 +18,7 @@ from nadpipe.data.views import OPENCV, Box, centre_box, crop_pixels, read_image,
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
 from nadpipe.store.arrays import create_zarr
-from nadpipe.store.kinds.features import FEATURES, VIEW_TABLE
+from nadpipe.store.kinds.features import ACTIVATIONS, FEATURES, VIEW_TABLE
 from nadpipe.store.manifest import move_paths, read_images
 from nadpipe.towers.family import ImageTower
 from nadpipe.towers.model import Model, load_model
@@ -40,6 +40,7 @@ def extract_features(
     stride: float = 0.5,
     resize: Literal["model", "opencv"] = "model",
     block: int | None = None,
+    shown_block: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     dtype: Literal["float32", "float16"] = "float32",
     shard: int = 0,
@@ -62,9 +63,10 @@ def extract_features(
             are interpolated unless it is 1.
         stride: Distance between sliding crops, as a share of their side.
         resize: Filter for sliding crops: the model's own, or bilinear without antialiasing, as cv2 resizes (opencv).
-        block: Block whose activations are taken, from 0; by default the last one, which the model itself reads out.
-        precision: Precision of the convolutions. bfloat16 is several times faster on hardware that supports it; the error is
-            reported.
+        block: Block of the neurons, from 0; by default the last one that reaches a head that is read out.
+        shown_block: Block of a CLIP-ResNet's last stage whose activations are taken instead, from 0.
+        precision: Precision of the layers up to the neurons. bfloat16 is several times faster on hardware that supports it; the
+            error is reported.
         dtype: Type of the stored activations. float16 takes half the space; the error is stored per view.
         shard: Index of the shard, from 0.
         shards: Number of shards.
@@ -79,13 +81,14 @@ def extract_features(
     model = load_model(architecture, pretrained, device)
     stamp = model.stamp.made_by(__name__)
     image_size, boxes = _place_crops(rows, model, views, scale, crop, stride, resize)
-    tower = model.image_tower(precision, image_size, block)
+    tower = model.image_tower(precision, image_size, block, shown_block)
     resize_filter = OPENCV if resize == "opencv" and views == "sliding" else tower.preprocessing.interpolation
     del model  # the tower holds the weights that it needs, and the rest takes memory
     attributes = {"shard": shard, "shards": shards, "images": content, "precision": precision, "views": views}
-    attributes["block"] = tower.block
+    attributes |= {"block": tower.block, "parts": tower.parts, "recipes": tower.recipes}
     sizes = _sizes(tower, sum(map(len, boxes)))
-    with create_zarr(output, FEATURES, stamp, sizes, {"activation": dtype}, attributes=attributes) as store:
+    dtypes = dict.fromkeys(ACTIVATIONS, dtype)
+    with create_zarr(output, FEATURES, stamp, sizes, dtypes, attributes=attributes, omit=_unrecorded(tower, views)) as store:
         for name, values in _view_table(rows, boxes).items():
             store.write(name, values)
         crops = track(_decode(rows, boxes, resize_filter, batch_size, workers), "encoding", "image", len(rows))
@@ -95,11 +98,12 @@ def extract_features(
                 if number == 0:
                     store.describe(encode_image_error=_check_embeddings(tower, normalised[:_COMPARED]))
                     tower = tower.without_reference()
-                z = tower.activations(normalised)
-                embedding = tower.pool_embedding(z)
-                stored = store.as_stored("activation", z)
-                rounding = residual(tower.pool_embedding(stored), embedding) if dtype != "float32" else torch.zeros(len(z))
-            store.append(activation=stored, embedding=embedding, rounding=rounding)
+                features = tower.features(normalised, tokens=views == "sliding")
+                embedding = features["embedding"]
+                stored = features | {name: store.as_stored(name, features[name]) for name in ACTIVATIONS if name in features}
+                exact = dtype == "float32"
+                rounding = torch.zeros(len(embedding)) if exact else residual(tower.rebuild(stored), embedding)
+            store.append(**stored, rounding=rounding)
 
 
 def _place_crops(
@@ -136,8 +140,18 @@ def _sliding_sizes(native: int, token: int, scale: float, crop: float) -> tuple[
 
 
 def _sizes(tower: ImageTower, views: int) -> dict[str, int]:
-    pool = tower.pool
-    return {"view": views, "token": pool.tokens - 1, "neuron": pool.neurons, "embed": pool.embed}
+    readout, spatial = tower.readout, tower.grid**2
+    sizes = {"view": views, "token": spatial, "neuron": readout.neurons, "embed": readout.embed, "head": readout.heads}
+    recorded = {"key": spatial + 1, "layer": len(readout.layers), "part": len(tower.parts), "stream": readout.value.shape[2]}
+    return sizes | recorded | {"recipe": len(tower.recipes)}
+
+
+def _unrecorded(tower: ImageTower, views: Literal["centre", "sliding"]) -> list[str]:
+    """Return the optional arrays that a tower does not record of these views."""
+    if tower.pool is not None:
+        return list(FEATURES.optional)
+    absent = {"gain": not tower.readout.scaled, "token_embedding": views != "sliding"}
+    return [name for name, is_absent in absent.items() if is_absent]
 
 
 def _view_table(rows: pd.DataFrame, boxes: list[list[Box]]) -> dict[str, list[int]]:

@@ -45,7 +45,8 @@ def fit_directions(
     weights, model = read_readout(readout)
     stores = open_shards(moments, PAIR_MOMENTS, model)
     pairs = merged_moments(stores).result()
-    stamp, attributes = model.made_by(__name__), {"top_images": pairs.keep, "views": pairs.views}
+    stamp = model.made_by(__name__)
+    attributes = {"top_images": pairs.keep, "views": pairs.views, "layer": weights.layer.tolist()}
     if UNITS[unit].rank_one:
         _fit_pairs(unit, pairs, weights, stamp, output, attributes)
         return

@@ -21,7 +21,7 @@ from nadpipe.progress import track
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.analyses import POLYSEMANTICITY
 from nadpipe.store.kinds.features import CONTRIBUTIONS
-from nadpipe.store.kinds.units import DIRECTIONS, UNIT_TABLES
+from nadpipe.store.kinds.units import DIRECTIONS, LAYER_COLUMNS, UNIT_TABLES
 from nadpipe.store.readout import read_readout
 from nadpipe.store.shards import head_coefficients, join, open_shards
 from nadpipe.store.tables import read_parquet, write_parquet
@@ -78,7 +78,12 @@ def measure_polysemanticity(
     units = pd.concat([neuron_table, *tables], ignore_index=True).astype({"head": "Int32"})
     pair_names = read_parquet(pairs, UNIT_TABLES["pair"], model)
     neuron_names = read_parquet(neurons, UNIT_TABLES["neuron"], model)
-    write_parquet(output, POLYSEMANTICITY, _add_names(units, pair_names, neuron_names), model.made_by(__name__))
+    table = _add_names(units, pair_names, neuron_names)
+    layered = {name: column for name, column in LAYER_COLUMNS.items() if name in pair_names}
+    if layered:
+        heads = pair_names[["head", *layered]].drop_duplicates().astype("Int32")
+        table = table.merge(heads, on="head", how="left")
+    write_parquet(output, POLYSEMANTICITY, table, model.made_by(__name__), layered)
 
 
 def _top_images(value: Float[Tensor, "image unit"], top: int) -> Int[Tensor, "unit top"]:

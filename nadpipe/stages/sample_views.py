@@ -13,7 +13,7 @@ from nadpipe.store.manifest import read_images
 
 
 def sample_views(images: Path, features: Path, output: Path, number: int = 200) -> None:
-    """Write the activations of one shard's views of the sampled images. A shard may have none.
+    """Write activations, and recorded attention, of one shard's views of the sampled images. A shard may have none.
 
     Args:
         images: Manifest of the data set.
@@ -28,11 +28,13 @@ def sample_views(images: Path, features: Path, output: Path, number: int = 200) 
     spaced = np.linspace(0, len(manifest) - 1, min(number, len(manifest))).round().astype(int)
     image_id = source.read("image_id")
     rows = np.flatnonzero(np.isin(image_id, manifest["image_id"].to_numpy()[spaced]))
-    _, token, neuron = source["activation"].shape
+    names = [name for name in ("activation", "attention") if name in source]
     attributes = {name: source.attributes[name] for name in ("shard", "shards", "images")}
     dtype = {"activation": str(source["activation"].dtype)}
-    sizes = {"view": len(rows), "token": token, "neuron": neuron}
-    with create_zarr(output, SAMPLED_VIEWS, source.stamp.made_by(__name__), sizes, dtype, attributes=attributes) as store:
+    axes = {axis for name in names for axis in zip(FEATURES.arrays[name].axes, source[name].shape, strict=True)}
+    sizes, stamp = dict(axes) | {"view": len(rows)}, source.stamp.made_by(__name__)
+    omit = [name for name in SAMPLED_VIEWS.optional if name not in names]
+    with create_zarr(output, SAMPLED_VIEWS, stamp, sizes, dtype, attributes=attributes, omit=omit) as store:
         store.write("image_id", image_id[rows])
         for row in track(rows, "copying", "view", len(rows)):
-            store.append(activation=source.read("activation", slice(row, row + 1)))
+            store.append(**{name: source.read(name, slice(row, row + 1)) for name in names})

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from nadpipe.circuit import canvas as canvases
 from nadpipe.circuit import metrics, segmentation
+from nadpipe.circuit.attention import RecordedAttention
 from nadpipe.circuit.canvas import Labelling
 from nadpipe.circuit.readout import count_pairs
 from nadpipe.circuit.segmentation import Pairs, Query, Tokens, Variant
@@ -21,11 +22,11 @@ from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
 from nadpipe.store.arrays import ZarrStore, open_zarr
 from nadpipe.store.atomic import atomic_path
-from nadpipe.store.kinds.features import FEATURES, HEAD_MEANS, VIEW_TABLE
+from nadpipe.store.kinds.features import HEAD_MEANS, VIEW_TABLE
 from nadpipe.store.kinds.segmentation import CONFUSION, REGISTERS
 from nadpipe.store.label_maps import write_label_map
 from nadpipe.store.manifest import read_images
-from nadpipe.store.pool import read_pool
+from nadpipe.store.pool import open_features, read_recorded, read_weights
 from nadpipe.store.selection import read_selection
 from nadpipe.store.stamp import Stamp
 from nadpipe.store.tables import create_parquet, read_parquet
@@ -79,10 +80,12 @@ def segment_images(
         area_threshold: Classes that cover a smaller share of an image are removed, except background.
         copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
-    pool, model = read_pool(readout)
+    weights = read_weights(readout)
+    model = weights.model
+    pool = weights.pool or RecordedAttention(weights.readout, weights.grid)
     manifest = read_images(images, copy).set_index("image_id")
     dataset, class_list = read_classes(classes)
-    store = open_zarr(features, FEATURES, model)
+    store = open_features(features, weights)
     if store.attributes["views"] != "sliding":
         raise NadpipeError(f"{features}: has single crops, which do not cover the image; extract features with sliding views")
     selected = read_selection(selection, model)
@@ -133,7 +136,8 @@ def _segment(
     logits: dict[Variant, list[torch.Tensor]] = {variant: [] for variant in variants}
     for start in range(views.index[0], views.index[-1] + 1, _VIEWS):
         rows = slice(start, min(start + _VIEWS, views.index[-1] + 1))
-        tokens = Tokens(store.tensor("activation", rows).float(), query)
+        recorded = read_recorded(store, rows) if isinstance(query.pool, RecordedAttention) else None
+        tokens = Tokens(store.tensor("activation", rows).float(), query, recorded)
         for variant in variants:
             method_pairs = None if variant.k is None else pairs[variant.k]
             logits[variant].append(segmentation.LOGITS[variant.method](tokens, method_pairs))

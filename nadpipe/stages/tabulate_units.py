@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nadpipe.circuit.unit_kinds import UNITS, UnitName
+from nadpipe.circuit.unit_kinds import UNITS, UnitName, layer_heads
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
 from nadpipe.store.arrays import open_zarr
-from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, DIRECTIONS, UNIT_TABLES, explained_column
+from nadpipe.store.kinds.units import ASSIGNMENTS, CORRELATIONS, DIRECTIONS, LAYER_COLUMNS, UNIT_TABLES, explained_column
+from nadpipe.store.schema import Column
 from nadpipe.store.tables import read_parquet, write_parquet
 
 _NORMS = ("mean_norm", "std_norm", "top_norm")
@@ -41,7 +42,11 @@ def tabulate_units(
     table = pd.DataFrame(dict(zip(keys, grid, strict=True)))
     for name in track([*(_RANK_ONE_NUMBERS if kind.rank_one else ()), *_NORMS], f"tabulating {unit}s", "column"):
         table[name] = store.read(name).ravel()
-    extra_columns = {}
+    extra_columns: dict[str, Column] = {}
+    layer = store.attributes["layer"]
+    if "head" in keys and any(layer):
+        extra_columns |= LAYER_COLUMNS
+        table["layer"], table["layer_head"] = (np.array(values)[table["head"]] for values in (layer, layer_heads(layer)))
     if kind.rank_one:
         table["explained"] = np.where(table["std_norm"] > 0, 1.0, np.nan)
     else:

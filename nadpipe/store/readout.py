@@ -25,6 +25,7 @@ def write_readout(
     for name, values in arrays.items():
         sizes |= dict(zip(READOUT.arrays[name].axes, values.shape, strict=True))
     omitted = [name for name in READOUT.arrays if name not in arrays]
+    attributes = {**attributes, "scaled": readout.scaled}
     with create_zarr(path, READOUT, stamp, sizes, attributes=attributes, omit=omitted) as store:
         for name, values in arrays.items():
             store.write(name, values)
@@ -46,4 +47,5 @@ def load_readout(store: ZarrStore) -> Readout:
         output_bias=store.tensor("output_bias"),
         layer=store.tensor("layer"),
         write=store.tensor("write") if "write" in store else None,
+        scaled=bool(store.attributes["scaled"]),
     )

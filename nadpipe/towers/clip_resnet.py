@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,9 +34,24 @@ class ResNetTower(ImageTower):
     block: int
     device: torch.device
 
-    def activations(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view spatial neuron"]:
-        """Compute z, the output of the chosen block of the last stage, row by row, in float32 for every precision."""
-        return self._run(pixels, self.block)
+    @property
+    def readout(self) -> Readout:
+        """Readout of the attention pool."""
+        return self.pool.readout
+
+    @property
+    def grid(self) -> int:
+        """Side of the square of spatial tokens."""
+        return self.pool.grid
+
+    def features(self, pixels: Float[Tensor, "view 3 row column"], tokens: bool = False) -> dict[str, Tensor]:
+        """Compute z, the output of the chosen block of the last stage, and the embedding that the pool makes of it."""
+        z = self._run(pixels, self.block)
+        return {"activation": z, "embedding": self.pool_embedding(z)}
+
+    def rebuild(self, features: Mapping[str, Tensor]) -> Float[Tensor, "view embed"]:
+        """Compute the output of the attention pool."""
+        return self.pool_embedding(features["activation"])
 
     def embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
         """Compute the image embedding, not normalised. The attention pool runs in float32."""
@@ -90,19 +106,6 @@ class ClipResNet(Family):
         """Return the side of a spatial token in pixels, which is the same for all ResNets."""
         return _TOKEN
 
-    def pool(self, visual: ModifiedResNet) -> AttentionPool:
-        """Return the weights of the attention pool; the tensors are the model's own."""
-        module = visual.attnpool
-        heads = module.num_heads
-        query, key, value = (
-            (layer.weight.detach().unflatten(0, (heads, -1)), layer.bias.detach().unflatten(0, (heads, -1)))
-            for layer in (module.q_proj, module.k_proj, module.v_proj)
-        )
-        output = module.c_proj.weight.detach().unflatten(1, (heads, -1)).transpose(0, 1)
-        layer = torch.zeros(heads, dtype=torch.int64, device=output.device)
-        readout = Readout(*value, output=output, output_bias=module.c_proj.bias.detach(), layer=layer)
-        return AttentionPool(readout, module.positional_embedding.detach(), *query, *key)
-
     def open_tower(
         self,
         visual: ModifiedResNet,
@@ -110,20 +113,22 @@ class ClipResNet(Family):
         precision: Precision,
         image_size: int | None,
         block: int | None,
+        shown_block: int | None,
     ) -> ResNetTower:
         """Return a tower with folded batch norms. It shares only the attention pool's weights with `visual`.
 
-        block: block of the last stage, from 0.
+        block: the last block of the last stage, because the pool reads only this one. shown_block: block of the last stage.
         Raises NadpipeError if the last stage has no such block or the size is not a whole number of tokens.
         """
         blocks = len(visual.layer4)
-        if block is None:
-            block = blocks - 1
+        if block not in (None, blocks - 1):
+            raise NadpipeError(f"model.block: the attention pool of a CLIP-ResNet reads block {blocks - 1}; set null")
+        block = blocks - 1 if shown_block is None else shown_block
         if not 0 <= block < blocks:
             raise NadpipeError(
                 f"segmentation.block: the model's last stage has no block {block}; choose one from 0 to {blocks - 1}"
             )
-        pool = self.pool(visual)
+        pool = read_pool(visual.attnpool)
         if image_size is not None and image_size != preprocessing.image_size:
             if image_size % _TOKEN:
                 raise NadpipeError(
@@ -144,6 +149,19 @@ class ClipResNet(Family):
 
 
 FAMILY = ClipResNet()
+
+
+def read_pool(module: AttentionPool2d) -> AttentionPool:
+    """Return the weights of an attention pool; the tensors are the module's own."""
+    heads = module.num_heads
+    query, key, value = (
+        (layer.weight.detach().unflatten(0, (heads, -1)), layer.bias.detach().unflatten(0, (heads, -1)))
+        for layer in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    output = module.c_proj.weight.detach().unflatten(1, (heads, -1)).transpose(0, 1)
+    layer = torch.zeros(heads, dtype=torch.int64, device=output.device)
+    readout = Readout(*value, output=output, output_bias=module.c_proj.bias.detach(), layer=layer)
+    return AttentionPool(readout, module.positional_embedding.detach(), *query, *key)
 
 
 def fold_batch_norms(module: torch.nn.Module) -> torch.nn.Module:

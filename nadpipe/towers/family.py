@@ -4,6 +4,7 @@ Each family has its own module, such as clip_resnet.py. Other modules use only t
 """
 
 import abc
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,35 +12,57 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nadpipe.circuit.attention import AttentionPool
+from nadpipe.circuit.readout import Readout
 from nadpipe.towers.preprocessing import Preprocessing
 
 Precision = Literal["float32", "bfloat16"]
+Part = tuple[str, int | None]  # name and layer of a path to the embedding
 
 
 class ImageTower(abc.ABC):
     """An image tower that is ready to run: its size, block, precision and device are fixed.
 
-    preprocessing: of the images that this tower takes. pool: readout and attention weights for the same image size. block:
-    index of the block whose activations are returned, from 0.
+    preprocessing: of the images that this tower takes. pool: weights of the attention for the same image size; None for towers
+    that record attention. recipes: of the array `token_embedding` of the features. block: block of the neurons, from 0.
     """
 
     preprocessing: Preprocessing
-    pool: AttentionPool
+    pool: AttentionPool | None
+    recipes: tuple[str, ...] = ()
     precision: Precision
     block: int
     device: torch.device
 
+    @property
     @abc.abstractmethod
-    def activations(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view spatial neuron"]:
-        """Compute the block's spatial activations z, row by row, in float32 for every precision."""
+    def readout(self) -> Readout:
+        """Weights of the heads that are read out."""
+
+    @property
+    @abc.abstractmethod
+    def grid(self) -> int:
+        """Side of the square of spatial tokens."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Paths of the rest, in the order of the array `part` of the features; none without a rest."""
+        return ()
+
+    @abc.abstractmethod
+    def features(self, pixels: Float[Tensor, "view 3 row column"], tokens: bool = False) -> dict[str, Tensor]:
+        """Compute the features of views: arrays by name, in float32 for every precision.
+
+        Every tower has `activation`, z of the spatial tokens row by row, and `embedding`, not normalised. Towers without a pool
+        add what their trace needs (`nadpipe.circuit.attention.view_trace`), and, if `tokens`, the array `token_embedding`.
+        """
+
+    @abc.abstractmethod
+    def rebuild(self, features: Mapping[str, Tensor]) -> Float[Tensor, "view embed"]:
+        """Compute the embedding, not normalised, from features whose activations may have lost precision, in float32."""
 
     @abc.abstractmethod
     def embedding(self, pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view embed"]:
         """Compute the image embedding with all blocks in this tower's precision, not normalised."""
-
-    @abc.abstractmethod
-    def pool_embedding(self, z: Float[Tensor, "view spatial neuron"]) -> Float[Tensor, "view embed"]:
-        """Compute the image embedding from activations with the model's own attention pool in float32, not normalised."""
 
     @abc.abstractmethod
     def reference_embedding(
@@ -73,10 +96,6 @@ class Family(abc.ABC):
         """Return the side of a spatial token in pixels."""
 
     @abc.abstractmethod
-    def pool(self, visual: torch.nn.Module) -> AttentionPool:
-        """Return the readout and attention weights for the model's own image size."""
-
-    @abc.abstractmethod
     def open_tower(
         self,
         visual: torch.nn.Module,
@@ -84,10 +103,12 @@ class Family(abc.ABC):
         precision: Precision,
         image_size: int | None,
         block: int | None,
+        shown_block: int | None,
     ) -> ImageTower:
         """Return a tower that is ready to run. It may share weights with `visual`, which stays unchanged.
 
         image_size: side of the square images in pixels; None for the model's own.
-        block: block whose activations are taken, from 0; None for the last one.
+        block: block of the neurons, from 0; None for the last one that reaches a head that is read out.
+        shown_block: block whose activations are taken instead, if its neurons are the same; None for `block`.
         Raises NadpipeError if the tower has no such block or the size is not a whole number of tokens.
         """

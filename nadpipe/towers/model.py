@@ -10,17 +10,16 @@ import open_clip
 import torch
 from open_clip.transform import merge_preprocess_dict
 
-from nadpipe.circuit.attention import AttentionPool
 from nadpipe.errors import NadpipeError
 from nadpipe.store.stamp import Stamp
-from nadpipe.towers import clip_resnet
+from nadpipe.towers import clip_resnet, vit
 from nadpipe.towers.checkpoints import fill_model, read_state, state_sha256
 from nadpipe.towers.devices import find_device
 from nadpipe.towers.family import Family, ImageTower, Precision
 from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
 from nadpipe.towers.sources import display_name, find_checkpoint, read_config
 
-FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY,)
+FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, vit.FAMILY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,26 +42,26 @@ class Model:
         return next(self.clip.parameters()).device
 
     @property
-    def pool(self) -> AttentionPool:
-        """Return the readout and attention weights of the image tower for the model's own image size."""
-        return self.family.pool(self.clip.visual)
-
-    @property
     def token_size(self) -> int:
         """Return the side of a spatial token of the image tower in pixels."""
         return self.family.token_size(self.clip.visual)
 
     def image_tower(
-        self, precision: Precision = "float32", image_size: int | None = None, block: int | None = None
+        self,
+        precision: Precision = "float32",
+        image_size: int | None = None,
+        block: int | None = None,
+        shown_block: int | None = None,
     ) -> ImageTower:
         """Return the image tower, ready to run.
 
-        precision: of the convolutions; bfloat16 runs them under autocast.
+        precision: of the layers up to the neurons; bfloat16 runs them under autocast.
         image_size: side of the square images in pixels; positional embeddings are interpolated. None for the model's own.
-        block: block whose activations are taken, from 0; None for the last one.
+        block: block of the neurons, from 0; None for the last one that reaches a head that is read out.
+        shown_block: block of a CLIP-ResNet whose activations are taken instead; None for `block`.
         Raises NadpipeError if the tower has no such block or the size is not a whole number of tokens.
         """
-        return self.family.open_tower(self.clip.visual, self.preprocessing, precision, image_size, block)
+        return self.family.open_tower(self.clip.visual, self.preprocessing, precision, image_size, block, shown_block)
 
 
 def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
@@ -106,9 +105,19 @@ def _find_family(architecture: str, config: dict[str, Any]) -> Family:
     for family in FAMILIES:
         if family.accepts(config):
             return family
-    tower = config["vision_cfg"].get("timm_model_name", "a vision transformer")
+    tower = _describe(config)
     needed = ", or ".join(family.requirement for family in FAMILIES)
     raise NadpipeError(f"{architecture}: image tower is {tower}; nadpipe needs {needed}")
+
+
+def _describe(config: dict[str, Any]) -> str:
+    """Return the image tower of a model config in words."""
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        return f"{vision['timm_model_name']} with the pool {vision.get('timm_pool', 'avg') or 'of timm'}"
+    settings = [name for name in vit.UNSUPPORTED if vision.get(name)]
+    settings += [f"pool_type {vision['pool_type']}"] if vision.get("pool_type", "tok") != "tok" else []
+    return " with ".join(["a vision transformer", ", ".join(settings)]) if settings else "unknown"
 
 
 def _identity(weights_sha256: str, config: dict[str, Any], preprocessing: Preprocessing) -> str:

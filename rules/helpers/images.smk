@@ -88,7 +88,7 @@ def view_options(dataset):
         return ["--views", "centre"]
     names = ("scale", "crop", "stride", "resize")
     options = [word for name in names for word in (f"--{name}", section[name])]
-    block = [] if section["block"] is None else ["--block", section["block"]]
+    block = [] if section["block"] is None else ["--shown-block", section["block"]]
     return ["--views", "sliding", *options, *block]
 
 

@@ -32,14 +32,19 @@ def draw(table: pd.DataFrame) -> Figure:
     left.set(xlabel="column", ylabel="row")
     figure.colorbar(heatmap, ax=left, shrink=0.8)
     ranked = neurons.sort_values("rank").reset_index(drop=True)
+    measure, title = ("decrease of its attention", "neurons that it depends on most")
+    effect = ranked["attention_drop"]
+    if effect.isna().all():  # attention is recorded
+        measure, title = ("activation there - elsewhere", "neurons that are most active there")
+        effect = ranked["activation"] - ranked["elsewhere"]
     top = ranked.head(_TOP)[::-1]
-    middle.barh(range(len(top)), top["attention_drop"], color=COLOURS[0])
-    middle.set(yticks=range(len(top)), yticklabels=top["index"], ylabel="neuron", xlabel="decrease of its attention")
+    middle.barh(range(len(top)), effect[top.index], color=COLOURS[0])
+    middle.set(yticks=range(len(top)), yticklabels=top["index"], ylabel="neuron", xlabel=measure)
     middle.locator_params(axis="x", nbins=4)
-    middle.set_title("neurons that it depends on most", fontsize=10)
-    right.plot(np.arange(1, len(ranked) + 1), ranked["attention_drop"], color=COLOURS[0])
+    middle.set_title(title, fontsize=10)
+    right.plot(np.arange(1, len(ranked) + 1), effect, color=COLOURS[0])
     right.axhline(0, color="0.7", linewidth=0.8)
-    right.set(xscale="log", xlabel="neurons by rank", ylabel="decrease of its attention")
+    right.set(xscale="log", xlabel="neurons by rank", ylabel=measure)
     right.set_title("all neurons", fontsize=10)
     for axes in (middle, right):
         remove_box(axes)

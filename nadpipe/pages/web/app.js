@@ -60,7 +60,9 @@ function makeSVG(tag, attributes, ...children) {
 }
 
 const link = (href, text, more = {}) => make("a", { href, ...more }, text);
-const pairLink = (head, neuron) => link(`#/pair/${head}/${neuron}`, `${head}/${neuron}`);
+let names = []; // of the heads
+const headName = (head) => names[head] ?? String(head);
+const pairLink = (head, neuron) => link(`#/pair/${head}/${neuron}`, `${headName(head)}/${neuron}`);
 const textLink = (text) => link(`#/search/${encodeURIComponent(text)}`, text);
 const number = (value) => (value === null ? "–" : String(+value.toPrecision(3)));
 
@@ -103,7 +105,7 @@ async function home(requested = "0") {
     "All pairs by size",
     make("p", {}, `${about.architecture} has ${total.toLocaleString("en")} pairs of ${about.heads} heads and ${about.neurons} neurons, `
       + `measured on ${about.images} images. A pair's size is the root mean square norm of its centred contributions to the embedding.`),
-    make("p", {}, "Heads: ", ...Array.from({ length: about.heads }, (_, head) => [link(`#/head/${head}`, `${head}`), " "]).flat()),
+    make("p", {}, "Heads: ", ...Array.from({ length: about.heads }, (_, head) => [link(`#/head/${head}`, headName(head)), " "]).flat()),
     pages([
       page > 0 && link(`#/pairs/${page - 1}`, "← larger", { rel: "prev" }),
       make("span", {}, `page ${page + 1} of ${last + 1}`),
@@ -118,7 +120,7 @@ async function head(which, requested = "0") {
   const [about, texts, content] = await Promise.all([load("about"), load("texts"), load(`heads/${which}`)]);
   const last = Math.ceil(content.pairs.length / about.page) - 1;
   return [
-    `Head ${which}`,
+    `Head ${headName(which)}`,
     make("p", {}, `Rank ${content.about.rank} of ${about.heads} heads, size ${number(content.about.size)}; `
       + `its first directions explain ${content.about.explained.map((share) => `${number(100 * share)}%`).join(", ")}.`),
     pages([
@@ -128,7 +130,7 @@ async function head(which, requested = "0") {
       page < last && link(`#/head/${which}/${page + 1}`, "smaller pairs"),
       Number(which) < about.heads - 1 && link(`#/head/${+which + 1}`, "next head →", { rel: "next" }),
     ]),
-    table(PAIR_COLUMNS, pairRows(content.pairs.slice(page * about.page, (page + 1) * about.page), texts), `Pairs of head ${which}`),
+    table(PAIR_COLUMNS, pairRows(content.pairs.slice(page * about.page, (page + 1) * about.page), texts), `Pairs of head ${headName(which)}`),
   ];
 }
 
@@ -171,8 +173,8 @@ async function pair(whichHead, whichNeuron) {
   const toggle = make("input", { type: "checkbox", id: "maps", checked: "", onchange: (event) => main.classList.toggle("plain", !event.target.checked) });
   main.classList.remove("plain");
   return [
-    `Pair ${whichHead}/${whichNeuron}`,
-    make("p", {}, "Head ", link(`#/head/${whichHead}`, whichHead), ", neuron ", link(`#/neuron/${whichNeuron}`, whichNeuron), "."),
+    `Pair ${headName(whichHead)}/${whichNeuron}`,
+    make("p", {}, "Head ", link(`#/head/${whichHead}`, headName(whichHead)), ", neuron ", link(`#/neuron/${whichNeuron}`, whichNeuron), "."),
     neighbours("neuron", +whichNeuron, about.neurons, (index) => `#/pair/${whichHead}/${index}`),
     make("div", { class: "sides" },
       make("section", {}, make("h2", {}, "Properties"), make("dl", {},
@@ -275,6 +277,7 @@ async function show() {
   let title, content;
   try {
     if (!Object.hasOwn(ROUTES, name)) throw new Error(`no page ${name}`);
+    names = (await load("about")).names;
     [title, ...content] = await ROUTES[name](...rest);
   } catch (error) {
     [title, content] = ["Not found", [make("p", {}, `${error.message}. `, link("#/", "All pairs"))]];
@@ -291,10 +294,11 @@ async function show() {
 document.getElementById("search").addEventListener("submit", (event) => {
   event.preventDefault();
   const query = document.getElementById("query").value.trim();
-  const numbers = query.match(/^(\d+)\s*[/ ,]\s*(\d+)$/);
-  const head = query.match(/^head\s+(\d+)$/i);
-  if (head) location.hash = `#/head/${head[1]}`;
-  else if (numbers) location.hash = `#/pair/${numbers[1]}/${numbers[2]}`;
+  const numbers = query.match(/^([\d.]+)\s*[/ ,]\s*(\d+)$/);
+  const head = query.match(/^head\s+([\d.]+)$/i);
+  const numbered = (name) => (names.includes(name) ? names.indexOf(name) : name);
+  if (head) location.hash = `#/head/${numbered(head[1])}`;
+  else if (numbers) location.hash = `#/pair/${numbered(numbers[1])}/${numbers[2]}`;
   else if (/^\d+$/.test(query)) location.hash = `#/neuron/${query}`;
   else if (query) location.hash = `#/search/${encodeURIComponent(query)}`;
 });

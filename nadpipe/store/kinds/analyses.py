@@ -16,6 +16,23 @@ _FIDELITY = {
     "classes": "labels to choose from",
     "attributes": "0/1 columns of the table that vary over the images",
 }
+LEDGER = CsvKind(
+    "ledger",
+    "results/ledger.csv",
+    {
+        "part": "pairs: neurons through heads; heads: the rest of what the heads of a block write; mlp: MLP of a block, not "
+        "through heads; input: patch and positional embeddings; shift: bias of the last norm; constants: biases of the heads",
+        "layer": "block of the heads or of the MLP; empty for a pool and for parts of no block",
+        "energy": "mean over images of ⟨part, embedding⟩, divided by that of ‖embedding‖²; the shares sum to 1",
+        "variance": "the same with means over images subtracted: share of the variance; the shares sum to 1",
+        "images": "number of views measured",
+    },
+    Final(
+        "measure_ledger",
+        "Analyses",
+        "Share of the embedding that pairs and every other path carry. A statement about pairs concerns only their share.",
+    ),
+)
 RECONSTRUCTION = CsvKind(
     "reconstruction",
     "results/reconstruction.csv",

@@ -10,6 +10,34 @@ VIEW_TABLE = {
     "resized_height": Array(("view",), "int", "pixels", "view table"),
     "resized_width": Array(("view",), "int", "pixels", "view table"),
 }
+_RECORDED = {  # by towers whose attention does not follow from the activations
+    "query_activation": Array(
+        ("view", "neuron"), "float", "activation", "z at the token of the query, such as the class token"
+    ),
+    "attention": Array(
+        ("view", "head", "key"),
+        "float",
+        "share, sums to 1 over keys",
+        "a[h, t]; key 0 is the token of the query, then the spatial tokens",
+    ),
+    "scale": Array(("view", "layer", "key"), "float", "1 / stream", "1/σ of the norm before each layer's heads"),
+    "gain": Array(("view",), "float", "1 / stream", "1/σ of the norm after the heads; missing for 1"),
+    "part": Array(
+        ("view", "part", "embed"),
+        "float",
+        "embedding units",
+        "the rest by path; attribute parts has the name and the layer of each",
+    ),
+    "stream": Array(("view", "layer", "key", "stream"), "float", "unit variance", "what each layer's heads read, normalised"),
+    "token_embedding": Array(
+        ("view", "recipe", "token", "embed"),
+        "float",
+        "embedding units",
+        "embedding of each spatial token by recipes of the literature, which attribute recipes names; only of sliding views",
+    ),
+}
+ACTIVATIONS = ("activation", "query_activation")
+TRACED = ("activation", *(name for name in _RECORDED if name not in ("stream", "token_embedding")))  # what a trace consists of
 FEATURES = StoreKind(
     "features",
     "results/artifacts/<dataset>/features/<shard>.zarr",
@@ -22,17 +50,20 @@ FEATURES = StoreKind(
             "image tower; attribute encode_image_error is its distance from open_clip's encode_image",
         ),
         "rounding": Array(
-            ("view",), "float", "relative", "‖attention pool of the stored activation - embedding‖ / ‖embedding‖, 0 in float32"
+            ("view",), "float", "relative", "‖embedding of the stored activation - embedding‖ / ‖embedding‖, 0 in float32"
         ),
+        **_RECORDED,
         **VIEW_TABLE,
     },
-    first={"token": 1},  # token 0 is the pooled token, which has no activation of its own
+    first={"token": 1},  # token 0 is that of the query; in a CLIP-ResNet it has no activation of its own
+    optional=tuple(_RECORDED),
 )
 SAMPLED_VIEWS = StoreKind(
     "sampled views",
     "results/artifacts/discovery/samples/<shard>.zarr",
-    {name: FEATURES.arrays[name] for name in ("activation", "image_id")},
+    {name: FEATURES.arrays[name] for name in ("activation", "attention", "image_id")},
     first=FEATURES.first,
+    optional=("attention",),
 )
 CONTRIBUTIONS = StoreKind(
     "contributions",
@@ -61,7 +92,20 @@ _HEAD_MEANS = {
     "attention_mean": Array(("head", "token"), "float", "share", "mean over views of a[h, t]"),
     "value_mean": Array(("head", "token", "width"), "float", "value", "mean over views of a[h, t] (W_V^h x_t + b_V^h)"),
 }
-SHARD_MEANS = StoreKind("head means of a shard", "results/artifacts/<dataset>/head_means/<shard>.zarr", _HEAD_MEANS)
+SHARD_MEANS = StoreKind(
+    "head means of a shard",
+    "results/artifacts/<dataset>/head_means/<shard>.zarr",
+    {
+        **_HEAD_MEANS,
+        "part_mean": Array(
+            ("part", "embed"),
+            "float",
+            "embedding units",
+            "mean over views of each part of y; attribute parts has names and layers",
+        ),
+        "part_product": Array(("part",), "float", "embedding units²", "mean over views of ⟨part, y⟩"),
+    },
+)
 HEAD_MEANS = StoreKind("head means", "results/artifacts/discovery/head_means.zarr", _HEAD_MEANS)
 DENSE = StoreKind(
     "dense contributions",

@@ -64,12 +64,12 @@ REGISTERS = TableKind(
     "registers",
     "results/registers.parquet",
     {
-        "kind": Column(
-            "text", "token: a spatial token of the attention pool; neuron: effect of zeroing it on the token in column token"
-        ),
+        "kind": Column("text", "token: a spatial token; neuron: effect of zeroing it on the token in column token"),
         "index": Column("int32", "spatial token, row by row from 0, or neuron"),
         "rank": Column(
-            "int32", "1 for the largest attention (tokens), attention_drop or attention_change (neurons, by registers.rank_by)"
+            "int32",
+            "1 for the largest attention (tokens), attention_drop or attention_change (neurons, by registers.rank_by); by "
+            "activation - elsewhere if these are null",
         ),
         "attention": Column("float32", "tokens: mean attention over heads and images"),
         "relative_attention": Column("float32", "tokens: attention divided by the median token's"),
@@ -83,7 +83,9 @@ REGISTERS = TableKind(
             "int32", "neurons: token that the next columns refer to: the sink, or else the one of largest mean attention"
         ),
         "attention_drop": Column(
-            "float32", "neurons: mean decrease of that token's attention if the neuron is zeroed at all tokens"
+            "float32",
+            "neurons: mean decrease of that token's attention if the neuron is zeroed at all tokens; null if attention is "
+            "recorded, as in vision transformers",
         ),
         "attention_change": Column("float32", "neurons: mean over images of the absolute change of that token's attention"),
         "embedding_change": Column(

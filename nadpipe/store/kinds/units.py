@@ -5,7 +5,7 @@ from nadpipe.store.schema import Array, Column, Final, StoreKind, TableKind
 
 AXIS_COLUMNS = {
     "head": Column("int32", "head that is read out"),
-    "neuron": Column("int32", "neuron (channel) of the last residual block"),
+    "neuron": Column("int32", "neuron: channel of the last residual block, or MLP neuron of model.block"),
 }
 
 
@@ -122,6 +122,12 @@ CORRELATIONS = TableKind(
         ),
     },
 )
+
+
+LAYER_COLUMNS = {  # only if the heads are those of a tower's blocks
+    "layer": Column("int32", "block of the head, from 0"),
+    "layer_head": Column("int32", "number of the head in its block, from 0"),
+}
 
 
 def explained_column(component: int) -> Column:
