@@ -31,7 +31,7 @@ from nadpipe.circuit.methods import METHODS
 from nadpipe.data.classes import parse_names
 from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
-from nadpipe.data.listing import csv_columns
+from nadpipe.data.text_files import read_header, text_problem
 from nadpipe.errors import NadpipeError
 
 DEMO_FOLDER = Path("results/demo")
@@ -111,6 +111,9 @@ def _check_unmixed(values: list[int | float]) -> list[int | float]:
 def _check_line(text: str) -> str:
     if not text.strip() or "\n" in text:
         raise ValueError(f"{text!r} is not one line of text; give one line that is not empty")
+    problem = text_problem(text)
+    if problem is not None:
+        raise ValueError(problem)
     return text
 
 
@@ -685,7 +688,11 @@ def _dataset_errors(dataset: Dataset) -> Iterator[str]:
     if _is_set(dataset, "reduce_zero_label") and (dataset.classes is None or layout.has_fixed_values):
         yield "reduce_zero_label: it applies only to classes that the config gives; remove it"
     if layout.is_file and path.suffix == ".csv" and path.is_file():
-        columns = csv_columns(path)
+        try:
+            columns = read_header(path, "CSV or Parquet table")
+        except NadpipeError as error:
+            yield f"path: {error}"
+            return
         for key in ("path_column", "mask_column", "group_column", "label_column"):
             column = getattr(dataset, key)
             if column is not None and column not in columns:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from nadpipe.data.classes import Classes, published_file, read_class_file, without_first
 from nadpipe.data.listing import has_subfolders
+from nadpipe.data.text_files import read_lines
 from nadpipe.errors import NadpipeError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -162,7 +163,7 @@ class Folder(Layout):
         if source.split is not None:
             split_file = self.existing(source.path, f"splits/{source.split}.txt")
             by_name = {str(path.relative_to(images).with_suffix("")): path for path in paths}
-            names = [line.strip() for line in split_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = read_lines(split_file)
             missing = [name for name in names if name not in by_name]
             if missing:
                 raise NadpipeError(f"{images / missing[0]}.*: no such image; add it, or remove its name from {split_file}")
@@ -252,7 +253,8 @@ class Published(Layout):
             paths = images.rglob(f"*{self.image_suffix}")
             stems = sorted(str(path.relative_to(images)).removesuffix(self.image_suffix) for path in paths)
         else:
-            stems = self.existing(source.path, self.split_file.format(split=split)).read_text(encoding="utf-8").split()
+            lines = read_lines(self.existing(source.path, self.split_file.format(split=split)))
+            stems = [stem for line in lines for stem in line.split()]
         if not stems:
             raise NadpipeError(f"{images}: no images *{self.image_suffix} for split {split}; {self.expected()}")
         return images, stems

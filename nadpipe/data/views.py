@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,7 +181,8 @@ def _one_line_errors(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise NadpipeError(f"{printable(path)}: no such image; correct the path in the table that lists it") from None
     except Exception as error:  # on damaged files, decoders raise errors of many types
-        reason = str(error).replace("\n", " ").replace(path, "the file") or type(error).__name__
+        reason = " ".join(str(error).split()).replace(path, "the file") or type(error).__name__
+        reason = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "its content", reason)  # an address differs between runs
         raise NadpipeError(
             f"{printable(path)}: not a readable image ({reason}); replace the file or remove it from the data set"
         ) from None
