@@ -39,7 +39,7 @@ _DEMO_SETS = ("discovery", "segmentation", "monitoring")
 # The workflow generates these paths, so they need not exist when the config is checked.
 _GENERATED = {DEMO_FOLDER / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
 _GENERATED |= {DEMO_FOLDER / f"{name}{suffix}" for name in _DEMO_SETS for suffix in ("", ".csv")}
-WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # what Snakemake replaces in paths
+_WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # what Snakemake replaces in paths
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 Value = TypeVar("Value")
@@ -73,7 +73,7 @@ def _normalise_url(url: str) -> str:
 
 
 def _check_path(path: str) -> str:
-    if WILDCARD.search(path):
+    if _WILDCARD.search(path):
         raise ValueError(f"{path!r} contains a name in braces, which Snakemake would replace; rename the file or folder")
     if is_url(path):
         return _normalise_url(path)

@@ -21,7 +21,7 @@ from nadpipe.analyses import (
     final_tables,
 )
 from nadpipe.circuit.unit_kinds import UNITS
-from nadpipe.config import DEMO_FOLDER, WILDCARD, check, is_url
+from nadpipe.config import DEMO_FOLDER, check, is_url
 from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
 from nadpipe.data.listing import folder_fingerprint
@@ -53,11 +53,11 @@ def checked_config():
 
 
 def check_folder():
-    """Exit with one line if Snakemake would replace a part of the path of this clone, which is in inputs of rules."""
+    """Exit with one line if the path of this clone has braces: Snakemake would replace them in commands and environments."""
     folder = str(workflow.basedir)
-    if WILDCARD.search(folder):
+    if "{" in folder or "}" in folder:
         print(
-            f"{folder}: contains a name in braces, which Snakemake would replace; rename the folder",
+            f"{visible(folder)}: contains braces, which Snakemake would replace; rename the folder",
             file=sys.stderr,
         )
         sys.exit(BAD_INPUT)
@@ -101,9 +101,8 @@ def requested():
 
 def command_prefix():
     """Return shell code that makes `nadpipe` in a rule run the code next to this Snakefile, in any job environment."""
-    folder = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
     return (
-        f"export PYTHONPATH={folder}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+        f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
         'nadpipe() {{ python -m nadpipe "$@"; }}; '
     )
 

@@ -16,7 +16,7 @@ from nadpipe.cli import commands, main
 from nadpipe.config import Config, check
 from nadpipe.data.classes import read_class_file
 from nadpipe.data.dictionaries import read_dictionary
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import BAD_INPUT, NadpipeError
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
@@ -138,6 +138,7 @@ def received(study):
     return jobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "wildcards", "name", "value"), EXPECTED, ids=lambda value: str(value)[:30])
 def test_a_stage_receives_the_texts_of_the_config(received, tally, rule, wildcards, name, value):
     values = [options[name] for made, of, options in received if made == rule and wildcards.items() <= of.items()]
@@ -146,12 +147,14 @@ def test_a_stage_receives_the_texts_of_the_config(received, tally, rule, wildcar
     tally("texts, names and paths in commands", False)
 
 
+@pytest.mark.slow
 def test_results_stay_in_the_results_folder(received):
     outputs = [value for _, _, options in received for name, value in options.items() if name.startswith("output")]
     assert len(outputs) > 30
     assert [output for output in outputs if not output.startswith("results/")] == []
 
 
+@pytest.mark.slow
 def test_the_settings_in_the_provenance_are_those_of_the_config(received):
     [described] = [options["config"] for rule, _, options in received if rule == "describe_results"]
     assert json.loads(described)["text"]["templates"] == TEXT["templates"]
@@ -187,7 +190,29 @@ def test_every_key_that_accepts_any_text_is_tested():
     assert len(keys) >= 13
 
 
-@pytest.mark.parametrize("text", ["a\x1b[31m", "a\0", "a\x9b", "a\ud800", "x" * 1001], ids=ascii)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clone {}", "{name}"])
+def test_a_clone_in_a_folder_with_braces_is_refused(study, tmp_path, tally, name):
+    (tmp_path / name).symlink_to(ROOT)
+    command = [sys.executable, "-m", "snakemake", "-n", "--snakefile", str(tmp_path / name / "Snakefile")]
+    refused = subprocess.run(command, cwd=study, capture_output=True, text=True)
+    assert refused.returncode == BAD_INPUT
+    assert refused.stderr.splitlines()[-1].startswith(f"{tmp_path / name}: contains braces")
+    assert "Traceback" not in refused.stderr
+    tally("paths with braces", True)
+
+
+def test_a_path_with_a_name_in_braces_is_refused(tmp_path, tally, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a {set}").mkdir()
+    with pytest.raises(NadpipeError, match=r"datasets\.discovery\.path: 'a {set}' contains a name in braces"):
+        check({"model": {"architecture": "RN50"}, "datasets": {"discovery": {"layout": "tree", "path": "a {set}"}}})
+    tally("paths with braces", True)
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x1b[31m", "a\0", "a\x9b", "a\ud800", "x" * 1001], ids=["escape", "nul", "c1", "surrogate", "long"]
+)
 @pytest.mark.parametrize("key", ["concepts", "templates", "classes", "dictionary", "class file"])
 def test_texts_with_control_characters_and_endless_texts_are_refused(tmp_path, tally, monkeypatch, key, text):
     monkeypatch.chdir(tmp_path)
