@@ -119,13 +119,10 @@ def _with_settings(function: Callable[..., None], settings: Sequence[str]) -> Ca
         except (ValueError, AttributeError) as error:
             raise NadpipeError(f"--settings: not a JSON object ({error}); pass one, such as {{}}") from None
 
-    @functools.wraps(function)
-    def command(**options: Any) -> None:
-        function(**options, **values)
-
-    del command.__wrapped__  # type: ignore[attr-defined]  # its signature would be read
     rest = [parameter for name, parameter in signature.parameters.items() if name not in values]
-    command.__signature__ = signature.replace(parameters=rest)  # type: ignore[attr-defined]
+    command: Any = functools.wraps(function)(lambda **options: function(**options, **values))
+    del command.__wrapped__  # its signature would be read
+    command.__signature__ = signature.replace(parameters=rest)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in rest} | {"return": None}
     return command
 

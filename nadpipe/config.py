@@ -77,8 +77,12 @@ def _check_path(path: str) -> str:
         raise ValueError(f"{path!r} contains a name in braces, which Snakemake would replace; rename the file or folder")
     if is_url(path):
         return _normalise_url(path)
-    if not Path(path).exists() and Path(path) not in _GENERATED:
-        raise ValueError(f"{path!r} does not exist; give an existing path or a URL")
+    try:
+        exists = Path(path).exists()
+    except OSError:  # such as a name that is too long
+        exists = False
+    if not exists and Path(path) not in _GENERATED:
+        raise ValueError(f"{path[:200]!r} does not exist; give an existing path or a URL")
     return path
 
 

@@ -14,5 +14,10 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def printable(path: str) -> str:
+    """Return a path, escaped if a message of one line cannot contain it."""
+    return path if path.isprintable() else repr(path)
+
+
 class NadpipeError(Exception):
     """Report bad input in one line: `<file or key>: <what is wrong>; <what to do>`. Commands print it and exit with 65."""

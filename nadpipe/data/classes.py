@@ -182,7 +182,7 @@ def _numbers(line: int, row: dict, columns: Sequence[str]) -> tuple[int, ...]:
         for word in row.get(column, "no column").split():
             if not re.fullmatch("[0-9]{1,10}", word) or int(word) > largest:
                 raise NadpipeError(
-                    f"row {line}: {', '.join(columns)} must hold whole numbers up to {largest} ({word!r}); correct them"
+                    f"row {line}: {', '.join(columns)} must hold whole numbers up to {largest} ({word[:20]!r}); correct them"
                 )
             numbers.append(int(word))
     return tuple(numbers)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from nadpipe.data.classes import Classes, published_file, read_class_file, without_first
 from nadpipe.data.listing import has_subfolders
 from nadpipe.data.text_files import read_lines
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, visible
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _CLASS_FILES = ("classes.csv", "classes.txt")
@@ -389,8 +389,11 @@ def _checked(images: list[ListedImage]) -> list[ListedImage]:
 
 
 def _as_rows(images: Sequence[ListedImage]) -> Rows:
-    """Return one row per image, with paths as text."""
+    """Return one row per image, with paths as text. Raises NadpipeError for a path that is no text."""
     import pandas as pd
 
     texts = [tuple(None if value is None else str(value) for value in image) for image in images]
+    for name in (str(image.path) for image in images):
+        if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            raise NadpipeError(f"{visible(name)}: its name is not UTF-8; rename it")
     return pd.DataFrame(texts, columns=ListedImage._fields, dtype=object)

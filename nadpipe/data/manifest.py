@@ -9,8 +9,8 @@ from typing import Literal
 
 import pandas as pd
 
-from nadpipe.data.views import ImageInfo, examine_image, examine_mask, printable
-from nadpipe.errors import NadpipeError
+from nadpipe.data.views import ImageInfo, examine_image, examine_mask
+from nadpipe.errors import NadpipeError, printable
 from nadpipe.progress import track
 
 Examined = tuple[ImageInfo, ImageInfo | None]  # of an image and of its mask, if it has one

@@ -15,9 +15,8 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from nadpipe.data.layouts import IMAGE_SUFFIXES
-from nadpipe.data.text_files import read_rows
-from nadpipe.data.views import printable
-from nadpipe.errors import NadpipeError
+from nadpipe.data.text_files import read_rows, readable
+from nadpipe.errors import NadpipeError, printable, visible
 
 _MANIFEST_COLUMNS = ("image_id", "width", "height", "sha256", "group", "label", "path", "mask_path", "mask_sha256", "problem")
 _CARS_ANNOTATIONS = {  # the first file that exists
@@ -180,12 +179,14 @@ def _read_csv(path: Path, kind: str) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    if not path.is_file():  # a pipe would block
-        raise NadpipeError(f"{path}: not a readable CSV or Parquet table (it is not a file); correct it or its path")
+    kind = "CSV or Parquet table"
     try:
-        table = pd.read_parquet(path)
+        with readable(path, kind):
+            table = pd.read_parquet(path)
+    except NadpipeError:
+        raise
     except Exception as error:  # on damaged files, the decoder raises errors of many types
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = visible(" ".join(str(error).split())) or type(error).__name__
         raise NadpipeError(f"{path}: not a readable CSV or Parquet table ({reason[:200]}); correct it or its path") from None
     repeated = table.columns[table.columns.duplicated()]
     if len(repeated):

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, visible
 
 _MOST_COLUMNS = 10_000
+_SHOWN = 200  # characters of a reason in a message
 _LONGEST = 1000  # characters of a text for the model, which reads far fewer
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters except tab, and halves of characters
 
@@ -33,7 +34,7 @@ def read_lines(path: Path, kind: str = "UTF-8 text file") -> list[str]:
 
     kind: noun for messages. Raises NadpipeError if the file is unreadable, or if a line is not a usable text.
     """
-    with _readable(path, kind):
+    with readable(path, kind):
         content = path.read_text(encoding="utf-8-sig")
     lines = [line.strip() for line in content.split("\n")]  # Python has translated all line ends
     for number, line in enumerate(lines, start=1):
@@ -55,7 +56,7 @@ def read_rows(path: Path, kind: str = "CSV file") -> Generator[list[str]]:
     A column without a name is called `Unnamed: <index>`. kind: noun for messages. Raises NadpipeError if the file is not UTF-8,
     has a NUL character, an open quote, a row of another length or a cell of over 131,072 characters, or repeats a column.
     """
-    with _readable(path, kind), path.open(encoding="utf-8-sig", newline="") as file:
+    with readable(path, kind), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(_without_nul(file), strict=True)
         rows = (row for row in reader if row)
         header = [name or f"Unnamed: {index}" for index, name in enumerate(next(rows, []))]
@@ -81,12 +82,15 @@ def _without_nul(lines: Iterator[str]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path, kind: str) -> Iterator[None]:
-    """Turn every error in reading a file into a NadpipeError of one line. Refuse folders and pipes, which would block."""
+def readable(path: Path, kind: str) -> Iterator[None]:
+    """Turn errors in reading a file into a NadpipeError of one line. Refuse folders, and pipes, which would block.
+
+    kind: noun for messages.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("it is not a file")
         yield
     except (OSError, ValueError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = (isinstance(error, OSError) and error.strerror) or visible(" ".join(str(error).split()))[:_SHOWN]
         raise NadpipeError(f"{path}: not a readable {kind} ({reason}); correct it or its path") from None

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, printable
 
 _ORIENTATION = 0x0112  # EXIF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of the tag that swap height and width
@@ -164,11 +164,6 @@ def orient_like(mask: Image.Image, photograph: str, sha256: str | None = None) -
         orientation = image.getexif().get(_ORIENTATION, 1)
     mask.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(mask)
-
-
-def printable(path: str) -> str:
-    """Return a path, escaped if a message of one line cannot contain it."""
-    return path if path.isprintable() else repr(path)
 
 
 @contextlib.contextmanager

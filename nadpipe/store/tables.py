@@ -45,17 +45,11 @@ def create_parquet(
     the whole table.
     """
     metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
-<<<<<<< HEAD
+    schema = _schema({**kind.columns, **(extra or {})}, sources).with_metadata(metadata)
     with atomic_path(path) as partial:
         with contextlib.ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
             waiting: list[pa.Table] = []
-=======
-    schema = _schema({**kind.columns, **(extra or {})}, sources).with_metadata(metadata)
-    with atomic_path(path) as partial, contextlib.ExitStack() as stack:
-        writer: pq.ParquetWriter | None = None
-        waiting: list[pa.Table] = []
->>>>>>> a8b72f0 (tables: read paths, groups and labels as text, refuse ragged and ambiguous tables, and list images in blocks)
 
             def flush() -> None:
                 """Write small batches together: a file of many small row groups is slow to read."""
@@ -64,10 +58,8 @@ def create_parquet(
                 writer.write_table(rows, row_group_size=_ROW_GROUP)
                 waiting.clear()
 
-<<<<<<< HEAD
             def add(rows: pd.DataFrame) -> None:
                 nonlocal writer
-                schema = _schema({**kind.columns, **(extra or {})}, rows, sources).with_metadata(metadata)
                 if writer is None:
                     writer = stack.enter_context(_writer(partial, schema))
                 arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
@@ -77,15 +69,6 @@ def create_parquet(
 
             yield add
             if waiting:
-=======
-        def add(rows: pd.DataFrame) -> None:
-            nonlocal writer
-            if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd", write_page_index=True))
-            arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
-            waiting.append(arrow.replace_schema_metadata(metadata))
-            if sum(map(len, waiting)) >= _ROW_GROUP:
->>>>>>> a8b72f0 (tables: read paths, groups and labels as text, refuse ragged and ambiguous tables, and list images in blocks)
                 flush()
         seal(partial)
 
