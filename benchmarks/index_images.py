@@ -2,9 +2,9 @@
 
     python benchmarks/index_images.py
 
-Every image is read, hashed and decoded. The plain loop does this in one process and keeps nothing. "one task per image" hands all
-rows to two threads at once and keeps all results, as nadpipe once did. The images are hard links of a few files, so that many fit
-on a disk. Memory is that of the largest process.
+Every image is read, hashed and decoded. The plain loop does this in one process and keeps nothing. "one task per image" hands
+all rows to two threads at once and keeps all results, as nadpipe once did. The images are hard links of a few files, so that
+many fit on a disk. Memory is that of the largest process.
 """
 
 import os

@@ -275,8 +275,8 @@ class Dataset(_Section):
     label_column: str | None = Field(None, description="Column of a table that contains the class label.")
     labels: ExistingPath | None = Field(
         None,
-        description="CSV file with more columns, joined by file name (its first column). Columns contain 0 and 1, or words; "
-        "each word becomes a 0/1 column.",
+        description="CSV file with more columns. Its first column names each image: the file name, with or without suffix, and "
+        "as many folders as tell images apart. Columns contain 0 and 1, or words; each word becomes a 0/1 column.",
     )
     bad_images: Literal["fail", "skip"] = Field(
         "fail",

@@ -1,6 +1,7 @@
 """Texts, names and paths of the config reach the stages as they are, whatever they look like."""
 
 import functools
+import html.parser
 import importlib
 import json
 import shlex
@@ -8,15 +9,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
+import pandas as pd
 import pytest
 import yaml
 from conftest import TINY
+from PIL import Image
 
+from nadpipe.circuit.shift import groups_of
 from nadpipe.cli import commands, main
 from nadpipe.config import Config, check
 from nadpipe.data.classes import read_class_file
 from nadpipe.data.dictionaries import read_dictionary
-from nadpipe.errors import BAD_INPUT, NadpipeError
+from nadpipe.errors import BAD_INPUT, NadpipeError, visible
+from nadpipe.pages import plots
+from nadpipe.pages.explorer import Explorer
+from nadpipe.pages.report import _script
+from nadpipe.stages.index_images import index_images
+from nadpipe.store.kinds.shift import SHIFT as SHIFT_TABLE
+from nadpipe.store.manifest import read_images
+from nadpipe.store.results import read_csv
+from nadpipe.store.tables import write_csv
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
@@ -238,3 +251,104 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, tally):
     (tmp_path / "t.txt").write_bytes("\ufeffcat\r\ndog\rsky".encode())
     assert read_dictionary(str(tmp_path / "t.txt")) == ["cat", "dog", "sky"]
     tally("texts with control characters", False)
+
+
+# ---------------------------------------------------------------------------------------- pages, plots and the terminal
+
+
+@pytest.mark.parametrize("text", ["</script>", "<!--<script>", "<!--", "<script>", "]]>", "\u2028", '"', "\\", "&lt;"])
+def test_no_text_ends_the_script_that_holds_a_chart(tally, text):
+    script = _script({"title": text})
+    assert "<" not in script
+    assert json.loads(script) == {"title": text}
+    page = environment("<script>{{ chart|safe }}</script><p>end</p>", chart=script)
+    assert parsed_texts(page) == {"script": script, "p": "end"}
+    tally("texts in pages", False)
+
+
+def environment(template, **content):
+    return jinja2.Environment(autoescape=True).from_string(template).render(**content)
+
+
+def parsed_texts(page):
+    """Return the text of each element of a page, as a browser reads it."""
+
+    class Reader(html.parser.HTMLParser):
+        element, texts = "", {}
+
+        def handle_starttag(self, tag, attributes):
+            self.element = tag
+
+        def handle_data(self, data):
+            self.texts[self.element] = self.texts.get(self.element, "") + data
+
+    reader = Reader()
+    reader.texts = {}
+    reader.feed(page)
+    reader.close()
+    return reader.texts
+
+
+@pytest.mark.parametrize("text", ["$", "$$", "$a$", r"$\frac{$", r"a\$b$c$", "{x}", "%s", "_a", "京都", "x" * 1000])
+def test_names_in_plots_are_no_formulas(tmp_path, tally, text):
+    table = pd.DataFrame({"method": "nad", "class": [text, "b"], "iou": [0.5, 0.6]})
+    figure = plots.per_class_bars(table)
+    plots.save(figure, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == [plots.plain(text), "b"]
+    assert plots.plain(text).replace(r"\$", "$")[:59] == text[:59]
+    tally("texts in plots", False)
+
+
+CONTROLS = "\x1b[31m\x07\x9b2J\r\u202e\u2066\x00\ud800"
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, tally, capsys):
+    escaped = visible(f"a\tb\nc ü 京 {CONTROLS}")
+    assert escaped.startswith("a\tb\nc ü 京 \\x1b[31m\\x07\\x9b2J\\r\\u202e")
+    assert escaped.replace("\t", "").replace("\n", "").isprintable()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "texts.js").write_text(f'receive("texts",{json.dumps(["a", CONTROLS])});')
+    assert Explorer(tmp_path).format_texts([[0, 0.5], [1, 0.25]]).isprintable()
+    table = tmp_path / "\x1b[31m.csv"
+    table.write_text("path\n\x1b[32m.png\n")
+    assert (
+        main(["index-images", "--layout", "table", "--path", str(table), "--output", str(tmp_path / "i.parquet")]) == BAD_INPUT
+    )
+    assert capsys.readouterr().err.splitlines()[-1].isprintable()
+    for _ in CONTROLS:
+        tally("control characters for the terminal", False)
+
+
+def test_groups_and_concepts_are_read_back_as_text(tmp_path, tally):
+    """Numbers would merge groups: 8 of them would be 4."""
+    groups = ["1.10", "1.1", "1e3", "1000", "01", "1", "12345678901234567", "12345678901234568"]
+    table = pd.DataFrame(0, index=range(8), columns=list(SHIFT_TABLE.columns)).assign(group=groups, concept=groups)
+    write_csv(tmp_path / "s.csv", SHIFT_TABLE, table)
+    read = read_csv(tmp_path / "s.csv", SHIFT_TABLE)
+    assert read["group"].tolist() == read["concept"].tolist() == groups
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    for number in range(1, 8):
+        (tmp_path / f"{number}.png").hardlink_to(tmp_path / "0.png")
+    pd.DataFrame({"path": [f"{number}.png" for number in range(8)], "group": groups}).to_csv(tmp_path / "t.csv", index=False)
+    index_images("table", tmp_path / "t.csv", tmp_path / "i.parquet", group_column="group")
+    assert set(groups_of(read_images(tmp_path / "i.parquet")["group"], "01", "t")) == set(groups)
+    tally("groups that look like numbers", False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('{"none": 1}', "no option 'none'"),
+        ("[1]", "not a JSON object"),
+        ("{", "not a JSON object"),
+        ('{"small_group": "many"}', "small_group is invalid"),
+    ],
+)
+def test_invalid_settings_of_a_command_are_refused(capsys, tally, settings, message):
+    assert main(["score-shift", f"--settings={settings}"]) == BAD_INPUT
+    reported = capsys.readouterr().err
+    assert reported.startswith(f"nadpipe score-shift: --settings: {message}")
+    assert reported.count("\n") == 1
+    tally("settings of commands", True)
