@@ -2,15 +2,18 @@
 
     python benchmarks/index_images.py
 
-Every image is read, hashed and decoded. The plain loop does this in one process and keeps nothing. "one task per image" hands
-all rows to two threads at once and keeps all results, as nadpipe once did. The images are hard links of a few files, so that
-many fit on a disk. Memory is that of the largest process.
+Threads of one process share one core for all but decoding. Every image is read, hashed and decoded. The plain loop does this
+in one process and keeps nothing. "one task per image" hands all rows to two threads at once and keeps all results, as nadpipe
+once did. The images are hard links of a few files, so that many fit on a disk. Memory is that of the largest process.
 """
 
 import os
+import resource
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import make_parser, nadpipe, parse, report, run_command
@@ -51,21 +54,27 @@ def main() -> None:
         table = write_table(Path(folder), given.images)
         options = {"layout": "table", "path": table, "output": table.with_name("i.parquet"), "group_column": "year"}
         sides = {
-            "plain loop": run_command(sys.executable, "-c", PLAIN, table),
-            "one task per image, 2 threads": run_command(sys.executable, "-c", ONE_TASK_PER_IMAGE, table),
-            "nadpipe index-images, 2 threads": nadpipe("index-images", **options, threads=2),
+            "plain loop": lambda: run_command(sys.executable, "-c", PLAIN, table),
+            "one task per image, 2 threads": lambda: run_command(sys.executable, "-c", ONE_TASK_PER_IMAGE, table),
+            "nadpipe index-images, 2 threads": lambda: nadpipe("index-images", **options, threads=2),
         }
-    plain = sides["plain loop"][0]
-    rows = [
-        {
-            "side": side,
-            "s": round(seconds, 1),
-            "time of the plain loop": round(seconds / plain, 2),
-            "peak MiB": round(peak),
-        }
-        for side, (seconds, peak) in sides.items()
-    ]
+        rows = [measure(side, run) for side, run in sides.items()]
     report(given, "index_images", f"Listing a table of {given.images:,} images of {SIDE} × {SIDE} pixels", rows)
+
+
+def measure(side: str, run: Callable[[], tuple[float, float]]) -> dict[str, Any]:
+    """Run one side and return its row."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds, peak = run()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "side": side,
+        "s": round(seconds, 1),
+        "CPU s": round(processor, 1),
+        "cores used": round(processor / seconds, 2),
+        "peak MiB": round(peak),
+    }
 
 
 def write_table(folder: Path, count: int) -> Path:
