@@ -19,6 +19,7 @@ include: "rules/common.smk"
 include: "rules/storage.smk"
 
 
+check_folder()
 config.update(checked_config())
 check_apart()
 config["captions"] = captions()  # for captions/final.rst

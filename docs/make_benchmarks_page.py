@@ -22,6 +22,7 @@ HEADINGS = {
     "storage": "Storage",
     "checksums": "Checksums",
     "memory": "Memory and time of each stage",
+    "index_images": "Listing of images",
     "sharding": "Sharding",
     "explorer": "Explorer",
     "end_to_end": "Whole workflow",

@@ -2,22 +2,28 @@
 
 import ast
 import errno
+import functools
 import hashlib
 import importlib
+import inspect
+import json
 import os
 import pkgutil
 import select
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nadpipe import __version__
-from nadpipe.errors import BAD_INPUT, NadpipeError
+from nadpipe.errors import BAD_INPUT, NadpipeError, visible
 
 _PACKAGE = Path(__file__).parent
 _GROUPS = {"looks": "Commands that show results:", "stages": "Stages, which the workflow runs:"}
 # Errors of the user's disk, not of the code. Other errors keep their traceback.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _OK, _WRONG_USAGE, _CLOSED_OUTPUT = 0, 2, 141  # 141: what shells report for a program that SIGPIPE ends
+_SETTINGS = "--settings="
 _RUN = "NADPIPE_RUN"  # folder of the workflow's current run, for refused commands
 
 
@@ -70,10 +76,12 @@ def _run(arguments: list[str]) -> int:
     function = getattr(importlib.import_module(modules[command]), command.replace("-", "_"))
     import tyro  # imported here because it takes longer than the overview
 
+    settings = [option for option in options if option.startswith(_SETTINGS)]
     try:
-        tyro.cli(function, prog=f"nadpipe {command}", args=options)
+        function = _with_settings(function, settings)
+        tyro.cli(function, prog=f"nadpipe {command}", args=[option for option in options if option not in settings])
     except NadpipeError as error:
-        message = f"nadpipe {command}: {error}"
+        message = visible(f"nadpipe {command}: {error}")
         print(message, file=sys.stderr)
         if refusal is not None:
             refusal.write_text(message, encoding="utf-8")
@@ -85,6 +93,38 @@ def _run(arguments: list[str]) -> int:
         print(f"nadpipe {command}: {message}", file=sys.stderr)
         return BAD_INPUT
     return _OK
+
+
+def _with_settings(function: Callable[..., None], settings: Sequence[str]) -> Callable[..., None]:
+    """Return a command without the options that settings give, which it receives from them.
+
+    settings: words `--settings=<JSON object>`. The workflow passes texts of the config in them, so that no text is mistaken for
+    an option or for None. Raises NadpipeError for invalid JSON and for unknown or invalid options.
+    """
+    if not settings:
+        return function
+    from pydantic import TypeAdapter, ValidationError
+
+    values: dict[str, Any] = {}
+    signature = inspect.signature(function)
+    for word in settings:
+        try:
+            given = json.loads(word.removeprefix(_SETTINGS))
+            for name, value in given.items():
+                values[name] = TypeAdapter(signature.parameters[name].annotation).validate_python(value)
+        except KeyError as error:
+            raise NadpipeError(f"--settings: no option {error}; use one of {', '.join(signature.parameters)}") from None
+        except ValidationError as error:
+            raise NadpipeError(f"--settings: {name} is invalid ({error.errors()[0]['msg']}); correct it") from None
+        except (ValueError, AttributeError) as error:
+            raise NadpipeError(f"--settings: not a JSON object ({error}); pass one, such as {{}}") from None
+
+    rest = [parameter for name, parameter in signature.parameters.items() if name not in values]
+    command: Any = functools.wraps(function)(lambda **options: function(**options, **values))
+    del command.__wrapped__  # its signature would be read
+    command.__signature__ = signature.replace(parameters=rest)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in rest} | {"return": None}
+    return command
 
 
 def _refusal(arguments: list[str]) -> Path | None:

@@ -31,7 +31,7 @@ from nadpipe.circuit.methods import METHODS
 from nadpipe.data.classes import parse_names
 from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
-from nadpipe.data.listing import csv_columns
+from nadpipe.data.text_files import read_header, text_problem
 from nadpipe.errors import NadpipeError
 
 DEMO_FOLDER = Path("results/demo")
@@ -39,6 +39,7 @@ _DEMO_SETS = ("discovery", "segmentation", "monitoring")
 # The workflow generates these paths, so they need not exist when the config is checked.
 _GENERATED = {DEMO_FOLDER / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
 _GENERATED |= {DEMO_FOLDER / f"{name}{suffix}" for name in _DEMO_SETS for suffix in ("", ".csv")}
+_WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # what Snakemake replaces in paths
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 Value = TypeVar("Value")
@@ -72,10 +73,16 @@ def _normalise_url(url: str) -> str:
 
 
 def _check_path(path: str) -> str:
+    if _WILDCARD.search(path):
+        raise ValueError(f"{path!r} contains a name in braces, which Snakemake would replace; rename the file or folder")
     if is_url(path):
         return _normalise_url(path)
-    if not Path(path).exists() and Path(path) not in _GENERATED:
-        raise ValueError(f"{path!r} does not exist; give an existing path or a URL")
+    try:
+        exists = Path(path).exists()
+    except OSError:  # such as a name that is too long
+        exists = False
+    if not exists and Path(path) not in _GENERATED:
+        raise ValueError(f"{path[:200]!r} does not exist; give an existing path or a URL")
     return path
 
 
@@ -111,6 +118,9 @@ def _check_unmixed(values: list[int | float]) -> list[int | float]:
 def _check_line(text: str) -> str:
     if not text.strip() or "\n" in text:
         raise ValueError(f"{text!r} is not one line of text; give one line that is not empty")
+    problem = text_problem(text)
+    if problem is not None:
+        raise ValueError(problem)
     return text
 
 
@@ -270,8 +280,8 @@ class Dataset(_Section):
     label_column: str | None = Field(None, description="Column of a table that contains the class label.")
     labels: ExistingPath | None = Field(
         None,
-        description="CSV file with more columns, joined by file name (its first column). Columns contain 0 and 1, or words; "
-        "each word becomes a 0/1 column.",
+        description="CSV file with more columns. Its first column names each image: the file name, with or without suffix, and "
+        "as many folders as tell images apart. Columns contain 0 and 1, or words; each word becomes a 0/1 column.",
     )
     bad_images: Literal["fail", "skip"] = Field(
         "fail",
@@ -694,7 +704,11 @@ def _dataset_errors(dataset: Dataset) -> Iterator[str]:
     if _is_set(dataset, "reduce_zero_label") and (dataset.classes is None or layout.has_fixed_values):
         yield "reduce_zero_label: it applies only to classes that the config gives; remove it"
     if layout.is_file and path.suffix == ".csv" and path.is_file():
-        columns = csv_columns(path)
+        try:
+            columns = read_header(path, "CSV or Parquet table")
+        except NadpipeError as error:
+            yield f"path: {error}"
+            return
         for key in ("path_column", "mask_column", "group_column", "label_column"):
             column = getattr(dataset, key)
             if column is not None and column not in columns:

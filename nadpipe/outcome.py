@@ -65,6 +65,7 @@ def _as_text(table: Path) -> str:
 
 
 def _shorten(cell: str) -> str:
+    cell = " ".join(cell.split())  # a row is one line
     return f"{float(cell):.4g}" if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", cell) else cell
 
 

@@ -190,7 +190,7 @@ rule measure_polysemanticity:
 rule draw_retrieval:
     input:
         images="results/artifacts/discovery/images.parquet",
-        source=copied_images("discovery"),
+        source=lambda wildcards: copied_images("discovery"),
         polysemanticity="results/polysemanticity.parquet",
     output:
         sheets=report(
@@ -211,7 +211,7 @@ rule draw_retrieval:
         mem_mb=memory(2000),
         runtime=60,
     params:
-        copied=copy_options("discovery"),
+        copied=lambda wildcards: copy_options("discovery"),
         neurons=config["analyses"]["sheets"],
         code=code("draw_retrieval"),
     shell:

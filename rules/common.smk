@@ -26,7 +26,7 @@ from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
 from nadpipe.data.listing import folder_fingerprint
 from nadpipe.demo.files import CHECKPOINT
-from nadpipe.errors import BAD_INPUT, NadpipeError
+from nadpipe.errors import BAD_INPUT, NadpipeError, visible
 from nadpipe.fingerprint import (
     code_fingerprint,
     files_fingerprint,
@@ -48,7 +48,18 @@ def checked_config():
     try:
         return check(config)
     except NadpipeError as error:
-        print(error, file=sys.stderr)
+        print(visible(str(error)), file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def check_folder():
+    """Exit with one line if the path of this clone has braces: Snakemake would replace them in commands and environments."""
+    folder = str(workflow.basedir)
+    if "{" in folder or "}" in folder:
+        print(
+            f"{visible(folder)}: contains braces, which Snakemake would replace; rename the folder",
+            file=sys.stderr,
+        )
         sys.exit(BAD_INPUT)
 
 
@@ -61,6 +72,7 @@ def check_requested():
                 sys.exit(BAD_INPUT)
 
 
+LONGEST_WORD = 100_000  # bytes; Linux refuses commands of more than 131,072
 STUDY_RECORD = Path(".snakemake") / "nadpipe-study.json"
 
 
@@ -78,7 +90,7 @@ def begin_run():
 
 def end_run(message):
     """Print a message after everything that Snakemake prints."""
-    atexit.register(print, message, file=sys.stderr, flush=True)
+    atexit.register(print, visible(message), file=sys.stderr, flush=True)
 
 
 def requested():
@@ -93,6 +105,23 @@ def command_prefix():
         f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
         'nadpipe() {{ python -m nadpipe "$@"; }}; '
     )
+
+
+def settings(**options):
+    """Return options whose values are texts of the config, without those that are None, as one word of JSON.
+
+    A command cannot mistake such a text for an option. Params must be functions that return it: Snakemake would replace names in
+    braces in a param that is a text or a list.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    word = f"--settings={json.dumps(given)}"
+    if len(word) > LONGEST_WORD:
+        print(
+            f"config: {', '.join(given)} take {len(word):,} bytes of a command, of at most {LONGEST_WORD:,}; shorten them",
+            file=sys.stderr,
+        )
+        sys.exit(BAD_INPUT)
+    return [word] if given else []
 
 
 def memory(megabytes):
@@ -118,8 +147,10 @@ def checksums(tables):
 def model_options():
     """Return the options that name the model."""
     pretrained = config["model"]["pretrained"]
-    options = ["--architecture", found_at(config["model"]["architecture"])]
-    return options + (["--pretrained", found_at(pretrained)] if pretrained else [])
+    return settings(
+        architecture=found_at(config["model"]["architecture"]),
+        pretrained=found_at(pretrained) if pretrained else None,
+    )
 
 
 def block_options():
@@ -169,7 +200,7 @@ def copy_options(dataset):
     """Return the option that names the staged copy of a data set's images, if there is one."""
     if not has_copy(dataset):
         return []
-    return ["--copy", source_root(dataset), found_at(source_root(dataset))]
+    return settings(copy=[source_root(dataset), found_at(source_root(dataset))])
 
 
 def shards(dataset, stage):

@@ -32,7 +32,7 @@ rule make_demo_data:
 
 rule make_demo_model:
     input:
-        checkpoint=local(os.path.relpath(CHECKPOINT)),  # relative, so moving the folder reruns nothing
+        checkpoint=lambda wildcards: local(os.path.relpath(CHECKPOINT)),  # relative, so moving the folder reruns nothing
     output:
         weights="results/demo/model.safetensors",
         config="results/demo/model.json",

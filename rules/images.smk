@@ -61,7 +61,7 @@ rule extract_features:
     input:
         images="results/artifacts/{dataset}/images.parquet",
         source=lambda wildcards: copied_images(wildcards.dataset),
-        files=model_files(),
+        files=lambda wildcards: model_files(),
     output:
         features=directory("results/artifacts/{dataset}/features/{shard}.zarr"),
     log:
@@ -79,7 +79,7 @@ rule extract_features:
         batch_size=config["features"]["batch_size"],
         workers=config["features"]["workers"],
     params:
-        model=model_options(),
+        model=lambda wildcards: model_options(),
         block=block_options(),
         copied=lambda wildcards: copy_options(wildcards.dataset),
         shards=lambda wildcards: config["datasets"][wildcards.dataset]["shards"],

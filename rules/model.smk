@@ -2,7 +2,7 @@
 # read images, of which only the manifest is an input. Texts have their own cache (text.cache). A shared rule has no benchmark.
 rule export_readout:
     input:
-        files=model_files(),
+        files=lambda wildcards: model_files(),
     output:
         readout=directory("results/artifacts/model/readout.zarr"),
     log:
@@ -15,7 +15,7 @@ rule export_readout:
         mem_mb=memory(8000),
         runtime=20,
     params:
-        model=model_options(),
+        model=lambda wildcards: model_options(),
         block=block_options(),
         code=code("export_readout"),
     shell:

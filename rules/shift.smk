@@ -22,7 +22,7 @@ rule score_shift:
         mem_mb=memory(4000),
         runtime=30,
     params:
-        comparison=comparison_options(),
+        comparison=lambda wildcards: comparison_options(),
         confidence=config["shift"]["confidence"],
         code=code("score_shift"),
     shell:
@@ -53,7 +53,7 @@ rule rank_shifts:
         mem_mb=memory(4000),
         runtime=30,
     params:
-        reference=reference_options(),
+        reference=lambda wildcards: reference_options(),
         examples=config["shift"]["examples"],
         small_group=config["shift"]["small_group"],
         code=code("rank_shifts"),
@@ -89,7 +89,7 @@ rule score_batch:
         mem_mb=memory(4000),
         runtime=30,
     params:
-        comparison=comparison_options(),
+        comparison=lambda wildcards: comparison_options(),
         confidence=config["shift"]["confidence"],
         code=code("score_batch"),
     shell:

@@ -23,14 +23,16 @@ rule describe_results:
         mem_mb=memory(2000),
         runtime=10,
     params:
-        config=json.dumps(settings_of_results(), ensure_ascii=False, sort_keys=True),
+        config=lambda wildcards: settings(
+            config=json.dumps(settings_of_results(), sort_keys=True)
+        ),
         code=code("describe_results"),
     shell:
         """
         nadpipe describe-results \
             --tables {input.tables:q} --images {input.images:q} --readout {input.readout:q} \
             --directions {input.directions:q} \
-            --config {params.config:q} --output {output.provenance:q} \
+            {params.config:q} --output {output.provenance:q} \
             2>{log}
         """
 
@@ -96,7 +98,7 @@ rule map_firing:
 rule build_explorer:
     input:
         images="results/artifacts/discovery/images.parquet",
-        source=copied_images("discovery"),
+        source=lambda wildcards: copied_images("discovery"),
         extremes="results/artifacts/explorer/extremes.zarr",
         firing=[
             f"results/artifacts/explorer/firing/{shard}.zarr"
@@ -121,7 +123,7 @@ rule build_explorer:
         mem_mb=memory(4000),
         runtime=120,
     params:
-        copied=copy_options("discovery"),
+        copied=lambda wildcards: copy_options("discovery"),
         thumbnail=config["explorer"]["thumbnail"],
         code=code("build_explorer"),
         web=files_fingerprint("pages/web"),
@@ -145,7 +147,7 @@ rule make_report:
         images=expand(
             "results/artifacts/{dataset}/images.parquet", dataset=used_datasets()
         ),
-        source=copied_images("monitoring"),
+        source=lambda wildcards: copied_images("monitoring"),
         head_means=[
             store
             for dataset in ("discovery", "monitoring")
@@ -167,16 +169,17 @@ rule make_report:
         runtime=20,
     params:
         results=lambda wildcards, input: os.path.dirname(input.provenance),
-        copied=copy_options("monitoring"),
+        copied=lambda wildcards: copy_options("monitoring"),
         segmented=config["segmentation"]["datasets"],
-        concepts=config["shift"]["concepts"],
-        missing=json.dumps(MISSING),
+        texts=lambda wildcards: settings(
+            concepts=config["shift"]["concepts"], missing=json.dumps(MISSING)
+        ),
         code=code("make_report"),
         template=files_fingerprint("pages/templates"),
     shell:
         """
         nadpipe make-report \
             --results {params.results:q} {params.copied:q} --head-means {input.head_means:q} --output {output.report:q} \
-            --segmented {params.segmented:q} --concepts {params.concepts:q} --missing {params.missing:q} \
+            --segmented {params.segmented:q} {params.texts:q} \
             2>{log}
         """

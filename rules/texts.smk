@@ -20,17 +20,17 @@ rule embed_texts:
         gpu=1 if config["device"] != "cpu" else 0,
         device=config["device"],
         batch_size=config["text"]["batch_size"],
-        cache=cache_option(),
+        cache=lambda wildcards: cache_option(),
     params:
-        model=model_options(),
+        model=lambda wildcards: model_options(),
         texts=lambda wildcards: text_options(wildcards.set),
-        templates=config["text"]["templates"],
+        templates=lambda wildcards: settings(templates=config["text"]["templates"]),
         code=code("embed_texts"),
     shell:
         """
         nadpipe embed-texts \
             {params.model:q} --output {output.text:q} {params.texts:q} {input.tables:q} \
-            --templates {params.templates:q} --batch-size {resources.batch_size} --device {resources.device:q} \
+            {params.templates:q} --batch-size {resources.batch_size} --device {resources.device:q} \
             {resources.cache} \
             2>{log}
         """

@@ -209,7 +209,7 @@ _PLUMBING = [
     *("__init__", "__main__", "analyses", "cli", "config", "errors", "fingerprint", "needs", "outcome", "progress"),
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
-    *("looks/__init__", "looks/explain", "looks/search", "looks/show"),
+    *("looks/__init__", "looks/explain", "looks/search", "looks/serve", "looks/show"),
     *(
         "store/__init__",
         "store/arrays",
@@ -271,6 +271,7 @@ EDITS = {
     "data/layouts.py": edited("index_images", "index_classes") | {"embed_texts": 2},  # texts of classes and of labels
     "data/manifest.py": edited("index_images"),
     "data/masks.py": edited("segment_images"),
+    "data/text_files.py": edited("index_images", "index_classes", "embed_texts"),
     "data/tables.py": edited("index_images", "index_classes") | {"embed_texts": 2},
     "data/views.py": edited("index_images"),
     "demo/checkpoint.py": edited("make_demo_model"),

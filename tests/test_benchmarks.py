@@ -130,6 +130,12 @@ def check_features(rows):
     assert float32 < bfloat16 < 0.1
 
 
+def check_index_images(rows):
+    assert len(rows) == 3
+    assert (column(rows, "CPU s") > 0).all()
+    assert (column(rows, "peak MiB") > 0).all()
+
+
 def check_memory(rows):
     assert len(rows) == 18
     assert (column(rows, "MiB at 20") > 0).all()

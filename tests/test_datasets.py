@@ -47,7 +47,7 @@ def test_a_table_keeps_its_columns_and_its_paths_are_relative_to_its_folder(fold
     table = pd.DataFrame(
         {
             "file": ["top.bmp", "2020/cat/c.webp"],
-            "year": [2019, None],
+            "year": pd.array([2019, None], dtype="Int64"),
             "mask": ["m.png", None],
             "fish": [0, 1],
             "width": [1, 2],

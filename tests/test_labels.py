@@ -15,3 +15,5 @@ def test_labels_are_texts_and_synsets_are_imagenets_names():
 def test_attributes_are_the_columns_of_zeros_and_ones():
     table = pd.DataFrame({"path": ["a", "b"], "red": [0, 1], "year": [2018, 2019], "blue": [1.0, 0.0], "some": [1, None]})
     assert attribute_columns(table) == ["red", "blue"]
+    odd = table.assign(image_id=[0, 1], lists=[[0], [1]], truth=[True, False], words=["0", "1"])
+    assert attribute_columns(odd) == ["red", "blue", "truth"]

@@ -1,19 +1,23 @@
 """The classes of a data set: their names, mask values and colours.
 
-The config check uses `parse_names`, so this module must import quickly: pandas is imported where a file is read.
+The config check uses `parse_names`, so this module must import quickly.
 """
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nadpipe.data.text_files import read_lines, read_rows, text_problem
 from nadpipe.errors import NadpipeError
 
 Colour = tuple[int, int, int]
 MAX_CLASSES = 256  # limit of an indexed PNG
 _PUBLISHED = Path(__file__).parent / "published"
 _CHANNELS = ("red", "green", "blue")
+_KIND = "class file"  # for messages
+_LARGEST = {"values": 2**31 - 1} | dict.fromkeys(_CHANNELS, 255)  # of a number in a class file, by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,17 +134,14 @@ def read_class_file(path: Path, values: str = "values") -> Classes:
     ignored. .txt: one class per line as in `parse_names`; the mask value is the position, 255 is ignored.
     values: column with the mask values. Raises NadpipeError if the file is invalid; the message names the file and the row.
     """
-    import pandas as pd
-
+    if path.suffix == ".csv":
+        columns, *rows = read_rows(path, _KIND)
+    else:
+        lines = read_lines(path, _KIND)
     try:
         if path.suffix == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-            return _from_rows(list(table.columns), table.to_dict("records"), values)
-        return make_classes([line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise NadpipeError(
-            f"{path}: not a readable class file ({str(error).splitlines()[0]}); correct it or its path"
-        ) from None
+            return _from_rows(columns, [dict(zip(columns, row, strict=True)) for row in rows], values)
+        return make_classes(lines)
     except NadpipeError as error:
         raise NadpipeError(f"{path}: {error}") from None
 
@@ -151,7 +152,12 @@ def _from_rows(columns: list, rows: list[dict], values: str) -> Classes:
     numbered = list(enumerate(rows, start=2))  # as a text editor counts lines
     listed = [(line, row) for line, row in numbered if row["names"]]
     ignored = [(line, row) for line, row in numbered if not row["names"]]
+    for line, row in listed:
+        problem = text_problem(row["names"]) or text_problem(row.get("title", ""))
+        if problem is not None:
+            raise NadpipeError(f"row {line}: {problem}")
     parsed = [parse_names(row["names"]) for _, row in listed]
+    titles = [row.get("title") or title for (_, row), (title, _) in zip(listed, parsed, strict=True)]
     mask_values = [_numbers(line, row, [values]) if values in columns else (index,) for index, (line, row) in enumerate(listed)]
     colours = [_numbers(line, row, _CHANNELS) for line, row in listed] if "red" in columns else []
     ignored_values = [_numbers(line, row, [values]) for line, row in ignored if values in columns]
@@ -159,7 +165,7 @@ def _from_rows(columns: list, rows: list[dict], values: str) -> Classes:
     if any(len(colour) != len(_CHANNELS) for colour in colours):
         raise NadpipeError("some classes have no colour in the columns red, green and blue; give all classes a colour, or none")
     return Classes(
-        titles=tuple(row["title"] for _, row in listed) if "title" in columns else tuple(title for title, _ in parsed),
+        titles=tuple(titles),
         names=tuple(names for _, names in parsed),
         values=tuple(mask_values),
         colours=tuple((red, green, blue) for red, green, blue in colours) or _default_colours(len(listed)),
@@ -170,10 +176,16 @@ def _from_rows(columns: list, rows: list[dict], values: str) -> Classes:
 
 def _numbers(line: int, row: dict, columns: Sequence[str]) -> tuple[int, ...]:
     """Return the whole numbers in the given columns of a row. Raises NadpipeError for any other text."""
-    try:
-        return tuple(int(number) for column in columns for number in row[column].split())
-    except (ValueError, KeyError) as error:
-        raise NadpipeError(f"row {line}: {', '.join(columns)} must hold whole numbers ({error}); correct them") from None
+    numbers = []
+    for column in columns:
+        largest = _LARGEST.get(column, _LARGEST["values"])
+        for word in row.get(column, "no column").split():
+            if not re.fullmatch("[0-9]{1,10}", word) or int(word) > largest:
+                raise NadpipeError(
+                    f"row {line}: {', '.join(columns)} must hold whole numbers up to {largest} ({word[:20]!r}); correct them"
+                )
+            numbers.append(int(word))
+    return tuple(numbers)
 
 
 def _default_colours(count: int) -> tuple[Colour, ...]:

@@ -7,6 +7,7 @@ imported where a set is read.
 import re
 from pathlib import Path
 
+from nadpipe.data.text_files import read_lines
 from nadpipe.errors import NadpipeError
 from nadpipe.towers.word_lists import imagenet_names, imagenet_templates
 
@@ -33,7 +34,10 @@ def read_dictionary(dictionary: str) -> list[str]:
     per line. Raises NadpipeError if the count is invalid or too large, or if the file is unreadable or empty.
     """
     if not is_named(dictionary):
-        return read_lines(Path(dictionary))
+        texts = read_lines(Path(dictionary))
+        if not texts:
+            raise NadpipeError(f"{dictionary}: no texts; write one per line")
+        return texts
     if dictionary == _IMAGENET:
         return list(dict.fromkeys(imagenet_names()))
     from wordfreq import top_n_list
@@ -43,18 +47,6 @@ def read_dictionary(dictionary: str) -> list[str]:
     if len(words) < count:
         raise NadpipeError(f"{dictionary}: wordfreq has {len(words)} English words; choose a smaller count")
     return words
-
-
-def read_lines(file: Path) -> list[str]:
-    """Read the stripped, non-empty lines of a text file. Raises NadpipeError if it is unreadable or has none."""
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise NadpipeError(f"{file}: not a readable UTF-8 text file ({error}); correct it or its path") from None
-    texts = [line for line in lines if line]
-    if not texts:
-        raise NadpipeError(f"{file}: no texts; write one per line")
-    return texts
 
 
 def check_templates(templates: list[str]) -> list[str]:

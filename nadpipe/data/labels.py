@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nadpipe.errors import NadpipeError
+from nadpipe.store.kinds.images import IMAGES
 from nadpipe.towers.word_lists import imagenet_names, imagenet_synsets
 
 _SYNSET = re.compile(r"n\d{8}")
@@ -26,5 +27,10 @@ def label_texts(labels: Sequence[str]) -> list[str]:
 
 
 def attribute_columns(images: pd.DataFrame) -> list[str]:
-    """Return the columns of a manifest that hold 0 or 1 for every image."""
-    return [name for name in images.columns if images[name].isin([0, 1]).all()]
+    """Return the columns of the source that hold 0 or 1 for every image."""
+    return [name for name in images.columns if name not in IMAGES.columns and is_binary(images[name])]
+
+
+def is_binary(column: pd.Series) -> bool:
+    """Return True if a column holds 0 or 1 for every image."""
+    return pd.api.types.is_numeric_dtype(column) and bool(column.isin([0, 1]).all())  # lists, for example, cannot be compared

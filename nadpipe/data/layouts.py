@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from nadpipe.data.classes import Classes, published_file, read_class_file, without_first
 from nadpipe.data.listing import has_subfolders
-from nadpipe.errors import NadpipeError
+from nadpipe.data.text_files import read_lines
+from nadpipe.errors import NadpipeError, visible
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _CLASS_FILES = ("classes.csv", "classes.txt")
@@ -162,7 +163,7 @@ class Folder(Layout):
         if source.split is not None:
             split_file = self.existing(source.path, f"splits/{source.split}.txt")
             by_name = {str(path.relative_to(images).with_suffix("")): path for path in paths}
-            names = [line.strip() for line in split_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = read_lines(split_file)
             missing = [name for name in names if name not in by_name]
             if missing:
                 raise NadpipeError(f"{images / missing[0]}.*: no such image; add it, or remove its name from {split_file}")
@@ -252,7 +253,8 @@ class Published(Layout):
             paths = images.rglob(f"*{self.image_suffix}")
             stems = sorted(str(path.relative_to(images)).removesuffix(self.image_suffix) for path in paths)
         else:
-            stems = self.existing(source.path, self.split_file.format(split=split)).read_text(encoding="utf-8").split()
+            lines = read_lines(self.existing(source.path, self.split_file.format(split=split)))
+            stems = [stem for line in lines for stem in line.split()]
         if not stems:
             raise NadpipeError(f"{images}: no images *{self.image_suffix} for split {split}; {self.expected()}")
         return images, stems
@@ -387,8 +389,11 @@ def _checked(images: list[ListedImage]) -> list[ListedImage]:
 
 
 def _as_rows(images: Sequence[ListedImage]) -> Rows:
-    """Return one row per image, with paths as text."""
+    """Return one row per image, with paths as text. Raises NadpipeError for a path that is no text."""
     import pandas as pd
 
     texts = [tuple(None if value is None else str(value) for value in image) for image in images]
+    for name in (str(image.path) for image in images):
+        if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            raise NadpipeError(f"{visible(name)}: its name is not UTF-8; rename it")
     return pd.DataFrame(texts, columns=ListedImage._fields, dtype=object)

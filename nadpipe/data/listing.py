@@ -1,9 +1,8 @@
-"""A quick look at data sets on disk before the first job: what has changed, how many images there are, which columns.
+"""A quick look at data sets on disk before the first job: what has changed, how many images there are.
 
 The Snakefile imports this module at every start, so it imports nothing heavy.
 """
 
-import csv
 import hashlib
 import os
 from collections.abc import Iterator
@@ -30,12 +29,6 @@ def has_subfolders(folder: Path) -> bool:
     """Return True if a folder contains a folder."""
     with os.scandir(folder) as entries:
         return any(entry.is_dir() for entry in entries)
-
-
-def csv_columns(table: Path) -> list[str]:
-    """Return the column names in the first line of a CSV file."""
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        return next(csv.reader(lines), [])
 
 
 def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:

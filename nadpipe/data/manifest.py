@@ -1,53 +1,115 @@
 """The manifest of a data set: one row per image, with its size and checksum."""
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Literal
 
 import pandas as pd
 
-from nadpipe.data.views import ImageInfo, examine_image, examine_mask, printable
-from nadpipe.errors import NadpipeError
+from nadpipe.data.views import ImageInfo, examine_image, examine_mask
+from nadpipe.errors import NadpipeError, printable
 from nadpipe.progress import track
+
+Examined = tuple[ImageInfo, ImageInfo | None]  # of an image and of its mask, if it has one
+
+_BLOCK = 4096  # rows of the manifest that are made at a time
+_TASK = 16  # images that a thread or process reads at a time: handing over one takes as long as reading a small one
+_MANY = 5000  # images that are worth starting processes for
+_REPORTED = 1000  # images in a message
 
 
 def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1) -> pd.DataFrame:
-    """Decode every image in `rows` (path, mask_path, group, label, and columns of the source) and return the manifest.
+    """Return the whole manifest of `rows`, as `examine_in_blocks` does."""
+    return pd.concat(examine_in_blocks(rows, bad, threads), ignore_index=True)
+
+
+def examine_in_blocks(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1) -> Iterator[pd.DataFrame]:
+    """Decode every image in `rows` (path, mask_path, group, label, and columns of the source). Yield the manifest in blocks.
 
     Columns: image_id, path, width, height, sha256, label, group, mask_path, mask_sha256, problem, then those of the source. An
     image is invalid if it is unreadable, if its mask is unreadable or of another size, or if an earlier row lists it. If bad is
     "skip", invalid images come last, with image_id -1 and the problem. Raises NadpipeError if bad is "fail" and images are
-    invalid (one line per image), or if no valid image remains.
+    invalid (one line per image, at most 1,000), or if no valid image remains. Besides `rows`, only the problems are kept in memory.
     """
-    paths, masks = rows["path"].tolist(), rows["mask_path"].tolist()
-    repeated = rows["path"].duplicated().tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        results = list(track(pool.map(_examine, paths, masks, repeated), "reading images", "image", len(rows)))
-    problems = [str(result) if isinstance(result, NadpipeError) else None for result in results]
-    reported = [problem for problem in problems if problem is not None]
-    if reported and (bad == "fail" or len(reported) == len(rows)):
-        advice = "repair them, or set bad_images: skip" if bad == "fail" else "repair them, because none is left"
-        summary = [f"{len(reported)} of {len(rows)} images cannot be used; {advice}"] if len(reported) > 1 else []
-        raise NadpipeError("\n".join(summary + reported))
-    unknown = ImageInfo(0, 0, "")
-    infos = [(unknown, None) if isinstance(result, NadpipeError) else result for result in results]
-    manifest_columns = pd.DataFrame(
-        {
-            "path": paths,
-            "width": [info.width for info, _ in infos],
-            "height": [info.height for info, _ in infos],
-            "sha256": [info.sha256 or None for info, _ in infos],
-            **{name: pd.Series(rows[name].to_list(), dtype=object) for name in ("label", "group", "mask_path")},
-            "mask_sha256": pd.Series([mask and mask.sha256 for _, mask in infos], dtype=object),
-            "problem": pd.Series(problems, dtype=object),
-        }
-    )
-    source_columns = rows.drop(columns=["path", "mask_path", "group", "label"]).reset_index(drop=True)
-    manifest = pd.concat([manifest_columns, source_columns], axis=1)
-    valid_first = manifest["problem"].notna().sort_values(kind="stable").index
-    manifest = manifest.loc[valid_first].reset_index(drop=True)
-    manifest.insert(0, "image_id", manifest.index.where(manifest["problem"].isna(), -1))
-    return manifest
+    problems: dict[int, str] = {}  # by row
+    valid = 0
+    results = track(_results(rows, threads), "reading images", "image", len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        block = dict(enumerate(itertools.islice(results, _BLOCK), start))
+        problems |= {row: str(result) for row, result in block.items() if isinstance(result, NadpipeError)}
+        infos = {row: result for row, result in block.items() if not isinstance(result, NadpipeError)}
+        if infos and (bad == "skip" or not problems):
+            yield _manifest(rows, infos, range(valid, valid + len(infos)))
+        valid += len(infos)
+    if problems and (bad == "fail" or not valid):
+        raise NadpipeError(_describe(list(problems.values()), len(rows), bad))
+    for start in range(0, len(problems), _BLOCK):
+        listed = dict(itertools.islice(problems.items(), start, start + _BLOCK))
+        manifest = _manifest(rows, dict.fromkeys(listed, (ImageInfo(0, 0, ""), None)), [-1] * len(listed))
+        yield manifest.assign(problem=list(listed.values()))
+
+
+def _results(rows: pd.DataFrame, threads: int) -> Iterator[Examined | NadpipeError]:
+    """Yield the result of each row.
+
+    Rows are handed over block by block, because an executor's queue of all rows would take gigabytes.
+    """
+    repeated = rows["path"].duplicated().to_numpy()
+    with _executor(len(rows), threads) as pool:
+        for start in range(0, len(rows), _BLOCK):
+            block = rows.iloc[start : start + _BLOCK]
+            columns = (_with_none(block[name]) for name in ("path", "mask_path"))
+            jobs = list(zip(*columns, repeated[start : start + _BLOCK].tolist(), strict=True))
+            tasks = [jobs[first : first + _TASK] for first in range(0, len(jobs), _TASK)]
+            for results in pool.map(_examine_all, tasks):
+                yield from results
+
+
+def _executor(images: int, threads: int) -> Executor:
+    """Return threads for few images, and processes, which take longer to start, for many.
+
+    Small images take Pillow longer to open than to decode, and only decoding runs in several threads at the same time.
+    """
+    if threads == 1 or images < _MANY:
+        return ThreadPoolExecutor(threads)
+    return ProcessPoolExecutor(threads, multiprocessing.get_context("spawn"))  # a fork would copy locks that threads hold
+
+
+def _examine_all(images: list[tuple[str, str | None, bool]]) -> list[Examined | NadpipeError]:
+    return [_examine(*image) for image in images]
+
+
+def _manifest(rows: pd.DataFrame, infos: Mapping[int, Examined], image_ids: Sequence[int]) -> pd.DataFrame:
+    """Return the manifest of some rows, with no problems. infos: by row."""
+    selected = rows.iloc[list(infos)].reset_index(drop=True)
+    columns = {
+        "image_id": image_ids,
+        "path": selected["path"],
+        "width": [image.width for image, _ in infos.values()],
+        "height": [image.height for image, _ in infos.values()],
+        "sha256": [image.sha256 or None for image, _ in infos.values()],
+        **{name: pd.Series(_with_none(selected[name]), dtype=object) for name in ("label", "group", "mask_path")},
+        "mask_sha256": pd.Series([mask and mask.sha256 for _, mask in infos.values()], dtype=object),
+        "problem": pd.Series([None] * len(infos), dtype=object),
+    }
+    source_columns = selected.drop(columns=["path", "mask_path", "group", "label"])
+    return pd.concat([pd.DataFrame(columns), source_columns], axis=1)
+
+
+def _with_none(texts: pd.Series) -> list[str | None]:
+    return texts.astype(object).where(texts.notna(), None).tolist()
+
+
+def _describe(problems: list[str], images: int, bad: Literal["fail", "skip"]) -> str:
+    """Return the message about invalid images: a summary if there are several, and one line each."""
+    if len(problems) == 1:
+        return problems[0]
+    advice = "repair them, or set bad_images: skip" if bad == "fail" else "repair them, because none is left"
+    more = [f"… and {len(problems) - _REPORTED:,} more"] if len(problems) > _REPORTED else []
+    return "\n".join([f"{len(problems)} of {images} images cannot be used; {advice}", *problems[:_REPORTED], *more])
 
 
 def content_fingerprint(manifest: pd.DataFrame) -> str:
@@ -62,7 +124,7 @@ def shard_rows(images: int, shard: int, shards: int) -> range:
     return range(images * shard // shards, images * (shard + 1) // shards)
 
 
-def _examine(path: str, mask: str | None, repeated: bool) -> tuple[ImageInfo, ImageInfo | None] | NadpipeError:
+def _examine(path: str, mask: str | None, repeated: bool) -> Examined | NadpipeError:
     """Return size and checksum of an image and of its mask, or the error that makes the image invalid.
 
     A mask may have the size of the stored photograph or of the upright one.

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, printable
 
 _ORIENTATION = 0x0112  # EXIF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of the tag that swap height and width
@@ -165,11 +166,6 @@ def orient_like(mask: Image.Image, photograph: str, sha256: str | None = None) -
     return ImageOps.exif_transpose(mask)
 
 
-def printable(path: str) -> str:
-    """Return a path, escaped if a message of one line cannot contain it."""
-    return path if path.isprintable() else repr(path)
-
-
 @contextlib.contextmanager
 def _one_line_errors(path: str) -> Iterator[None]:
     """Turn every error in reading an image into a NadpipeError of one line."""
@@ -180,7 +176,8 @@ def _one_line_errors(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise NadpipeError(f"{printable(path)}: no such image; correct the path in the table that lists it") from None
     except Exception as error:  # on damaged files, decoders raise errors of many types
-        reason = str(error).replace("\n", " ").replace(path, "the file") or type(error).__name__
+        reason = " ".join(str(error).split()).replace(path, "the file") or type(error).__name__
+        reason = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "its content", reason)  # an address differs between runs
         raise NadpipeError(
             f"{printable(path)}: not a readable image ({reason}); replace the file or remove it from the data set"
         ) from None

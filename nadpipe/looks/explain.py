@@ -19,7 +19,7 @@ from nadpipe.circuit.naming import normalise
 from nadpipe.circuit.readout import Readout, coefficients, other_paths, pair_scores, token_scores, token_weights
 from nadpipe.circuit.unit_kinds import head_names
 from nadpipe.data.views import centre_box, crop_pixels, read_image
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, visible
 from nadpipe.pages.html import image_source, render_template
 from nadpipe.pages.pictures import colour_bar, crop_to_square, heat_overlay
 from nadpipe.store.atomic import atomic_path
@@ -191,15 +191,15 @@ def _section(
 
 
 def _print(image: Path, sections: list[dict[str, Any]]) -> None:
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     for section in sections:
         sums = f"cosine {section['cosine']:.5f}, sum over pairs {section['sum']:.5f}"
         sums += f", other paths {section['other_paths']:.5f}" if section["other_paths"] else ""
-        table = Table(title=f"{image.name}, {section['text']}: {sums}")
+        table = Table(title=visible(f"{image.name}, {section['text']}: {sums}"))
         for name in ("pair", "adds", "text by correlation"):
             table.add_column(name, justify="right" if name == "adds" else "left")
         for row in section["rows"]:
-            table.add_row(row["pair"], f"{row['score']:+.5f}", row["name"] or "–")
+            table.add_row(row["pair"], f"{row['score']:+.5f}", visible(row["name"] or "–"))
         table.add_row(f"{section['others']:,} others", f"{section['rest']:+.5f}", "")
         console.print(table)
 

@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, visible
 from nadpipe.pages.explorer import NAMING_RULES, Explorer
 from nadpipe.store.atomic import atomic_path
 
@@ -34,11 +34,11 @@ def search(
     best, *others = sorted(matches, key=lambda name: (name.lower() != query, query not in name.lower().split(), len(name)))
     number = explorer.texts.index(best)
     pairs_by_rule = explorer.load(f"texts/{number // explorer.sizes['texts']}")[str(number)]
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     for rule, title in NAMING_RULES.items():
         if rule not in pairs_by_rule:
             continue
-        table = Table(title=f"{best}: {title}")
+        table = Table(title=f"{visible(best)}: {title}")
         for name in ("pair", "weight", "rank"):
             table.add_column(name, justify="left" if name == "pair" else "right")
         for head, neuron, weight, rank in pairs_by_rule[rule][:most]:
@@ -50,4 +50,4 @@ def search(
         with atomic_path(png) as partial:
             explorer.sheet(best, pairs).save(partial, "PNG")
     if others:
-        console.print(f"other texts: {', '.join(others[:_OTHER_TEXTS])}")
+        console.print(f"other texts: {visible(', '.join(others[:_OTHER_TEXTS]))}")

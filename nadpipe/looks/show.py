@@ -62,7 +62,7 @@ def _print_neuron(explorer: Explorer, neuron: int, summary: dict[str, Any], pair
     for pair in pairs:
         texts = [explorer.format_texts(pair["texts"].get(rule, [])[:1]) for rule in rules]
         table.add_row(explorer.pair_name(pair["head"], neuron), str(pair["rank"]), str(pair["size"]), *texts)
-    Console(markup=False).print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _print_pair(explorer: Explorer, neuron: int, pair: dict[str, Any]) -> None:
@@ -77,6 +77,6 @@ def _print_pair(explorer: Explorer, neuron: int, pair: dict[str, Any]) -> None:
         table.add_row(*(explorer.format_texts(texts[row : row + 1]) for texts in columns))
     shown = len(pair["images"]) // 2
     top, bottom = (", ".join(map(str, ids)) for ids in (pair["images"][:shown], pair["images"][shown:]))
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(f"coefficient {pair['mean']} ± {pair['std']}; top images {top}; bottom images {bottom}")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int8
 from PIL import Image
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, visible
 from nadpipe.pages.pictures import colour_bar, contact_sheet, heat_overlay, heat_steps
 from nadpipe.store.checksums import Listing, read_listing
 
@@ -111,7 +111,7 @@ class Explorer:
 
     def format_texts(self, texts: Sequence[Sequence[int | float]]) -> str:
         """Return texts with their weights as one line. texts: number and weight of each."""
-        return ", ".join(f"{self.texts[int(number)]} ({weight:.2f})" for number, weight in texts) or "–"
+        return visible(", ".join(f"{self.texts[int(number)]} ({weight:.2f})" for number, weight in texts)) or "–"
 
 
 def _unreadable(path: Path, error: Exception) -> NadpipeError:

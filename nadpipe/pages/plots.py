@@ -10,12 +10,18 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which most colour-blind readers can distinguish, ordered so that neighbours contrast
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000", "#F0E442")
 MARKERS = "osD^vP*Xh<>"
+_LONGEST = 60  # characters of a name
 _FEW = 4  # up to this many methods are drawn as bars, more as dots
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG for any suffix of the path. The file contains no date and no library version."""
     figure.savefig(path, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+
+def plain(text: str) -> str:
+    """Return a text of the user's for a figure: at most 60 characters, with dollar signs that start no formula."""
+    return (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…").replace("$", r"\$")
 
 
 def per_class_bars(table: pd.DataFrame) -> Figure:
@@ -42,7 +48,7 @@ def per_class_bars(table: pd.DataFrame) -> Figure:
         else:
             marker = MARKERS[index % len(MARKERS)]
             axes.scatter(wide[method], rows, s=34, color=colour, marker=marker, label=label, zorder=2, alpha=0.9)
-    axes.set(yticks=rows, yticklabels=wide.index, xlim=(0, 1), ylim=(-0.7, len(wide) - 0.3), xlabel="IoU")
+    axes.set(yticks=rows, yticklabels=map(plain, wide.index), xlim=(0, 1), ylim=(-0.7, len(wide) - 0.3), xlabel="IoU")
     remove_box(axes)
     axes.legend(title="method (mIoU)", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure

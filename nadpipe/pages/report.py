@@ -172,7 +172,7 @@ def _name_variants(table: pd.DataFrame) -> pd.DataFrame:
 
 def _concept_shift(results: Path, concepts: Sequence[str], small_group: int) -> tuple[dict[str, Any], Charts]:
     """Return what the tests of concepts found, in sentences and rows, and a chart of concepts over groups."""
-    table = read_csv(results / "shift.csv", SHIFT, text=("group", "reference"))
+    table = read_csv(results / "shift.csv", SHIFT)
     table["concept"] = pd.Categorical(table["concept"], categories=list(concepts) or table["concept"].unique())
     projections = table[table["score"] == "projection"].sort_values("concept", kind="stable")
     projections = projections.assign(concept=projections["concept"].astype(str))
@@ -240,8 +240,8 @@ def _thumbnail(row: pd.Series) -> str:
 
 
 def _script(chart: Mapping[str, Any]) -> str:
-    """Return a chart as JSON that cannot end the script element around it."""
-    return json.dumps(chart, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    """Return a chart as JSON without `<`, so that no text in it can end the script element around it or start a comment."""
+    return json.dumps(chart, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _share(value: float) -> str:

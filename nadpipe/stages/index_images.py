@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from nadpipe.data.layouts import Source, find_layout
-from nadpipe.data.manifest import examine
+from nadpipe.data.manifest import examine_in_blocks
 from nadpipe.data.tables import add_labels
 from nadpipe.fingerprint import code_fingerprint
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.manifest import move_paths
 from nadpipe.store.stamp import Stamp
-from nadpipe.store.tables import write_parquet
+from nadpipe.store.tables import create_parquet
 
 
 def index_images(
@@ -49,11 +49,11 @@ def index_images(
     rows = find_layout(layout).list_images(source)
     if labels is not None:
         rows = add_labels(rows, labels)
-    manifest = examine(rows, bad_images, threads)
-    if copy is not None:
-        original, staged = copy
-        manifest = move_paths(manifest, staged, original)
-    skipped = int((manifest["image_id"] < 0).sum())
+    skipped = 0
+    with create_parquet(output, IMAGES, Stamp(code=code_fingerprint(__name__)), sources=rows) as add:
+        for block in examine_in_blocks(rows, bad_images, threads):
+            manifest = block if copy is None else move_paths(block, old=copy[1], new=copy[0])
+            skipped += int((manifest["image_id"] < 0).sum())
+            add(manifest)
     if skipped:
-        print(f"{skipped} of {len(manifest)} images are skipped; column `problem` of {output} has the reasons", file=sys.stderr)
-    write_parquet(output, IMAGES, manifest, Stamp(code=code_fingerprint(__name__)), sources=True)
+        print(f"{skipped} of {len(rows)} images are skipped; column `problem` of {output} has the reasons", file=sys.stderr)

@@ -11,10 +11,12 @@ import pandas as pd
 
 from nadpipe.circuit.readout import Readout
 from nadpipe.circuit.shift import Test, compare_groups, concept_scores, groups_of
+from nadpipe.data.labels import is_binary
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
 from nadpipe.store.arrays import ZarrStore
 from nadpipe.store.kinds.features import CONTRIBUTIONS
+from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.kinds.shift import SHIFT, SHIFT_SCORES
 from nadpipe.store.manifest import read_images
 from nadpipe.store.readout import read_readout
@@ -81,9 +83,9 @@ def image_scores(stores: Sequence[ZarrStore], selected: SelectedPairs, readout: 
 
 
 def label_columns(manifest: pd.DataFrame, concepts: Sequence[str], source: Path) -> pd.DataFrame:
-    """Return the 0/1 columns named like concepts. Raises NadpipeError for a column with other values."""
-    labels = manifest[[concept for concept in concepts if concept in manifest]]
+    """Return the 0/1 columns of the source named like concepts. Raises NadpipeError for a column with other values."""
+    labels = manifest[[concept for concept in concepts if concept in manifest and concept not in IMAGES.columns]]
     for concept in labels:
-        if not labels[concept].isin([0, 1]).all():
+        if not is_binary(labels[concept]):
             raise NadpipeError(f"{source}: column {concept} is the label of a concept; it may contain only 0 and 1")
     return labels

@@ -16,14 +16,14 @@ def read_result(path: Path, kind: CsvKind | TableKind) -> pd.DataFrame:
     return read_csv(path, kind) if isinstance(kind, CsvKind) else read_parquet(path, kind)
 
 
-def read_csv(path: Path, kind: CsvKind, text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Read a CSV table. Only empty cells are missing values. text: columns to read as strings.
+def read_csv(path: Path, kind: CsvKind) -> pd.DataFrame:
+    """Read a CSV table. Only empty cells are missing values.
 
     Raises NadpipeError if the file is not readable, differs from its checksum or lacks a column.
     """
     try:
         content = read_with_checksum(path)
-        table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
+        table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(kind.text, str), keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise NadpipeError(f"{path}: not a readable CSV table ({type(error).__name__}); make it with Snakemake") from None
     missing = [name for name in kind.columns if name not in table]

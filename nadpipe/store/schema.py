@@ -82,12 +82,16 @@ class TableKind:
 
 @dataclasses.dataclass(frozen=True)
 class CsvKind:
-    """One kind of CSV table: the meaning of its columns, in order."""
+    """One kind of CSV table: the meaning of its columns, in order.
+
+    text: columns that are text even if they look like numbers.
+    """
 
     name: str
     path: str
     columns: Mapping[str, str]
     final: Final | None = None  # for tables that are results
+    text: tuple[str, ...] = ("dataset",)
     format: int = FORMAT
 
     @property

@@ -37,13 +37,15 @@ def create_parquet(
     kind: TableKind,
     stamp: Stamp,
     extra: Mapping[str, Column] | None = None,
-    sources: bool = False,
+    sources: pd.DataFrame | None = None,
 ) -> Iterator[Callable[[pd.DataFrame], None]]:
     """Yield a function that adds rows to a new table. The table need not fit in memory. It appears only if the block succeeds.
 
-    extra: columns in addition to the schema's. sources: also keep all other columns, which come from a source table.
+    extra: columns in addition to the schema's. sources: a table whose other columns are kept as well, with the types of
+    the whole table.
     """
     metadata = {b"nadpipe": json.dumps(stamp.attributes(kind)).encode()}
+    schema = _schema({**kind.columns, **(extra or {})}, sources).with_metadata(metadata)
     with atomic_path(path) as partial:
         with contextlib.ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
@@ -58,7 +60,6 @@ def create_parquet(
 
             def add(rows: pd.DataFrame) -> None:
                 nonlocal writer
-                schema = _schema({**kind.columns, **(extra or {})}, rows, sources).with_metadata(metadata)
                 if writer is None:
                     writer = stack.enter_context(_writer(partial, schema))
                 arrow = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
@@ -87,8 +88,8 @@ def write_parquet(
     extra: Mapping[str, Column] | None = None,
     sources: bool = False,
 ) -> None:
-    """Write a complete table of a kind (see `create_parquet`)."""
-    with create_parquet(path, kind, stamp, extra, sources) as add:
+    """Write a complete table of a kind (see `create_parquet`). sources: also keep columns that the kind does not have."""
+    with create_parquet(path, kind, stamp, extra, table if sources else None) as add:
         add(table)
 
 
@@ -161,10 +162,10 @@ def _attributes(schema: pa.Schema) -> dict[str, Any]:
     return json.loads(stored) if stored else {}
 
 
-def _schema(columns: Mapping[str, Column], table: pd.DataFrame, sources: bool) -> pa.Schema:
+def _schema(columns: Mapping[str, Column], sources: pd.DataFrame | None) -> pa.Schema:
     fields = [pa.field(name, TYPES[column.type], metadata={"comment": column.comment}) for name, column in columns.items()]
-    if sources:
-        others = [name for name in table.columns if name not in columns]
-        inferred = pa.Schema.from_pandas(table[others], preserve_index=False)
+    if sources is not None:
+        others = [name for name in sources.columns if name not in columns]
+        inferred = pa.Schema.from_pandas(sources[others], preserve_index=False)
         fields += [field.with_metadata({"comment": "column of the source table"}) for field in inferred]
     return pa.schema(fields)

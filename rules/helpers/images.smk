@@ -17,12 +17,7 @@ def source_options(dataset):
         "labels",
         "bad_images",
     )
-    return [
-        word
-        for name in names
-        if source[name] is not None
-        for word in (f"--{name.replace('_', '-')}", source[name])
-    ] + copy_options(dataset)
+    return settings(**{name: source[name] for name in names}) + copy_options(dataset)
 
 
 def source_files(dataset):
@@ -59,14 +54,16 @@ def label_files(dataset):
 def class_options(dataset):
     """Return the options that define the classes of a data set."""
     source = config["datasets"][dataset]
-    options = ["--layout", source["layout"], "--path", source_path(dataset)]
-    options += ["--split", source["split"]] if source["split"] else []
-    if isinstance(source["classes"], str):
-        options += ["--class-file", found_at(source["classes"])]
-    elif source["classes"]:
-        options += ["--classes", *source["classes"]]
-    options += ["--reduce-zero"] if source["reduce_zero_label"] else []
-    return options + ["--ignore", source["ignore"]]
+    is_file = isinstance(source["classes"], str)
+    return settings(
+        layout=source["layout"],
+        path=source_path(dataset),
+        split=source["split"],
+        class_file=found_at(source["classes"]) if is_file else None,
+        classes=None if is_file else source["classes"],
+        reduce_zero=source["reduce_zero_label"],
+        ignore=source["ignore"],
+    )
 
 
 def class_files(dataset):

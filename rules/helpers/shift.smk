@@ -3,8 +3,7 @@
 
 def reference_options():
     """Return the option for the reference group, if the config names one."""
-    reference = config["shift"]["reference"]
-    return [] if reference is None else ["--reference", reference]
+    return settings(reference=config["shift"]["reference"])
 
 
 def comparison_options():

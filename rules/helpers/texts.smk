@@ -6,9 +6,9 @@ def text_options(name):
     if name == "dictionary":
         dictionary = config["text"]["dictionary"]
         is_file = not is_named(dictionary)
-        return ["--dictionary", found_at(dictionary) if is_file else dictionary]
+        return settings(dictionary=found_at(dictionary) if is_file else dictionary)
     if name == "concepts":
-        return ["--texts", *config["shift"]["concepts"]]
+        return settings(texts=config["shift"]["concepts"])
     if name == "labels":
         return ["--labels"]
     background = config["datasets"][name]["background_names"]
@@ -33,8 +33,7 @@ def text_tables(name):
 
 def cache_option():
     """Return the option for the text cache, quoted for the shell because a resource is one string, not a list."""
-    cache = config["text"]["cache"]
-    return "" if cache is None else f"--cache {shlex.quote(cache)}"
+    return shlex.join(settings(cache=config["text"]["cache"]))
 
 
 def selection_section(name):

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nadpipe.pages.plots import COLOURS, MARKERS, remove_box
+from nadpipe.pages.plots import COLOURS, MARKERS, plain, remove_box
 from nadpipe.store.kinds.analyses import FAITHFULNESS
 
 KIND = FAITHFULNESS
@@ -39,8 +39,8 @@ def draw(table: pd.DataFrame) -> Figure:
 def _draw_matrix(axes: Axes, wide: pd.DataFrame) -> None:
     largest = max(float(np.nanmax(np.abs(wide.to_numpy()))), 1e-9)
     matrix = axes.imshow(wide, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
-    axes.set(yticks=range(len(wide)), yticklabels=wide.index)
-    axes.set_xticks(range(wide.shape[1]), labels=wide.columns, rotation=45, ha="right")
+    axes.set(yticks=range(len(wide)), yticklabels=map(plain, wide.index))
+    axes.set_xticks(range(wide.shape[1]), labels=[plain(concept) for concept in wide.columns], rotation=45, ha="right")
     axes.set(xlabel="concept measured", ylabel="pairs at their mean")
     for row, values in enumerate(wide.to_numpy()):
         for column, value in enumerate(values):

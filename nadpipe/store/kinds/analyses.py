@@ -107,6 +107,7 @@ FAITHFULNESS = CsvKind(
         "means that the score still tells the concept apart.",
         ("analyses", "concepts"),
     ),
+    text=("dataset", "ablated", "measured"),
 )
 SPARSITY = CsvKind(
     "sparsity",

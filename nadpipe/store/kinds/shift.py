@@ -95,4 +95,5 @@ SHIFT = CsvKind(
         "with labels.",
         ("groups", "concepts"),
     ),
+    text=("dataset", "concept", "group", "reference"),
 )
