@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -31,7 +31,7 @@ from nadpipe.circuit.methods import METHODS
 from nadpipe.data.classes import parse_names
 from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
-from nadpipe.data.listing import csv_columns
+from nadpipe.data.listing import column_names
 from nadpipe.errors import NadpipeError
 
 DEMO_FOLDER = Path("results/demo")
@@ -39,6 +39,9 @@ _DEMO_SETS = ("discovery", "segmentation", "monitoring")
 # The workflow generates these paths, so they need not exist when the config is checked.
 _GENERATED = {DEMO_FOLDER / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
 _GENERATED |= {DEMO_FOLDER / f"{name}{suffix}" for name in _DEMO_SETS for suffix in ("", ".csv")}
+_MOST_SHARDS = 1000  # Snakemake plans each of the five jobs of a shard: 30 s for 1,000 shards
+_MOST_VALUES = 100_000  # in the whole config; YAML aliases can stand for billions
+_LONGEST_LINE = 1000  # characters of a message
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 Value = TypeVar("Value")
@@ -74,9 +77,16 @@ def _normalise_url(url: str) -> str:
 def _check_path(path: str) -> str:
     if is_url(path):
         return _normalise_url(path)
-    if not Path(path).exists() and Path(path) not in _GENERATED:
+    if not _exists(path) and Path(path) not in _GENERATED:
         raise ValueError(f"{path!r} does not exist; give an existing path or a URL")
     return path
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _check_dictionary(name: str) -> str:
@@ -274,7 +284,9 @@ class Dataset(_Section):
         "32-bit or floating-point pixels, listed twice, or with a mask of another size. `fail` reports all of them and stops. "
         "`skip` lists them in images.parquet with the reason and continues.",
     )
-    shards: Count = Field(1, description="Number of jobs that share the images. Memory does not depend on it.")
+    shards: Annotated[Count, Field(le=_MOST_SHARDS)] = Field(
+        1, description="Number of jobs that share the images, at most their number. Memory does not depend on it."
+    )
     classes: Classes | None = Field(
         None,
         description="Class names in the order of the mask values, or a class file. Synonyms are separated by commas. For a "
@@ -633,12 +645,24 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
-    def _check_pair_counts(self) -> "Config":
-        """Raise ValueError if more pairs are selected than the model has. Models without a config on this machine pass."""
-        pairs = _count_pairs(self.model.architecture)
+    def _check_model_sizes(self) -> "Config":
+        """Raise ValueError for more pairs than the model has, and for a token or a block that it lacks.
+
+        Models without a config on this machine pass.
+        """
+        name, sizes = self.model.architecture, _model_sizes(self.model.architecture)
+        if sizes is None:
+            return self
         for key, k in [("segmentation.k", max(self.segmentation.k)), ("shift.k", self.shift.k)]:
-            if pairs is not None and k > pairs:
-                raise ValueError(f"{key}: {k} exceeds the {pairs} pairs of {self.model.architecture}; lower it")
+            if k > sizes.pairs:
+                raise ValueError(f"{key}: {k} exceeds the {sizes.pairs} pairs of {name}; lower it")
+        for key, index, count in [
+            ("sink", self.segmentation.sink, sizes.tokens),
+            ("block", self.segmentation.block, sizes.blocks),
+        ]:
+            what = "spatial token" if key == "sink" else "block of the last stage"
+            if isinstance(index, int) and index >= count:
+                raise ValueError(f"segmentation.{key}: {name} has no {what} {index}; choose one from 0 to {count - 1}")
         return self
 
     @model_validator(mode="after")
@@ -684,18 +708,31 @@ def _dataset_errors(dataset: Dataset) -> Iterator[str]:
         yield "ignore: it applies only to classes that are listed in the config; remove it"
     if _is_set(dataset, "reduce_zero_label") and (dataset.classes is None or layout.has_fixed_values):
         yield "reduce_zero_label: it applies only to classes that the config gives; remove it"
-    if layout.is_file and path.suffix == ".csv" and path.is_file():
-        columns = csv_columns(path)
+    if layout.is_file and path.is_file():
+        try:
+            columns = column_names(path)
+        except NadpipeError as error:
+            yield f"path: {error}"
+            return
         for key in ("path_column", "mask_column", "group_column", "label_column"):
             column = getattr(dataset, key)
             if column is not None and column not in columns:
                 yield f"{key}: {path} has no column {column}; choose one of {', '.join(columns)}"
 
 
-def _count_pairs(architecture: str) -> int | None:
-    """Return the number of pairs of a model, or None if its config is not on this machine.
+class _ModelSizes(NamedTuple):
+    """Sizes of a CLIP-ResNet: pairs, spatial tokens of an image of the model's size, blocks of the last stage."""
 
-    A CLIP-ResNet of width w has 32 w neurons, and heads of width `head_width` (64 by default) over as many channels.
+    pairs: int
+    tokens: int
+    blocks: int
+
+
+def _model_sizes(architecture: str) -> _ModelSizes | None:
+    """Return the sizes of a model, or None if its config is not on this machine.
+
+    A CLIP-ResNet of width w has 32 w neurons, heads of width `head_width` (64 by default) over as many channels, and tokens of
+    32 × 32 pixels.
     """
     path = Path(architecture)
     if not architecture.endswith(".json"):
@@ -707,8 +744,9 @@ def _count_pairs(architecture: str) -> int | None:
         if not isinstance(vision["layers"], list):
             return None
         neurons = 32 * vision["width"]
-        return neurons * (neurons // vision.get("head_width", 64))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
+        heads = neurons // vision.get("head_width", 64)
+        return _ModelSizes(neurons * heads, (vision.get("image_size", 224) // 32) ** 2, vision["layers"][-1])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ZeroDivisionError):
         return None  # the model is opened, and its config checked, by the first job
 
 
@@ -720,11 +758,35 @@ def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
     Raises NadpipeError if the config has errors. The message has one line per error: the full key, what is wrong, and what
     to do.
     """
+    if _exceeds(config, _MOST_VALUES):
+        raise NadpipeError(
+            f"{source}: more than {_MOST_VALUES:,} values; remove aliases (*name) that repeat lists, or name a file instead"
+        )
     try:
         return Config.model_validate(config).model_dump()
     except ValidationError as error:
         lines = dict.fromkeys(line for details in error.errors() for line in _describe_error(details).split("\n"))
-        raise NadpipeError("\n".join(f"{source}: {line}" for line in lines)) from None
+        raise NadpipeError("\n".join(_shorten(f"{source}: {line}") for line in lines)) from None
+
+
+def _exceeds(config: Any, most: int) -> bool:
+    """Return True if a config has more than `most` values, counting repeated ones. The time does not depend on their number."""
+    waiting = [config]
+    for _ in range(most):
+        if not waiting:
+            return False
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return True
+
+
+def _shorten(line: str) -> str:
+    """Return a line without the middle of a value that is too long for a message."""
+    half = _LONGEST_LINE // 2
+    return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 
 
 def _describe_error(details: ErrorDetails) -> str:

@@ -19,12 +19,12 @@ from nadpipe.analyses import (
     captions,
     final_plots,
     final_tables,
+    needs_of,
 )
 from nadpipe.circuit.unit_kinds import UNITS
 from nadpipe.config import DEMO_FOLDER, check, is_url
 from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
-from nadpipe.data.listing import folder_fingerprint
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.errors import BAD_INPUT, NadpipeError
 from nadpipe.fingerprint import (
@@ -40,13 +40,16 @@ from nadpipe.outcome import (
     note_refusals,
     record_study,
 )
+from nadpipe.preflight import check_images, dataset_source, is_looked_at
 from nadpipe.store.kinds.units import ASSIGNMENTS
 
 
 def checked_config():
-    """Return the complete, valid config, or print one line per error and exit."""
+    """Return the complete config, checked against the data sets on disk, or print one line per error and exit."""
     try:
-        return check(config)
+        complete = check(config)
+        check_images(complete)
+        return complete
     except NadpipeError as error:
         print(error, file=sys.stderr)
         sys.exit(BAD_INPUT)
@@ -54,8 +57,8 @@ def checked_config():
 
 def check_requested():
     """Exit with one line if a requested table needs what the config lacks. Snakemake knows its targets only later."""
-    for path in FINAL.keys() & set(sys.argv):
-        for need in FINAL[path].needs:
+    for path in sys.argv:
+        for need in needs_of(path):
             if need in MISSING:
                 print(f"{path}: cannot be made. {MISSING[need]}", file=sys.stderr)
                 sys.exit(BAD_INPUT)

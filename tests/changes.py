@@ -205,7 +205,19 @@ def edited(*stages: str) -> dict[str, int]:
 
 _TOWER = edited("export_readout", "extract_features", "embed_texts")
 _PLUMBING = [
-    *("__init__", "__main__", "analyses", "cli", "config", "errors", "fingerprint", "needs", "outcome", "progress"),
+    *(
+        "__init__",
+        "__main__",
+        "analyses",
+        "cli",
+        "config",
+        "errors",
+        "fingerprint",
+        "needs",
+        "outcome",
+        "preflight",
+        "progress",
+    ),
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
     *("looks/__init__", "looks/explain", "looks/search", "looks/show"),
@@ -214,6 +226,7 @@ _PLUMBING = [
         "store/arrays",
         "store/atomic",
         "store/checksums",
+        "store/columns",
         "store/dense",
         "store/explorer",
         "store/label_maps",
