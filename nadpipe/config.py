@@ -516,7 +516,8 @@ class Shift(_Section):
     )
     reference: Annotated[str, AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")] | None = Field(
         None,
-        description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each.",
+        description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each; "
+        "[analyses.md](analyses.md) says how groups are sorted.",
     )
     test: Literal["mann_whitney", "welch", "ks"] = Field(
         "mann_whitney",
