@@ -30,13 +30,14 @@ MEASURED = {"measure_registers": 1, **SEGMENTED}
 SAMPLED = {"sample_views": 2, **MEASURED}
 ENCODED = {"extract_features": 4, **DECOMPOSED, **SAMPLED}
 EMBEDDED = {"embed_texts": 4, **NAMED, **REBUILT, "select_pairs": 2, **SEGMENTED, **CONCEPTS}
-LISTED = {"index_images": 3, "embed_texts": 1, **ENCODED}
+LISTED = {"index_images": 3, "check_masks": 1, "embed_texts": 1, **ENCODED}
 MODEL = {"export_readout": 1, **ENCODED, **EMBEDDED}
 DISCOVERED = {"extract_features": 2, "compute_contributions": 2, "average_heads": 1, **ACCUMULATED, **SAMPLED}
-CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
-OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
+CLASSED = {"index_classes": 1, "check_masks": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
+OF_SEGMENTATION = {"index_images": 1, "check_masks": 1, "extract_features": 1, **SEGMENTED}
 OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
 OF_MONITORING |= {"index_images": 1, "embed_texts": 1, "extract_features": 1}
+UNMASKED = {rule: jobs for rule, jobs in (OF_SEGMENTATION | CLASSED).items() if rule != "check_masks"}
 
 SHARDED = ("extract_features", "compute_contributions", "accumulate_pairs", "sample_views", "map_firing")
 
@@ -126,7 +127,7 @@ CHANGES = {
     "datasets.monitoring.mask_column": ("mask_path", OF_MONITORING),
     "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
     "datasets.segmentation.path": ("results/demo/monitoring.csv", {**OF_SEGMENTATION, **CLASSED}),
-    "datasets.segmentation.layout": ("tree", {**OF_SEGMENTATION, **CLASSED}),
+    "datasets.segmentation.layout": ("tree", UNMASKED),
     "datasets.monitoring.shards": (
         2,
         {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1, **ANALYSED},
@@ -152,6 +153,7 @@ STAGES = {  # after an edit of the stage's own module
     "make_demo_model": {"make_demo_model": 1, **MODEL},
     "index_images": LISTED,
     "index_classes": CLASSED,
+    "check_masks": {"check_masks": 1},
     "sample_views": SAMPLED,
     "measure_registers": MEASURED,
     "export_readout": {"export_readout": 1, **DECOMPOSED, **MEASURED},
@@ -281,7 +283,7 @@ EDITS = {
     "data/listing.py": {},
     "data/layouts.py": edited("index_images", "index_classes") | {"embed_texts": 2},  # texts of classes and of labels
     "data/manifest.py": edited("index_images"),
-    "data/masks.py": edited("segment_images"),
+    "data/masks.py": edited("check_masks", "segment_images"),
     "data/tables.py": edited("index_images", "index_classes") | {"embed_texts": 2},
     "data/views.py": edited("index_images"),
     "demo/checkpoint.py": edited("make_demo_model"),

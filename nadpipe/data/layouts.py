@@ -236,6 +236,11 @@ class Folder(Layout):
             return list_tree(self.existing(source.path, "images"), IMAGE_SUFFIXES).images
         return len(_lines(self.existing(source.path, f"splits/{source.split}.txt")))
 
+    def fingerprint(self, source: Source) -> str:
+        """Return a hash of the names, sizes and times of images, masks and splits. Class files decide nothing about images."""
+        folders = [source.path / name for name in ("images", "masks", "splits")]
+        return " ".join(folder_fingerprint(folder) for folder in folders if folder.exists())
+
     def find_classes(self, source: Source) -> Classes:
         """Return the classes of the class file."""
         files = self.class_files(source.path)
