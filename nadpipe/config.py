@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from nadpipe.circuit.methods import METHODS
-from nadpipe.data.classes import parse_names
+from nadpipe.data.classes import first_repeated, parse_names
 from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
 from nadpipe.data.listing import column_names
@@ -77,6 +77,8 @@ def _normalise_url(url: str) -> str:
 def _check_path(path: str) -> str:
     if is_url(path):
         return _normalise_url(path)
+    if not path:
+        raise ValueError("'' is empty; give an existing path or a URL")
     if not _exists(path) and Path(path) not in _GENERATED:
         raise ValueError(f"{path!r} does not exist; give an existing path or a URL")
     return path
@@ -150,6 +152,11 @@ def _parse_pair_count(value: Any) -> int | float:
     raise ValueError(f"{value!r} is not a number of pairs; give an integer from 1, or a share of all pairs between 0 and 1")
 
 
+def _as_text(value: Any) -> Any:
+    """Return a whole number as text: YAML reads a year as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _check_reference(group: str) -> str:
     if group.startswith("rolling:") and not re.fullmatch(r"rolling:[1-9]\d*", group):
         raise ValueError(f"{group!r} has no number of groups; write rolling:<n>, such as rolling:3")
@@ -165,8 +172,11 @@ def _check_dataset_name(name: str) -> str:
 
 
 def _check_class_names(classes: list[str]) -> None:
-    for names in classes:
-        parse_names(names)
+    parsed = [parse_names(names) for names in classes]
+    for what, values in [("title", [title for title, _ in parsed]), ("name", [name for _, names in parsed for name in names])]:
+        repeated = first_repeated(values)
+        if repeated is not None:
+            raise NadpipeError(f"more than one class has the {what} {repeated!r}; make them distinct")
 
 
 def _reject_boolean(value: Any) -> Any:
@@ -514,7 +524,10 @@ class Shift(_Section):
         description="Centring of the concepts: `dictionary` subtracts the mean of `text.dictionary`, `none` subtracts nothing "
         "(published).",
     )
-    reference: Annotated[str, AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")] | None = Field(
+    reference: (
+        Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")]
+        | None
+    ) = Field(
         None,
         description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each; "
         "[analyses.md](analyses.md) says how groups are sorted.",

@@ -3,11 +3,13 @@
 The Snakefile does this at every start, so this module imports nothing heavy and opens no image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nadpipe.config import DEMO_FOLDER, Analyses, Segmentation
+from nadpipe.data.classes import parse_names, read_class_file
+from nadpipe.data.dictionaries import is_named, read_dictionary
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS, Source
 from nadpipe.data.listing import binary_columns, column_names
 from nadpipe.errors import NadpipeError
@@ -32,7 +34,7 @@ def check_images(config: Mapping[str, Any], source: str = "config") -> None:
             counts |= {} if count is None else {name: count}
     lines += _excesses(config, counts)
     if not lines:
-        lines += _shift_errors(config)
+        lines += [*_shift_errors(config), *_background_errors(config), *_dictionary_errors(config)]
     if lines:
         raise NadpipeError("\n".join(f"{source}: {line}" for line in lines))
 
@@ -103,6 +105,42 @@ def _shift_errors(config: Mapping[str, Any]) -> Iterator[str]:
                     f"shift.concepts: column {concept} of {source.path} is the label of the concept {concept}, but holds other "
                     "values than 0 and 1; rename it"
                 )
+
+
+def _background_errors(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each segmented data set with a threshold for background but without a class of this name."""
+    for name in config["segmentation"]["datasets"]:
+        dataset = config["datasets"][name]
+        if dataset["background_threshold"] == 0:
+            continue
+        try:
+            titles = _class_titles(dataset)
+        except NadpipeError as error:
+            yield f"datasets.{name}.classes: {error}"
+            continue
+        if titles is not None and "background" not in titles:
+            yield f"datasets.{name}.background_threshold: no class is called background; name one background, or set 0"
+
+
+def _class_titles(dataset: Mapping[str, Any]) -> Sequence[str] | None:
+    """Return the titles of a data set's classes, or None if only a job can read them."""
+    classes, layout = dataset["classes"], LAYOUTS[dataset["layout"]]
+    if isinstance(classes, list) and not layout.has_fixed_values:
+        return [parse_names(names)[0] for names in classes]
+    if isinstance(classes, str) and not layout.has_fixed_values:
+        return read_class_file(Path(classes)).titles if is_looked_at(classes) else None
+    return layout.find_classes(dataset_source(dataset)).titles if is_looked_at(dataset["path"]) else None
+
+
+def _dictionary_errors(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for a dictionary file that cannot be read or is empty."""
+    dictionary = config["text"]["dictionary"]
+    if is_named(dictionary) or not is_looked_at(dictionary):
+        return
+    try:
+        read_dictionary(dictionary)
+    except NadpipeError as error:
+        yield f"text.dictionary: {error}"
 
 
 def _images(count: int) -> str:

@@ -109,6 +109,18 @@ TREE = {"layout": "tree", "path": "docs"}
         ("segmentation.methods", ["nad", "nad"], "segmentation.methods: 'nad' .*more than once; "),
         ("segmentation.sink", "first", "segmentation.sink: 'first' .*; .*auto, none, last.*index"),
         ("datasets.discovery.shards", 10**6, "datasets.discovery.shards: 1000000 .*; .*less than or equal to 1000"),
+        ("datasets.discovery.path", "", "datasets.discovery.path: '' is empty; give an existing path or a URL"),
+        (
+            "datasets.segmentation.classes",
+            ["a, b", "b"],
+            "datasets.segmentation.classes: more than one class has the name 'b'; ",
+        ),
+        (
+            "datasets.segmentation.classes",
+            ["a", "a "],
+            "datasets.segmentation.classes: more than one class has the title 'a'; ",
+        ),
+        ("shift.reference", True, "shift.reference: True is invalid; it should be a valid string"),
         ("datasets.discovery.path", "x" * 300, "datasets.discovery.path: 'x*' does not exist; "),
         ("segmentation.sink", -1, "segmentation.sink: -1 .*; .*auto, none, last.*index"),
         ("datasets.segmentation.classes", ["a", " "], "datasets.segmentation.classes.1: ' ' .*one line.*; "),
@@ -241,6 +253,7 @@ def test_numbers_are_accepted_as_text_because_the_command_line_passes_text():
     assert check(changed("segmentation.k", "300"))["segmentation"]["k"] == [300]
     assert check(changed("segmentation.sink", "5"))["segmentation"]["sink"] == 5
     assert check(changed("segmentation.temperature", "2"))["segmentation"]["temperature"] == 2.0
+    assert check(changed("shift.reference", 2020))["shift"]["reference"] == "2020"  # YAML reads a year as a number
 
 
 def test_names_of_models_and_weights_are_not_paths():

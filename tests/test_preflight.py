@@ -99,6 +99,22 @@ def test_defaults_suit_any_number_of_images(lines):
             {"shift": {"concepts": ["fish", "count"]}},
             "shift.concepts: column count of t.csv is the label of the concept count, but holds other values than 0 and 1; ",
         ),
+        (
+            {"other": {"layout": "stanford_cars", "path": "photos"}},
+            {},
+            "datasets.other: photos/devkit/cars_meta.mat: missing; ",
+        ),
+        (
+            {"streets": SEGMENTED | {"background_threshold": 0.1}},
+            {"segmentation": {"datasets": ["streets"]}},
+            "datasets.streets.background_threshold: no class is called background; name one background, or set 0",
+        ),
+        (
+            {"streets": SEGMENTED | {"background_threshold": 0.1, "classes": "empty"}},
+            {"segmentation": {"datasets": ["streets"]}},
+            "datasets.streets.classes: empty: ",
+        ),
+        ({}, {"text": {"dictionary": "empty"}}, "text.dictionary: empty: not a readable UTF-8 text file"),
     ],
 )
 def test_what_the_images_do_not_allow_is_refused(lines, tmp_path, datasets, sections, message):
@@ -109,6 +125,13 @@ def test_what_the_images_do_not_allow_is_refused(lines, tmp_path, datasets, sect
 
 def test_all_lines_are_reported_at_once(lines):
     assert len(lines({"other": SEGMENTED | {"shards": 9}}, analyses={"top": 9}, directions={"top_images": 9})) == 3
+
+
+def test_a_background_is_found_in_a_list_a_file_and_a_layout(lines, tmp_path):
+    (tmp_path / "c.txt").write_text("background: wall, floor\nfish\n")
+    for classes in (["background", "fish"], ["background: wall", "fish"], "c.txt"):
+        streets = SEGMENTED | {"background_threshold": 0.1, "classes": classes}
+        assert lines({"streets": streets}, segmentation={"datasets": ["streets"]}) == []
 
 
 def test_references_that_exist_are_accepted(lines):

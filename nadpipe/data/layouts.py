@@ -206,6 +206,10 @@ class StanfordCars(Layout):
         """Return that there are no masks; None for groups and labels."""
         return super().lacks(what, dataset) if what == "masks" else None
 
+    def count_images(self, source: Source) -> None:
+        """Return None, because only the annotations tell. Raises NadpipeError if the names of the classes are missing."""
+        self.existing(source.path, "devkit/cars_meta.mat")
+
     def list_images(self, source: Source) -> Rows:
         """Return the images of a split; the label is the class, the group is the year at the end of the class name."""
         from nadpipe.data.tables import read_cars
