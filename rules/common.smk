@@ -37,6 +37,7 @@ from nadpipe.outcome import (
     changed_study,
     describe_failures,
     describe_results,
+    is_unrecorded,
     note_refusals,
     record_study,
 )
@@ -68,12 +69,19 @@ STUDY_RECORD = Path(".snakemake") / "nadpipe-study.json"
 
 
 def begin_run():
-    """Warn if the results are of another study, and make the folder in which commands note why they were refused."""
+    """Warn if the results are of another or of an unknown study, and make the folder in which commands note why they were
+    refused."""
     keys = changed_study(config, STUDY_RECORD)
     if keys:
         print(
             f"results/: made with other values of {', '.join(sorted(keys))}; what depends on them is made again. Use "
             "--directory to keep studies apart",
+            file=sys.stderr,
+        )
+    if is_unrecorded(Path("results"), STUDY_RECORD):
+        print(
+            "results/: the records of the run that made it (.snakemake/) are missing, so results of other settings would be "
+            "taken for these; remove results/, or make all of it again with --forceall",
             file=sys.stderr,
         )
     note_refusals()
