@@ -92,9 +92,9 @@ def _shift_errors(config: Mapping[str, Any]) -> Iterator[str]:
     if dataset is None or not is_looked_at(dataset["path"]):
         return
     source, layout = dataset_source(dataset), LAYOUTS[dataset["layout"]]
-    groups = layout.group_names(source)
+    groups = (layout.group_names(source) or set()) - {""}
     if groups and reference is not None and reference not in groups and not reference.startswith("rolling:"):
-        listed = sorted(groups - {""})
+        listed = sorted(groups)
         some = ", ".join(listed[:_LISTED]) + (", …" if len(listed) > _LISTED else "")
         yield f"shift.reference: datasets.monitoring has no group {reference!r}; choose one of {some}"
     if layout.is_file and config["shift"]["concepts"]:
