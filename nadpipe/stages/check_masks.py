@@ -67,7 +67,7 @@ def check_masks(images: Path, classes: Path, output: Path, copy: tuple[str, str]
 def _count(row: Any, classes: Classes) -> Int[np.ndarray, " class"] | NadpipeError:
     """Return the number of pixels of each class and of ignored pixels (last), or the error that makes a mask invalid."""
     try:
-        mask = read_mask(row.mask_path, row.path, (row.height, row.width), classes)
+        mask = read_mask(row.mask_path, row.path, (row.height, row.width), classes, (row.mask_sha256, row.sha256))
     except NadpipeError as error:
         return error
     number = len(classes.titles)
