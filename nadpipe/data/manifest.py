@@ -32,7 +32,8 @@ def examine_in_blocks(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail",
     Columns: image_id, path, width, height, sha256, label, group, mask_path, mask_sha256, problem, then those of the source. An
     image is invalid if it is unreadable, if its mask is unreadable or of another size, or if an earlier row lists it. If bad is
     "skip", invalid images come last, with image_id -1 and the problem. Raises NadpipeError if bad is "fail" and images are
-    invalid (one line per image, at most 1,000), or if no valid image remains. Besides `rows`, only the problems are kept in memory.
+    invalid (one line per image, at most 1,000), or if no valid image remains. Besides `rows`, only the problems are kept in
+    memory.
     """
     problems: dict[int, str] = {}  # by row
     valid = 0

@@ -44,12 +44,6 @@ def read_lines(path: Path, kind: str = "UTF-8 text file") -> list[str]:
     return [line for line in lines if line]
 
 
-def read_header(path: Path, kind: str = "CSV file") -> list[str]:
-    """Return the column names of a CSV file. Raises NadpipeError as `read_rows` does."""
-    with contextlib.closing(read_rows(path, kind)) as rows:
-        return next(rows)
-
-
 def read_rows(path: Path, kind: str = "CSV file") -> Generator[list[str]]:
     """Yield the rows of a CSV file as text, the header first. Every row is as long as the header; empty lines are left out.
 
