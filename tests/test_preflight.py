@@ -87,7 +87,7 @@ def test_defaults_suit_any_number_of_images(lines):
         (
             {"other": {"layout": "table", "path": "photos"}},
             {},
-            "datasets.other: photos: not a readable CSV table in UTF-8 (Is a ",
+            "datasets.other: photos: not a readable CSV table in UTF-8 (it is not a file)",
         ),
         (
             {"monitoring": {"layout": "tree", "path": "photos"}},
