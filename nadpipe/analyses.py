@@ -28,6 +28,15 @@ def final_plots(missing: Collection[str] = ()) -> list[str]:
     return [f"results/{name}.png" for name, path in PLOTTED.items() if path in tables]
 
 
+def needs_of(path: str) -> tuple[str, ...]:
+    """Return the needs of a final table, of its plot, or of the table of a batch; none for other paths."""
+    if path.startswith("results/shift/batches/"):
+        return FINAL["results/shift.csv"].needs  # a batch is compared with the scores of the groups
+    plotted = {f"results/{name}.png": table for name, table in PLOTTED.items()}
+    table = plotted.get(path, path)
+    return FINAL[table].needs if table in FINAL else ()
+
+
 def captions() -> dict[str, str]:
     """Return the captions of the final tables, which are those of their plots, by the name of the file without suffix."""
     return {Path(path).stem: record.caption for path, record in FINAL.items()}

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -28,10 +28,11 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from nadpipe.circuit.methods import METHODS
-from nadpipe.data.classes import parse_names
+from nadpipe.data.classes import first_repeated, parse_names
 from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
-from nadpipe.data.text_files import read_header, text_problem
+from nadpipe.data.listing import column_names
+from nadpipe.data.text_files import text_problem
 from nadpipe.errors import NadpipeError
 
 DEMO_FOLDER = Path("results/demo")
@@ -40,6 +41,9 @@ _DEMO_SETS = ("discovery", "segmentation", "monitoring")
 _GENERATED = {DEMO_FOLDER / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
 _GENERATED |= {DEMO_FOLDER / f"{name}{suffix}" for name in _DEMO_SETS for suffix in ("", ".csv")}
 _WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # what Snakemake replaces in paths
+_MOST_SHARDS = 1000  # Snakemake plans each of the five jobs of a shard: 30 s for 1,000 shards
+_MOST_VALUES = 100_000  # in the whole config; YAML aliases can stand for billions
+_LONGEST_LINE = 1000  # characters of a message
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 Value = TypeVar("Value")
@@ -77,13 +81,18 @@ def _check_path(path: str) -> str:
         raise ValueError(f"{path!r} contains a name in braces, which Snakemake would replace; rename the file or folder")
     if is_url(path):
         return _normalise_url(path)
-    try:
-        exists = Path(path).exists()
-    except OSError:  # such as a name that is too long
-        exists = False
-    if not exists and Path(path) not in _GENERATED:
+    if not path:
+        raise ValueError("'' is empty; give an existing path or a URL")
+    if not _exists(path) and Path(path) not in _GENERATED:
         raise ValueError(f"{path[:200]!r} does not exist; give an existing path or a URL")
     return path
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _check_dictionary(name: str) -> str:
@@ -150,6 +159,11 @@ def _parse_pair_count(value: Any) -> int | float:
     raise ValueError(f"{value!r} is not a number of pairs; give an integer from 1, or a share of all pairs between 0 and 1")
 
 
+def _as_text(value: Any) -> Any:
+    """Return a whole number as text: YAML reads a year as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _check_reference(group: str) -> str:
     if group.startswith("rolling:") and not re.fullmatch(r"rolling:[1-9]\d*", group):
         raise ValueError(f"{group!r} has no number of groups; write rolling:<n>, such as rolling:3")
@@ -165,8 +179,11 @@ def _check_dataset_name(name: str) -> str:
 
 
 def _check_class_names(classes: list[str]) -> None:
-    for names in classes:
-        parse_names(names)
+    parsed = [parse_names(names) for names in classes]
+    for what, values in [("title", [title for title, _ in parsed]), ("name", [name for _, names in parsed for name in names])]:
+        repeated = first_repeated(values)
+        if repeated is not None:
+            raise NadpipeError(f"more than one class has the {what} {repeated!r}; make them distinct")
 
 
 def _reject_boolean(value: Any) -> Any:
@@ -289,7 +306,9 @@ class Dataset(_Section):
         "32-bit or floating-point pixels, listed twice, or with a mask of another size. `fail` reports all of them and stops. "
         "`skip` lists them in images.parquet with the reason and continues.",
     )
-    shards: Count = Field(1, description="Number of jobs that share the images. Memory does not depend on it.")
+    shards: Annotated[Count, Field(le=_MOST_SHARDS)] = Field(
+        1, description="Number of jobs that share the images, at most their number. Memory does not depend on it."
+    )
     classes: Classes | None = Field(
         None,
         description="Class names in the order of the mask values, or a class file. Synonyms are separated by commas. For a "
@@ -517,9 +536,13 @@ class Shift(_Section):
         description="Centring of the concepts: `dictionary` subtracts the mean of `text.dictionary`, `none` subtracts nothing "
         "(published).",
     )
-    reference: Annotated[str, AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")] | None = Field(
+    reference: (
+        Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_reference), _allowed("name of a group, `rolling:<n>`")]
+        | None
+    ) = Field(
         None,
-        description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each.",
+        description="Group that the others are compared with. null is the first group, `rolling:<n>` the n groups before each; "
+        "[analyses.md](analyses.md) says how groups are sorted.",
     )
     test: Literal["mann_whitney", "welch", "ks"] = Field(
         "mann_whitney",
@@ -648,16 +671,26 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
-    def _check_pair_counts(self) -> "Config":
-        """Raise ValueError if more pairs are selected than the model has. Models without a config on this machine pass."""
-        pairs = _count_pairs(self.model.architecture, self.model.block)
-        if pairs == 0:
-            raise ValueError(
-                f"model.block: {self.model.block} is not below the last block of {self.model.architecture}; lower it"
-            )
+    def _check_model_sizes(self) -> "Config":
+        """Raise ValueError for more pairs than the model has, and for a token or a block that it lacks.
+
+        Models without a config on this machine pass.
+        """
+        name, sizes = self.model.architecture, _model_sizes(self.model.architecture, self.model.block)
+        if sizes is None:
+            return self
+        if sizes.pairs == 0:
+            raise ValueError(f"model.block: {self.model.block} is not below the last block of {name}; lower it")
         for key, k in [("segmentation.k", max(self.segmentation.k)), ("shift.k", self.shift.k)]:
-            if pairs is not None and k > pairs:
-                raise ValueError(f"{key}: {k} exceeds the {pairs} pairs of {self.model.architecture}; lower it")
+            if k > sizes.pairs:
+                raise ValueError(f"{key}: {k} exceeds the {sizes.pairs} pairs of {name}; lower it")
+        for key, index, count in [
+            ("sink", self.segmentation.sink, sizes.tokens),
+            ("block", self.segmentation.block, sizes.blocks),
+        ]:
+            what = "spatial token" if key == "sink" else "block of the last stage"
+            if isinstance(index, int) and count is not None and index >= count:
+                raise ValueError(f"segmentation.{key}: {name} has no {what} {index}; choose one from 0 to {count - 1}")
         return self
 
     @model_validator(mode="after")
@@ -703,9 +736,9 @@ def _dataset_errors(dataset: Dataset) -> Iterator[str]:
         yield "ignore: it applies only to classes that are listed in the config; remove it"
     if _is_set(dataset, "reduce_zero_label") and (dataset.classes is None or layout.has_fixed_values):
         yield "reduce_zero_label: it applies only to classes that the config gives; remove it"
-    if layout.is_file and path.suffix == ".csv" and path.is_file():
+    if layout.is_file and path.is_file():
         try:
-            columns = read_header(path, "CSV or Parquet table")
+            columns = column_names(path)
         except NadpipeError as error:
             yield f"path: {error}"
             return
@@ -715,11 +748,19 @@ def _dataset_errors(dataset: Dataset) -> Iterator[str]:
                 yield f"{key}: {path} has no column {column}; choose one of {', '.join(columns)}"
 
 
-def _count_pairs(architecture: str, block: int | None) -> int | None:
-    """Return the number of pairs of a model, or None if its config is not on this machine.
+class _ModelSizes(NamedTuple):
+    """Sizes of a model: pairs; and of a CLIP-ResNet, spatial tokens of an image of its size, and blocks of its last stage."""
 
-    A CLIP-ResNet of width w has 32 w neurons, and heads of width `head_width` (64 by default) over as many channels. A vision
-    transformer of width w has w · `mlp_ratio` neurons, and the heads of all blocks after `block`.
+    pairs: int
+    tokens: int | None = None
+    blocks: int | None = None
+
+
+def _model_sizes(architecture: str, block: int | None) -> _ModelSizes | None:
+    """Return the sizes of a model, or None if its config is not on this machine.
+
+    A CLIP-ResNet of width w has 32 w neurons, heads of width `head_width` (64 by default) over as many channels, and tokens of
+    32 × 32 pixels. A vision transformer of width w has w · `mlp_ratio` neurons, and the heads of all blocks after `block`.
     """
     path = Path(architecture)
     if not architecture.endswith(".json"):
@@ -733,11 +774,12 @@ def _count_pairs(architecture: str, block: int | None) -> int | None:
         layers = vision.get("layers", 12)
         if isinstance(layers, list):
             neurons = 32 * vision["width"]
-            return neurons * (neurons // vision.get("head_width", 64))
+            heads = neurons // vision.get("head_width", 64)
+            return _ModelSizes(neurons * heads, (vision.get("image_size", 224) // 32) ** 2, layers[-1])
         heads = vision["width"] // vision.get("head_width", 64)
         late = 1 if block is None else layers - 1 - block
-        return int(vision["width"] * vision.get("mlp_ratio", 4)) * heads * max(0, late)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
+        return _ModelSizes(int(vision["width"] * vision.get("mlp_ratio", 4)) * heads * max(0, late))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ZeroDivisionError):
         return None  # the model is opened, and its config checked, by the first job
 
 
@@ -749,11 +791,35 @@ def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
     Raises NadpipeError if the config has errors. The message has one line per error: the full key, what is wrong, and what
     to do.
     """
+    if _exceeds(config, _MOST_VALUES):
+        raise NadpipeError(
+            f"{source}: more than {_MOST_VALUES:,} values; remove aliases (*name) that repeat lists, or name a file instead"
+        )
     try:
         return Config.model_validate(config).model_dump()
     except ValidationError as error:
         lines = dict.fromkeys(line for details in error.errors() for line in _describe_error(details).split("\n"))
-        raise NadpipeError("\n".join(f"{source}: {line}" for line in lines)) from None
+        raise NadpipeError("\n".join(_shorten(f"{source}: {line}") for line in lines)) from None
+
+
+def _exceeds(config: Any, most: int) -> bool:
+    """Return True if a config has more than `most` values, counting repeated ones. The time does not depend on their number."""
+    waiting = [config]
+    for _ in range(most):
+        if not waiting:
+            return False
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return True
+
+
+def _shorten(line: str) -> str:
+    """Return a line without the middle of a value that is too long for a message."""
+    half = _LONGEST_LINE // 2
+    return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 
 
 def _describe_error(details: ErrorDetails) -> str:

@@ -4,9 +4,11 @@ The Snakefile asks at every start which results `all` can make, so this module i
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from nadpipe.data.layouts import LAYOUTS
+from nadpipe.data.listing import binary_columns
 
 Need = Literal["segmentation", "concepts", "groups", "labels", "attributes", "analyses"]
 
@@ -15,7 +17,8 @@ def missing_needs(config: Mapping[str, Any]) -> dict[Need, str]:
     """Return the needs that a complete config does not meet, each with the key that meets it and what to do.
 
     segmentation: data sets to segment. concepts: texts for the shift. groups: groups of `datasets.monitoring`. analyses: the
-    data set `analyses.dataset`. labels, attributes: its class labels and its 0/1 columns.
+    data set `analyses.dataset`. labels, attributes: its class labels and its 0/1 columns. Groups and labels need at least two
+    values. Raises NadpipeError if a table or a folder is unreadable.
     """
     return dict(_missing(config))
 
@@ -39,8 +42,16 @@ def _missing(config: Mapping[str, Any]) -> Iterator[tuple[Need, str]]:
     if lacking := _lacking(config, name, "labels"):
         yield "labels", lacking
     source = config["datasets"][name]
-    if source["labels"] is None and not LAYOUTS[source["layout"]].is_file:
+    if source["labels"] is not None:
+        return
+    path = Path(source["path"])
+    if not LAYOUTS[source["layout"]].is_file:
         yield "attributes", f"datasets.{name}.labels: not set; give a CSV file with 0/1 columns"
+    elif path.is_file() and not binary_columns(path):
+        yield (
+            "attributes",
+            f"datasets.{name}.path: {path} has no 0/1 column; add one, or give a CSV file as datasets.{name}.labels",
+        )
 
 
 def _lacking(config: Mapping[str, Any], name: str, what: Literal["groups", "labels"]) -> str | None:

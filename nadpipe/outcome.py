@@ -81,6 +81,14 @@ def changed_study(config: Mapping[str, Any], record: Path) -> list[str]:
     return [key for section in _STUDY for key in _differences(previous.get(section, {}), config[section], section)]
 
 
+def is_unrecorded(results: Path, record: Path) -> bool:
+    """Return True if a folder has results but no record of the run that made them, because it was copied or .snakemake deleted.
+
+    Snakemake then compares only times, and would take the results of other settings for these.
+    """
+    return (results / "artifacts").is_dir() and not record.exists()
+
+
 def record_study(config: Mapping[str, Any], record: Path) -> None:
     """Write the model and the data sets of a run, for `changed_study`."""
     record.parent.mkdir(parents=True, exist_ok=True)

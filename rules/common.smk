@@ -19,12 +19,12 @@ from nadpipe.analyses import (
     captions,
     final_plots,
     final_tables,
+    needs_of,
 )
 from nadpipe.circuit.unit_kinds import UNITS
 from nadpipe.config import DEMO_FOLDER, check, is_url
 from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
-from nadpipe.data.listing import folder_fingerprint
 from nadpipe.demo.files import CHECKPOINT
 from nadpipe.errors import BAD_INPUT, NadpipeError, visible
 from nadpipe.fingerprint import (
@@ -37,16 +37,20 @@ from nadpipe.outcome import (
     changed_study,
     describe_failures,
     describe_results,
+    is_unrecorded,
     note_refusals,
     record_study,
 )
+from nadpipe.preflight import check_images, dataset_source, is_looked_at
 from nadpipe.store.kinds.units import ASSIGNMENTS
 
 
 def checked_config():
-    """Return the complete, valid config, or print one line per error and exit."""
+    """Return the complete config, checked against the data sets on disk, or print one line per error and exit."""
     try:
-        return check(config)
+        complete = check(config)
+        check_images(complete)
+        return complete
     except NadpipeError as error:
         print(visible(str(error)), file=sys.stderr)
         sys.exit(BAD_INPUT)
@@ -65,8 +69,8 @@ def check_folder():
 
 def check_requested():
     """Exit with one line if a requested table needs what the config lacks. Snakemake knows its targets only later."""
-    for path in FINAL.keys() & set(sys.argv):
-        for need in FINAL[path].needs:
+    for path in sys.argv:
+        for need in needs_of(path):
             if need in MISSING:
                 print(f"{path}: cannot be made. {MISSING[need]}", file=sys.stderr)
                 sys.exit(BAD_INPUT)
@@ -77,12 +81,19 @@ STUDY_RECORD = Path(".snakemake") / "nadpipe-study.json"
 
 
 def begin_run():
-    """Warn if the results are of another study, and make the folder in which commands note why they were refused."""
+    """Warn if the results are of another or of an unknown study, and make the folder in which commands note why they were
+    refused."""
     keys = changed_study(config, STUDY_RECORD)
     if keys:
         print(
             f"results/: made with other values of {', '.join(sorted(keys))}; what depends on them is made again. Use "
             "--directory to keep studies apart",
+            file=sys.stderr,
+        )
+    if is_unrecorded(Path("results"), STUDY_RECORD):
+        print(
+            "results/: the records of the run that made it (.snakemake/) are missing, so results of other settings would be "
+            "taken for these; remove results/, or make all of it again with --forceall",
             file=sys.stderr,
         )
     note_refusals()

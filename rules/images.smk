@@ -57,9 +57,39 @@ rule index_classes:
         """
 
 
+rule check_masks:
+    input:
+        images="results/artifacts/{dataset}/images.parquet",
+        source=lambda wildcards: copied_images(wildcards.dataset),
+        classes="results/artifacts/{dataset}/classes.parquet",
+    output:
+        masks="results/artifacts/{dataset}/masks.parquet",
+    log:
+        "logs/check_masks/{dataset}.log",
+    benchmark:
+        "results/benchmarks/check_masks/{dataset}.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        copied=lambda wildcards: copy_options(wildcards.dataset),
+        code=code("check_masks"),
+    shell:
+        """
+        nadpipe check-masks \
+            --images {input.images:q} {params.copied:q} --classes {input.classes:q} --output {output.masks:q} \
+            --threads {threads} \
+            2>{log}
+        """
+
+
 rule extract_features:
     input:
         images="results/artifacts/{dataset}/images.parquet",
+        masks=lambda wildcards: checked_masks(wildcards.dataset),
         source=lambda wildcards: copied_images(wildcards.dataset),
         files=lambda wildcards: model_files(),
     output:

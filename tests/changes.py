@@ -30,13 +30,14 @@ MEASURED = {"measure_registers": 1, **SEGMENTED}
 SAMPLED = {"sample_views": 2, **MEASURED}
 ENCODED = {"extract_features": 4, **DECOMPOSED, **SAMPLED}
 EMBEDDED = {"embed_texts": 4, **NAMED, **REBUILT, "select_pairs": 2, **SEGMENTED, **CONCEPTS}
-LISTED = {"index_images": 3, "embed_texts": 1, **ENCODED}
+LISTED = {"index_images": 3, "check_masks": 1, "embed_texts": 1, **ENCODED}
 MODEL = {"export_readout": 1, **ENCODED, **EMBEDDED}
 DISCOVERED = {"extract_features": 2, "compute_contributions": 2, "average_heads": 1, **ACCUMULATED, **SAMPLED}
-CLASSED = {"index_classes": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
-OF_SEGMENTATION = {"index_images": 1, "extract_features": 1, **SEGMENTED}
+CLASSED = {"index_classes": 1, "check_masks": 1, "embed_texts": 1, "select_pairs": 1, **SEGMENTED}
+OF_SEGMENTATION = {"index_images": 1, "check_masks": 1, "extract_features": 1, **SEGMENTED}
 OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
 OF_MONITORING |= {"index_images": 1, "embed_texts": 1, "extract_features": 1}
+UNMASKED = {rule: jobs for rule, jobs in (OF_SEGMENTATION | CLASSED).items() if rule != "check_masks"}
 
 SHARDED = ("extract_features", "compute_contributions", "accumulate_pairs", "sample_views", "map_firing")
 
@@ -126,7 +127,7 @@ CHANGES = {
     "datasets.monitoring.mask_column": ("mask_path", OF_MONITORING),
     "datasets.segmentation.path_column": ("mask_path", OF_SEGMENTATION),
     "datasets.segmentation.path": ("results/demo/monitoring.csv", {**OF_SEGMENTATION, **CLASSED}),
-    "datasets.segmentation.layout": ("tree", {**OF_SEGMENTATION, **CLASSED}),
+    "datasets.segmentation.layout": ("tree", UNMASKED),
     "datasets.monitoring.shards": (
         2,
         {"extract_features": 2, "compute_contributions": 2, "score_shift": 1, "rank_shifts": 1, **ANALYSED},
@@ -153,6 +154,7 @@ STAGES = {  # after an edit of the stage's own module
     "make_demo_model": {"make_demo_model": 1, **MODEL},
     "index_images": LISTED,
     "index_classes": CLASSED,
+    "check_masks": {"check_masks": 1},
     "sample_views": SAMPLED,
     "measure_registers": MEASURED,
     "export_readout": {"export_readout": 1, **DECOMPOSED, **MEASURED},
@@ -206,7 +208,19 @@ def edited(*stages: str) -> dict[str, int]:
 
 _TOWER = edited("export_readout", "extract_features", "embed_texts")
 _PLUMBING = [
-    *("__init__", "__main__", "analyses", "cli", "config", "errors", "fingerprint", "needs", "outcome", "progress"),
+    *(
+        "__init__",
+        "__main__",
+        "analyses",
+        "cli",
+        "config",
+        "errors",
+        "fingerprint",
+        "needs",
+        "outcome",
+        "preflight",
+        "progress",
+    ),
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
     *("looks/__init__", "looks/explain", "looks/search", "looks/serve", "looks/show"),
@@ -215,6 +229,7 @@ _PLUMBING = [
         "store/arrays",
         "store/atomic",
         "store/checksums",
+        "store/columns",
         "store/dense",
         "store/explorer",
         "store/label_maps",
@@ -270,7 +285,7 @@ EDITS = {
     "data/listing.py": {},
     "data/layouts.py": edited("index_images", "index_classes") | {"embed_texts": 2},  # texts of classes and of labels
     "data/manifest.py": edited("index_images"),
-    "data/masks.py": edited("segment_images"),
+    "data/masks.py": edited("check_masks", "segment_images"),
     "data/text_files.py": edited("index_images", "index_classes", "embed_texts"),
     "data/tables.py": edited("index_images", "index_classes") | {"embed_texts": 2},
     "data/views.py": edited("index_images"),

@@ -28,6 +28,7 @@ MAY_IMPORT = {  # packages and top-level modules, besides the package itself
     "analyses": {"store"},
     "needs": {"data"},
     "outcome": set(),
+    "preflight": {"config", "data", "errors"},
     "config": {"circuit", "data", "errors"},
     "cli": {"errors"},
     "__main__": {"cli"},

@@ -108,6 +108,20 @@ TREE = {"layout": "tree", "path": "docs"}
         ("segmentation.methods", [], "segmentation.methods: 0 items .*; .*at least 1"),
         ("segmentation.methods", ["nad", "nad"], "segmentation.methods: 'nad' .*more than once; "),
         ("segmentation.sink", "first", "segmentation.sink: 'first' .*; .*auto, none, last.*index"),
+        ("datasets.discovery.shards", 10**6, "datasets.discovery.shards: 1000000 .*; .*less than or equal to 1000"),
+        ("datasets.discovery.path", "", "datasets.discovery.path: '' is empty; give an existing path or a URL"),
+        (
+            "datasets.segmentation.classes",
+            ["a, b", "b"],
+            "datasets.segmentation.classes: more than one class has the name 'b'; ",
+        ),
+        (
+            "datasets.segmentation.classes",
+            ["a", "a "],
+            "datasets.segmentation.classes: more than one class has the title 'a'; ",
+        ),
+        ("shift.reference", True, "shift.reference: True is invalid; it should be a valid string"),
+        ("datasets.discovery.path", "x" * 300, "datasets.discovery.path: 'x*' does not exist; "),
         ("segmentation.sink", -1, "segmentation.sink: -1 .*; .*auto, none, last.*index"),
         ("datasets.segmentation.classes", ["a", " "], "datasets.segmentation.classes.1: ' ' .*one line.*; "),
         ("text.templates", ["a photo"], "text.templates: .*{}.* once"),
@@ -183,6 +197,54 @@ def test_more_pairs_than_the_model_has_are_refused_where_its_config_is_here(arch
                 check({**config, section: {"k": pairs + 1}})
 
 
+def test_tokens_and_blocks_that_the_model_lacks_are_refused_where_its_config_is_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "model.json").write_text(json.dumps(TINY))  # 2 × 2 tokens, 1 block in the last stage
+    for architecture, key, last, what in [
+        ("RN50x16", "sink", 143, "spatial token"),
+        ("RN50x16", "block", 7, "block of the last stage"),
+        ("model.json", "sink", 3, "spatial token"),
+        ("model.json", "block", 0, "block of the last stage"),
+    ]:
+        config = {**MINIMAL, "model": {"architecture": architecture}}
+        assert check({**config, "segmentation": {key: last}})
+        with pytest.raises(NadpipeError) as error:
+            check({**config, "segmentation": {key: 9999}})
+        line = f"config: segmentation.{key}: {architecture} has no {what} 9999; choose one from 0 to {last}"
+        assert str(error.value) == line
+    assert check({**MINIMAL, "model": {"architecture": "hf-hub:o/m"}, "segmentation": {"sink": 9999, "block": 99}})
+
+
+@pytest.mark.parametrize("key", ["shift", "lol"])
+def test_lists_that_repeat_each_other_are_refused_at_once(key):
+    lines = ["a0: &a0 [lol, lol]", *(f"a{number}: &a{number} [*a{number - 1}, *a{number - 1}]" for number in range(1, 60))]
+    bomb = yaml.safe_load("\n".join([*lines, f"{key}: {{concepts: *a59}}"]))  # 2^60 values
+    with pytest.raises(NadpipeError, match=r"^my\.yaml: more than 100,000 values; remove aliases .*"):
+        check(MINIMAL | bomb, "my.yaml")
+
+
+def test_a_long_value_is_shortened_in_messages():
+    with pytest.raises(NadpipeError) as error:
+        check({**MINIMAL, "shift": {"concepts": [["fish"] * 10_000]}})
+    assert re.fullmatch(
+        r"config: shift\.concepts\.0: \[.{400,} … .{400,}\] is invalid; it should be a valid string", str(error.value)
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["path,ü\n1.png,1\n".encode("latin-1"), "path\n".encode("utf-16"), b'path\n"' + b"x" * 200_000]
+)
+def test_a_table_that_is_not_csv_in_utf_8_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content if b'"' not in content else content.replace(b"path\n", b""))
+    config = {**MINIMAL, "datasets": {"discovery": {"layout": "table", "path": str(tmp_path / "t.csv")}}}
+    with pytest.raises(
+        NadpipeError, match=r"^config: datasets\.discovery\.path: .*t\.csv: not a readable CSV table in UTF-8 "
+    ) as error:
+        check(config)
+    assert "\n" not in str(error.value)
+
+
 def test_columns_of_a_table_and_classes_beside_a_class_file_are_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("path,year,kind\n1.png,2020,a\n")
@@ -211,6 +273,7 @@ def test_numbers_are_accepted_as_text_because_the_command_line_passes_text():
     assert check(changed("segmentation.k", "300"))["segmentation"]["k"] == [300]
     assert check(changed("segmentation.sink", "5"))["segmentation"]["sink"] == 5
     assert check(changed("segmentation.temperature", "2"))["segmentation"]["temperature"] == 2.0
+    assert check(changed("shift.reference", 2020))["shift"]["reference"] == "2020"  # YAML reads a year as a number
 
 
 def test_names_of_models_and_weights_are_not_paths():

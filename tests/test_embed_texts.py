@@ -11,6 +11,7 @@ from conftest import TINY
 
 from nadpipe.errors import NadpipeError
 from nadpipe.stages.embed_texts import embed_texts
+from nadpipe.stages.index_images import index_images
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.texts import CACHED_TEXTS, TEXT
 from nadpipe.store.stamp import Stamp
@@ -38,6 +39,23 @@ def test_texts_that_cannot_be_embedded_are_reported(run):
             embed_texts(output=run.folder / "t.zarr", device="cpu", **run.model, **options)
         assert "\n" not in str(error.value)
         assert not (run.folder / "t.zarr").exists()
+
+
+def test_labels_and_columns_with_the_same_text_are_embedded_once(run):
+    """A 0/1 column may be named like a label, and two columns or two labels may have the same text."""
+    columns = {"fish": [0, 1, 0], "red_fox": [1, 0, 0], "red fox": [1, 1, 0], "sky": [0, 0, 1]}
+    table, manifest = run.folder / "t.csv", run.folder / "images.parquet"
+
+    def index(*labels):
+        run.write_images(np.zeros((3, 64, 64, 3), np.uint8), kind=labels, **columns)
+        index_images("table", table, manifest, label_column="kind")
+
+    index("fish", "red_fox", "red  fox")
+    embed_texts(output=run.folder / "t.zarr", labels=manifest, device="cpu", **run.model)
+    assert open_zarr(run.folder / "t.zarr", TEXT).texts() == ["fish", "red fox", "sky"]
+    index("red fox", "red_fox", None)
+    with pytest.raises(NadpipeError, match="1 different labels; zero-shot classification needs at least two"):
+        embed_texts(output=run.folder / "u.zarr", labels=manifest, device="cpu", **run.model)
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ def test_an_image_is_explained_and_its_pairs_sum_to_the_cosine(look, checkout, t
         added = [float(value) for value in re.findall(r"│ +([+-]\d\.\d+) │", section)]
         assert len(added) == 7
         assert sum(added) == pytest.approx(float(section.split(",")[0]), abs=1e-4)
+    assert printed.endswith(f"\nmade: {tmp_path}/e.html\n")
     page = (tmp_path / "e.html").read_text()
     assert page.count("<img ") == 1 + 2 * (1 + 6 + 2)  # two colour bars per text
     assert "http:" not in page  # base64 has no colon

@@ -1,7 +1,9 @@
 """A config shows which results it cannot give, and which key would give them."""
 
+import pandas as pd
 import pytest
 
+from nadpipe.analyses import needs_of
 from nadpipe.config import check
 from nadpipe.needs import missing_needs
 
@@ -33,12 +35,25 @@ def test_folders_of_a_tree_are_groups_and_labels(tmp_path, monkeypatch):
     flat = missing(tmp_path, monkeypatch, tree, **sections)
     assert flat == {
         "segmentation": "segmentation.datasets: empty; list data sets to segment",
-        "groups": "datasets.monitoring.path: photos has no folders, which would be the groups",
-        "labels": "datasets.monitoring.path: photos has no folders, which would be the labels",
+        "groups": "datasets.monitoring.path: photos has no folders with images, which would be the groups",
+        "labels": "datasets.monitoring.path: photos has no folders with images, which would be the labels",
         "attributes": "datasets.monitoring.labels: not set; give a CSV file with 0/1 columns",
     }
-    (tmp_path / "photos" / "2024").mkdir()
-    assert missing(tmp_path, monkeypatch, tree, **sections).keys() == {"segmentation", "attributes"}
+
+    def lacking(*images):
+        for path in images:
+            (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "photos" / path).touch()
+        found = missing(tmp_path, monkeypatch, tree, **sections)
+        return {need: found[need].split("path: ")[1] for need in ("groups", "labels") if need in found}
+
+    assert lacking("2025/notes.txt", "2024/cat/a.JPG") == {
+        "groups": "photos gives only 2024 as groups; at least two are needed",
+        "labels": "photos gives only cat as labels; at least two are needed",
+    }
+    assert lacking("2024/dog/b.png") == {"groups": "photos gives only 2024 as groups; at least two are needed"}
+    assert lacking("2025/cat/c.png") == {}
+    assert lacking("d.png") == {"groups": "photos/d.png is in no folder, which would be its group; move it to one"}
 
 
 @pytest.mark.parametrize(
@@ -50,13 +65,54 @@ def test_folders_of_a_tree_are_groups_and_labels(tmp_path, monkeypatch):
     ],
 )
 def test_columns_of_a_table_are_named(tmp_path, monkeypatch, keys, lacking):
-    (tmp_path / "t.csv").write_text("path,year,kind\n1.png,2020,a\n")
+    (tmp_path / "t.csv").write_text("path,year,kind,fish\n1.png,2020,a,0\n2.png,2021,b,0\n")
     table = {"monitoring": {"layout": "table", "path": "t.csv", **keys}}
     found = missing(tmp_path, monkeypatch, table, analyses={"dataset": "monitoring"})
     assert {need: found[need] for need in ("groups", "labels") if need in found} == {
         need: f"datasets.monitoring.{key}: not set; name the column with the {need}" for need, key in lacking.items()
     }
     assert "attributes" not in found
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("years", "kinds", "lacking"),
+    [
+        (["2020", "2021"], ["a", "b"], {}),
+        (
+            ["2020", "2020"],
+            ["a", "b"],
+            {"groups": "group_column: column year of t gives only 2020 as groups; at least two are"},
+        ),
+        (["2020", None], ["a", "b"], {"groups": "group_column: column year of t is empty in row 2; fill it"}),
+        (["2020", "2021"], ["a", None], {"labels": "label_column: column kind of t gives only a as labels; at least two are"}),
+        (["2020", "2021"], [None, None], {"labels": "label_column: column kind of t gives none as labels; at least two are"}),
+    ],
+)
+def test_columns_without_two_values_are_known(tmp_path, monkeypatch, form, years, kinds, lacking):
+    table = pd.DataFrame({"path": ["1.png", "2.png"], "year": years, "kind": kinds, "fish": [0, 1]})
+    path = tmp_path / f"t.{form}"
+    table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path)
+    keys = {"layout": "table", "path": path.name, "group_column": "year", "label_column": "kind"}
+    found = missing(tmp_path, monkeypatch, {"monitoring": keys}, analyses={"dataset": "monitoring"})
+    expected = {need: f"datasets.monitoring.{text.replace(' of t ', f' of {path.name} ')}" for need, text in lacking.items()}
+    assert found.keys() - {"segmentation", "concepts"} == expected.keys()
+    assert all(found[need].startswith(text) for need, text in expected.items())
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("column", "lacks"), [([0, 1], False), ([True, False], False), ([0.0, 1.0], False), ([0, 2], True), ([0, None], True)]
+)
+def test_a_table_needs_a_column_of_0_and_1_for_attributes(tmp_path, monkeypatch, form, column, lacks):
+    table = pd.DataFrame({"path": ["1.png", "2.png"], "kind": ["a", "b"], "fish": column})
+    path = tmp_path / f"t.{form}"
+    table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path)
+    keys = {"layout": "table", "path": path.name, "label_column": "kind"}
+    found = missing(tmp_path, monkeypatch, {"own": keys}, analyses={"dataset": "own"})
+    assert ("attributes" in found) == lacks
+    if lacks:
+        assert found["attributes"].startswith(f"datasets.own.path: t.{form} has no 0/1 column; ")
 
 
 @pytest.mark.parametrize(
@@ -68,3 +124,9 @@ def test_layouts_know_what_they_have(tmp_path, monkeypatch, layout, lacking):
         tmp_path, monkeypatch, {"monitoring": {"layout": layout, "path": "photos"}}, analyses={"dataset": "monitoring"}
     )
     assert found.keys() & {"groups", "labels"} == lacking
+
+
+def test_plots_and_batches_need_what_their_tables_need():
+    assert needs_of("results/shift.csv") == needs_of("results/shift/batches/april.csv") == ("groups", "concepts")
+    assert needs_of("results/naming.png") == needs_of("results/naming.csv") != ()
+    assert needs_of("results/pairs.parquet") == needs_of("all") == ()

@@ -4,7 +4,7 @@ import json
 
 from nadpipe.cli import main
 from nadpipe.errors import BAD_INPUT
-from nadpipe.outcome import changed_study, describe_failures, describe_results, record_study
+from nadpipe.outcome import changed_study, describe_failures, describe_results, is_unrecorded, record_study
 
 SNAKEMAKE_LOG = """[Wed Nov 25 02:49:22 2026]
 Error in rule select_pairs:
@@ -60,6 +60,15 @@ def test_another_model_or_path_under_the_same_name_is_another_study(tmp_path):
     assert changed_study(batch, record) == []
     other = json.loads(json.dumps(config).replace("RN50", "RN101").replace('"a"', '"b"'))
     assert changed_study(other, record) == ["model.architecture", "datasets.discovery.path"]
+
+
+def test_results_without_the_records_of_their_run_are_noticed(tmp_path):
+    results, record = tmp_path / "results", tmp_path / ".snakemake" / "study.json"
+    assert not is_unrecorded(results, record)
+    (results / "artifacts").mkdir(parents=True)
+    assert is_unrecorded(results, record)
+    record_study({"model": {}, "datasets": {}}, record)
+    assert not is_unrecorded(results, record)
 
 
 def test_a_command_that_was_refused_in_a_run_is_not_repeated(tmp_path, monkeypatch, capsys):

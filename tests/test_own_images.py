@@ -18,7 +18,7 @@ from nadpipe.stages.make_report import make_report
 @pytest.fixture
 def own(finished, tmp_path):
     """Return a folder with a few photographs in subfolders, and a config that names them and the demo's model."""
-    for number, folder in enumerate(("2023", "2024", "2024")):
+    for number, folder in enumerate(("2023", "2024", "2024", "2024")):
         (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 255, (80, 90, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / folder / f"{number}.png")

@@ -134,10 +134,9 @@ def test_incomparable_groups_are_refused(group, reference, message):
 
 def test_the_first_group_is_the_reference_unless_named():
     group = pd.Series(["b", "a"])
-    assert shift.groups_of(group, None, "") == {"a": [], "b": ["a"]}
-    assert shift.groups_of(group, "b", "") == {"a": ["b"], "b": []}
+    assert shift.groups_of(group, None, "") == {"b": [], "a": ["b"]}
+    assert shift.groups_of(group, "a", "") == {"b": ["a"], "a": []}
     assert shift.groups_of(pd.Series(["10", "9"]), None, "") == {"9": [], "10": ["9"]}
-    assert shift.sort_groups(["10", "9", "b"]) == ["10", "9", "b"]
 
 
 @pytest.mark.parametrize(
@@ -147,19 +146,46 @@ def test_the_first_group_is_the_reference_unless_named():
         ["2018-9-1", "2018-9-10", "2018-10-2"],
         ["2018", "2018-2", "2018-11-30"],
         ["-1.5", "2", "10"],
+        ["2018/9/1", "2018/9/10", "2018/10/2"],
+        ["30.9.2018", "1.10.2018", "02.01.2019"],
+        ["march", "april", "May", "September"],
+        ["Mar", "apr.", "May", "Sept"],
+        ["Dec 2018", "jan 2019", "Feb-2019", "april 2019"],
+        ["2018 Dec", "2019 Jan", "2019-feb-03"],
+        ["9 Dec 2018", "10 December 2018", "Jan 2, 2019"],
+        ["2018-Q2", "2018Q4", "2019 q1"],
+        ["Q2 2018", "q4 2018", "Q1-2019"],
+        ["Q1", "Q2", "Q3"],
+        ["2018-W9", "2018-W10", "2019W01"],
+        ["2018-09-30 09:00", "2018-09-30 10:00:30", "2018-09-30T11:15"],
     ],
 )
 def test_numbers_and_dates_are_in_order_and_have_a_trend(names):
-    assert shift.sort_groups(names[::-1]) == names
+    assert shift.sort_groups(names[::-1]) == shift.sort_groups(sorted(names)) == names
     assert shift.groups_of(pd.Series(names[::-1]), None, "")[names[-1]] == [names[0]]
-    result = shift.trend(np.arange(9.0), np.repeat(names, 3), names)
-    assert result["trend"] == pytest.approx(stats.kendalltau(np.repeat([0, 1, 2], 3), np.arange(9)).statistic)
+    value = np.arange(3.0 * len(names))
+    result = shift.trend(value, np.repeat(names, 3), names)
+    assert result["trend"] == pytest.approx(stats.kendalltau(np.repeat(range(len(names)), 3), value).statistic)
 
 
-@pytest.mark.parametrize("names", [["2018-10", "2018-13", "2018-9"], ["-5", "2018-10", "2018-9"], ["10", "9", "x"]])
-def test_groups_that_are_not_all_numbers_or_all_dates_are_in_the_order_of_text_and_have_no_trend(names):
-    assert shift.sort_groups(names[::-1]) == names
-    assert np.isnan(shift.trend(np.arange(9.0), np.repeat(names, 3), names)["trend"])
+@pytest.mark.parametrize(
+    ("given", "order", "expected"),
+    [
+        (["2018-9", "2018-13", "2018-10"], "appearance", ["2018-9", "2018-13", "2018-10"]),
+        (["-5", "2018-9", "2018-10"], "appearance", ["-5", "2018-9", "2018-10"]),
+        (["low", "medium", "high"], "appearance", ["low", "medium", "high"]),
+        (["March", "April 2019", "Feb"], "appearance", ["March", "April 2019", "Feb"]),
+        (["2018-W10", "2018-09"], "appearance", ["2018-W10", "2018-09"]),
+        (["march", "april", "other"], "appearance", ["march", "april", "other"]),
+        (["10", "9", "x"], "names", ["9", "10", "x"]),
+        (["Batch 10", "Batch 9", "batch 2"], "names", ["batch 2", "Batch 9", "Batch 10"]),
+        (["a", "b"], "names", ["a", "b"]),
+    ],
+)
+def test_other_groups_are_in_the_order_of_the_images_or_of_their_names_and_have_no_trend(given, order, expected):
+    assert shift.group_order(given) == order
+    assert shift.sort_groups(given) == expected
+    assert np.isnan(shift.trend(np.arange(3.0 * len(given)), np.repeat(given, 3), expected)["trend"])
 
 
 def test_a_rolling_reference_is_the_groups_before(scores):

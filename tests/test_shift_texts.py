@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
+from nadpipe.circuit.shift import sort_groups
 from nadpipe.pages.shift_texts import (
     describe_concepts,
+    describe_order,
     describe_pairs,
     describe_trends,
     describe_untested,
@@ -12,6 +14,7 @@ from nadpipe.pages.shift_texts import (
 )
 
 NAN = float("nan")
+ORDER = ["8", "9", "10", "a", "b", "c"]
 COLUMNS = ["head", "neuron", "group", "reference", "n", "small", "effect", "p", "q", "active_text"]
 
 
@@ -34,7 +37,7 @@ def test_pairs_are_grouped_by_text_along_their_directions():
         (1, 2, "10", "8", 40, False, 0.6, 1e-3, 4e-2, "leaf"),
         (0, 1, "9", "8", 40, False, -0.2, 0.5, 0.9, "sky"),
     )
-    rows = group_by_text(table, SIGNS)
+    rows = group_by_text(table, SIGNS, ORDER)
     assert rows["text"].tolist() == ["sky", "fish", "leaf"]  # most pairs first
     sky = rows.iloc[0]
     assert sky[["direction", "pairs", "low", "high", "first", "groups"]].tolist() == ["less", 2, -0.7, -0.5, "9", 2]
@@ -48,23 +51,25 @@ def test_a_text_whose_pairs_disagree_is_said_to_go_both_ways():
         (1, 1, "b", "a", 40, False, -0.5, 1e-6, 1e-3, "sky"),
         (1, 2, "b", "a", 40, False, -0.4, 1e-6, 1e-3, "sky"),
     )
-    [row] = group_by_text(table, SIGNS).to_dict("records")
+    [row] = group_by_text(table, SIGNS, ORDER).to_dict("records")
     assert (row["direction"], row["low"], row["high"]) == ("more (1), less (2)", -0.5, 0.5)
 
 
 def test_sentences_about_pairs_follow_the_data():
     none = discovered((0, 1, "b", "a", 40, False, 0.1, 0.5, 0.9, "sky"), (0, 1, "c", "a", 40, False, 0.1, 0.5, 0.9, "sky"))
     assert (
-        describe_pairs(none)
+        describe_pairs(none, ORDER)
         == "No pair differs from the reference: q is at least 0.05 for all pairs in the 2 groups that were tested."
     )
-    assert group_by_text(none, SIGNS).empty
+    assert group_by_text(none, SIGNS, ORDER).empty
     some = pd.concat([none, discovered((1, 1, "c", "a", 40, False, 0.8, 1e-9, 1e-6, "sky"))])
-    assert describe_pairs(some) == "Pairs that differ from the reference (q < 0.05) by group: c (1). No pair differs in b."
-    assert describe_untested(some, 20) == ""
+    assert (
+        describe_pairs(some, ORDER) == "Pairs that differ from the reference (q < 0.05) by group: c (1). No pair differs in b."
+    )
+    assert describe_untested(some, 20, ORDER) == ""
     small = discovered((0, 1, "b", "a", 3, True, 0.9, NAN, NAN, "sky"), (0, 1, "c", "a", 1, True, 0.9, NAN, NAN, "sky"))
-    assert describe_pairs(small) == "No group was tested."
-    assert describe_untested(small, 20) == (
+    assert describe_pairs(small, ORDER) == "No group was tested."
+    assert describe_untested(small, 20, ORDER) == (
         "Not tested, because the group or its reference has fewer than 20 images: b (3 images), c (1 image)."
     )
 
@@ -78,7 +83,7 @@ def test_sentences_about_pairs_follow_the_data():
 )
 def test_the_reason_of_a_missing_test_is_given(n, small, sentence):
     tested = (0, 1, "b", "a", 40, False, 0.1, 0.5, 0.9, "sky")
-    assert describe_untested(discovered(tested, (0, 1, "c", "a", n, small, 0.9, NAN, NAN, "sky")), 20).endswith(sentence)
+    assert describe_untested(discovered(tested, (0, 1, "c", "a", n, small, 0.9, NAN, NAN, "sky")), 20, ORDER).endswith(sentence)
 
 
 def concepts(**values):
@@ -107,3 +112,18 @@ def test_sentences_about_concepts_follow_the_data():
     assert describe_trends(untested) == ""
     one = concepts(fish=([NAN, 0.5], [0.5, 0.1], 0.1, 0.5))
     assert describe_concepts(one).endswith("for all concepts in group c.")
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        (["april", "march"], ["sorted by date", "first is march", "last is april"]),
+        (["10", "9"], ["sorted as numbers", "first is 9", "last is 10"]),
+        (["low", "high"], ["in the order of the images, because", "first is low", "last is high"]),
+        (["b10", "b9"], ["sorted by name, because", "first is b9", "last is b10"]),
+    ],
+)
+def test_the_order_of_the_groups_is_said(groups, words):
+    sentence = describe_order(groups, sort_groups(groups))
+    assert sentence.startswith("The 2 groups are ")
+    assert [word for word in words if word not in sentence] == []

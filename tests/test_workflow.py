@@ -239,3 +239,8 @@ def test_a_new_batch_is_scored_without_scoring_the_reference_again(checkout):
     assert batch["group"].unique().tolist() == ["more (batch)"]
     assert (batch["reference"] == 2018).all()
     assert batch["small"].all()  # eight images
+    (checkout.folder / "april.yaml").write_text("datasets: {april: {layout: tree, path: results/demo/segmentation/images}}\n")
+    added = checkout.run("-n", "results/shift/batches/april.csv", "--configfile", "config.yaml", "april.yaml")
+    planned = re.findall(r"^(?:local)?rule (\w+):", added.stdout + added.stderr, re.MULTILINE)
+    assert sorted(planned) == ["compute_contributions", "extract_features", "index_images", "score_batch"]
+    assert "made with other values" not in added.stderr

@@ -115,9 +115,9 @@ def group_range(groups: Sequence[str]) -> str | None:
 def trend(value: Float[np.ndarray, " image"], group: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """Compute Kendall's tau-b of the score and the group's position over all images, and its p (Mann-Kendall test with ties).
 
-    NaN for fewer than three groups, and for groups without an order (names that are neither numbers nor dates).
+    NaN for fewer than three groups, and for groups that are neither numbers nor dates.
     """
-    if len(names) < 3 or not _ordered(names):
+    if len(names) < 3 or group_order(names) not in ("numbers", "dates"):
         return {"trend": np.nan, "trend_p": np.nan}
     position = {name: index for index, name in enumerate(names)}
     test = stats.kendalltau([position[name] for name in group], value)
@@ -208,10 +208,10 @@ def _rank_test(
 
 
 def groups_of(group: pd.Series, reference: str | None, source: str) -> dict[str, list[str]]:
-    """Return the groups in order, each with the groups it is compared with.
+    """Return the groups in order (see `sort_groups`), each with the groups it is compared with.
 
-    reference: one group (default: the first), or rolling:<n> for the n groups before each. Raises NadpipeError if an image has
-    no group, if there is only one group, or if the reference is unknown.
+    group: group of each image, in the order of the images. reference: one group (default: the first), or rolling:<n> for the n
+    groups before each. Raises NadpipeError if an image has no group, for a single group, and for an unknown reference.
     """
     if group.isna().any():
         raise NadpipeError(
@@ -232,24 +232,97 @@ def groups_of(group: pd.Series, reference: str | None, source: str) -> dict[str,
 ROLLING = re.compile(r"rolling:([1-9]\d*)")
 
 
+Order = Literal["numbers", "dates", "appearance", "names"]  # how groups are sorted
+
+
 def sort_groups(groups: Iterable[str]) -> list[str]:
-    """Sort groups as numbers if all of them are numbers (9 before 10), as dates if all are dates, otherwise as text.
+    """Sort different groups, given in the order of the images (see `group_order`).
 
-    A date is a year, a month or a day; months and days need no padding (2018, 2018-9, 2018-9-1, 2018-10).
+    numbers, dates: by value. appearance: as given. names: as text, with numbers in them by value (batch 9 before batch 10).
     """
-    names = sorted(groups)
-    return sorted(names, key=_position) if _ordered(names) else names
+    names = list(groups)
+    match group_order(names):
+        case "numbers":
+            return sorted(names, key=lambda name: (float(name), name))
+        case "dates":
+            return sorted(names, key=lambda name: (_date(name), name))
+        case "names":
+            return sorted(names, key=_natural)
+    return names
 
 
-def _ordered(names: Sequence[str]) -> bool:
-    """Return True if the groups have an order: all are numbers, or all are dates."""
-    return any(all(pattern.fullmatch(name) for name in names) for pattern in (_NUMBER, _DATE))
+def group_order(groups: Sequence[str]) -> Order:
+    """Return how groups are sorted: as numbers or as dates if all are, otherwise as given.
+
+    groups: different groups in the order of the images. Those of a folder are in the order of text, which says nothing about
+    them, so groups in this order are sorted by name.
+
+    A date is a year, quarter, month, week or day, such as 2018, 2018-Q3, Q3 2018, 2018-9, Sep 2018, September, 2018-W39,
+    2018-9-30, 30 Sep 2018. Months and days need no padding. Either all dates have a year or none has, and either all are weeks
+    or none is.
+    """
+    if all(_NUMBER.fullmatch(name) for name in groups):
+        return "numbers"
+    dates = [_date(name) for name in groups]
+    if None not in dates and len({(year > 0, kind) for year, kind, *_ in filter(None, dates)}) == 1:
+        return "dates"
+    return "names" if sorted(groups) == list(groups) else "appearance"
 
 
-def _position(name: str) -> tuple[float, ...]:
-    """Return the sort key of a number or a date: its numbers."""
-    return (float(name),) if _NUMBER.fullmatch(name) else tuple(map(float, name.split("-")))
+def _date(name: str) -> tuple[int, str, int, int, str] | None:
+    """Return year, "week" or "month", its number, day and time of a date, with 0 for what is missing. None for other names."""
+    match = next(filter(None, (pattern.fullmatch(name.strip()) for pattern in _DATES)), None)
+    if match is None:
+        return None
+    parts = {key: value for key, value in match.groupdict().items() if value is not None}
+    number = int(parts.get("week") or parts.get("month") or 0)
+    if "quarter" in parts:
+        number = 3 * int(parts["quarter"]) - 2
+    if "name" in parts:
+        number = next(index for index, names in enumerate(_MONTHS, start=1) if parts["name"].lower() in names)
+    kind = "week" if "week" in parts else "month"
+    return int(parts.get("year", 0)), kind, number, int(parts.get("day", 0)), parts.get("time", "")
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Return a key that sorts numbers in a name by value."""
+    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", name)], name
 
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
-_DATE = re.compile(r"\d{4}(-(0?[1-9]|1[0-2])(-(0?[1-9]|[12]\d|3[01]))?)?")
+_MONTHS = [
+    ("january", "jan"),
+    ("february", "feb"),
+    ("march", "mar"),
+    ("april", "apr"),
+    ("may",),
+    ("june", "jun"),
+    ("july", "jul"),
+    ("august", "aug"),
+    ("september", "sept", "sep"),
+    ("october", "oct"),
+    ("november", "nov"),
+    ("december", "dec"),
+]
+
+
+def _date_patterns() -> list[re.Pattern[str]]:
+    """Return the forms of a date. Their groups are year, month, name (of a month), quarter, week, day and time."""
+    year, gap = r"(?P<year>\d{4})", "[-_/ ]"
+    month, day = "(?P<month>0?[1-9]|1[0-2])", r"(?P<day>0?[1-9]|[12]\d|3[01])"
+    name = rf"(?P<name>{'|'.join(name for names in _MONTHS for name in names)})\.?"
+    quarter, week = "q(?P<quarter>[1-4])", r"w(?P<week>0?[1-9]|[1-4]\d|5[0-3])"
+    time = r"[T ](?P<time>\d{2}:\d{2}(:\d{2}(\.\d+)?)?)"
+    forms = [
+        rf"{year}(-{month}(-{day}({time})?)?)?",
+        rf"{year}/{month}(/{day})?",
+        rf"{day}\.{month}\.{year}",
+        rf"({day}\.?{gap})?{name}({gap}{year})?",
+        rf"{year}{gap}{name}({gap}{day})?",
+        rf"{name} {day}, ?{year}",
+        *(form for part in (quarter, week) for form in (rf"{year}{gap}?{part}", rf"{part}({gap}?{year})?")),
+    ]
+    return [re.compile(form, re.IGNORECASE) for form in forms]
+
+
+_DATES = _date_patterns()

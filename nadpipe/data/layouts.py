@@ -5,12 +5,13 @@ The Snakefile imports this module at every start: pandas and scipy are imported 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nadpipe.data.classes import Classes, published_file, read_class_file, without_first
-from nadpipe.data.listing import has_subfolders
+from nadpipe.data.listing import count_rows, folder_fingerprint, list_tree, read_columns, table_fingerprint
 from nadpipe.data.text_files import read_lines
 from nadpipe.errors import NadpipeError, visible
 
@@ -74,9 +75,28 @@ class Layout:
     def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
         """Return the key that would give the images masks, groups or labels, and what to do; None if they have them.
 
-        dataset: the data set's section of the config.
+        dataset: the data set's section of the config. Files at a URL, and files that do not exist yet, are not looked at.
+        Raises NadpipeError if files are unreadable.
         """
         return f"layout: {self.name} has no {what}; use a layout that has them, such as a table"
+
+    def group_names(self, source: Source) -> AbstractSet[str] | None:
+        """Return the groups of a data set on disk without repetition, or None if only `list_images` can tell.
+
+        An empty name stands for images without a group. Raises NadpipeError as `list_images` does.
+        """
+        return None
+
+    def count_images(self, source: Source) -> int | None:
+        """Return how many images a data set on disk lists, or None if only `list_images` can tell.
+
+        It opens no image. Raises NadpipeError as `list_images` does.
+        """
+        return None
+
+    def fingerprint(self, source: Source) -> str:
+        """Return a hash of the names, sizes and times of the files of a data set on disk. No image is opened."""
+        return folder_fingerprint(source.path)
 
     def image_folder(self, path: str) -> str:
         """Return the folder that contains all images of a data set, from its path or URL."""
@@ -111,9 +131,33 @@ class Table(Layout):
         return read_table(source.path, *columns)
 
     def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
-        """Return the key that would name the column; None if it is set."""
+        """Return the key that would name the column, or that names one without differences; None if there are several values.
+
+        A group is required for each image, a label is not.
+        """
         key = f"{what.removesuffix('s')}_column"
-        return None if dataset[key] is not None else f"{key}: not set; name the column with the {what}"
+        column, table = dataset[key], dataset["path"]
+        if column is None:
+            return f"{key}: not set; name the column with the {what}"
+        if what == "masks" or not _is_on_disk(table):
+            return None
+        [values] = read_columns(Path(table), [column])
+        if what == "groups" and "" in values:
+            return f"{key}: column {column} of {table} is empty in row {values.index('') + 1}; fill it"
+        return _too_few(f"{key}: column {column} of {table}", what, set(values) - {""})
+
+    def group_names(self, source: Source) -> AbstractSet[str] | None:
+        """Return the values of the group column, if it is set."""
+        return None if source.group_column is None else set(*read_columns(source.path, [source.group_column]))
+
+    def count_images(self, source: Source) -> int:
+        """Return the number of rows."""
+        return count_rows(source.path)
+
+    def fingerprint(self, source: Source) -> str:
+        """Return a hash of the sizes and times of the images and masks that the table names."""
+        columns = [source.path_column] if source.mask_column is None else [source.path_column, source.mask_column]
+        return table_fingerprint(source.path, columns)
 
 
 class Tree(Layout):
@@ -130,13 +174,30 @@ class Tree(Layout):
         )
 
     def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
-        """Return that folders would give groups and labels; None if there are any, or if the tree is at a URL."""
+        """Return that folders would give groups and labels; None if images are in several folders.
+
+        A group is required for each image, a label is not.
+        """
         path = dataset["path"]
         if what == "masks":
             return super().lacks(what, dataset)
-        return (
-            None if "://" in path or has_subfolders(Path(path)) else f"path: {path} has no folders, which would be the {what}"
-        )
+        if not _is_on_disk(path):
+            return None
+        listing = list_tree(Path(path), IMAGE_SUFFIXES)
+        if not listing.groups:
+            return f"path: {path} has no folders with images, which would be the {what}"
+        if what == "groups" and listing.outside is not None:
+            return f"path: {path}/{listing.outside} is in no folder, which would be its group; move it to one"
+        return _too_few(f"path: {path}", what, listing.groups if what == "groups" else listing.labels)
+
+    def group_names(self, source: Source) -> AbstractSet[str]:
+        """Return the first folders below the path that contain images."""
+        listing = list_tree(source.path, IMAGE_SUFFIXES)
+        return listing.groups if listing.outside is None else {*listing.groups, ""}
+
+    def count_images(self, source: Source) -> int:
+        """Return the number of images at any depth."""
+        return list_tree(source.path, IMAGE_SUFFIXES).images
 
 
 class StanfordCars(Layout):
@@ -145,6 +206,10 @@ class StanfordCars(Layout):
     def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
         """Return that there are no masks; None for groups and labels."""
         return super().lacks(what, dataset) if what == "masks" else None
+
+    def count_images(self, source: Source) -> None:
+        """Return None, because only the annotations tell. Raises NadpipeError if the names of the classes are missing."""
+        self.existing(source.path, "devkit/cars_meta.mat")
 
     def list_images(self, source: Source) -> Rows:
         """Return the images of a split; the label is the class, the group is the year at the end of the class name."""
@@ -169,6 +234,17 @@ class Folder(Layout):
                 raise NadpipeError(f"{images / missing[0]}.*: no such image; add it, or remove its name from {split_file}")
             paths = [by_name[name] for name in names]
         return _as_rows(_checked([ListedImage(path, (masks / path.relative_to(images)).with_suffix(".png")) for path in paths]))
+
+    def count_images(self, source: Source) -> int:
+        """Return the number of all images, or of the names in splits/<split>.txt."""
+        if source.split is None:
+            return list_tree(self.existing(source.path, "images"), IMAGE_SUFFIXES).images
+        return len(read_lines(self.existing(source.path, f"splits/{source.split}.txt")))
+
+    def fingerprint(self, source: Source) -> str:
+        """Return a hash of the names, sizes and times of images, masks and splits. Class files decide nothing about images."""
+        folders = [source.path / name for name in ("images", "masks", "splits")]
+        return " ".join(folder_fingerprint(folder) for folder in folders if folder.exists())
 
     def find_classes(self, source: Source) -> Classes:
         """Return the classes of the class file."""
@@ -229,6 +305,10 @@ class Published(Layout):
                 ]
             )
         )
+
+    def count_images(self, source: Source) -> int:
+        """Return the number of images of a split."""
+        return len(self._stems(source)[1])
 
     def find_classes(self, source: Source) -> Classes:
         """Return the published classes, with the mask values of the encoding that the source has."""
@@ -386,6 +466,19 @@ def _checked(images: list[ListedImage]) -> list[ListedImage]:
         if image.mask_path is not None and not image.mask_path.is_file():
             raise NadpipeError(f"{image.mask_path}: no such mask; add it, or remove its image from the split")
     return images
+
+
+def _is_on_disk(path: str) -> bool:
+    """Return False for a URL, and for a path that the workflow has not made yet."""
+    return Path(path).exists()
+
+
+def _too_few(where: str, what: Property, values: Collection[str]) -> str | None:
+    """Return that fewer than two groups or labels leave nothing to compare; None for at least two."""
+    if len(values) > 1:
+        return None
+    only = f"only {visible(next(iter(values)))}" if values else "none"
+    return f"{where} gives {only} as {what}; at least two are needed"
 
 
 def _as_rows(images: Sequence[ListedImage]) -> Rows:

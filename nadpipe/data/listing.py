@@ -1,43 +1,160 @@
-"""A quick look at data sets on disk before the first job: what has changed, how many images there are.
+"""A quick look at data sets on disk before the first job: what has changed, and which images, groups and columns there are.
 
 The Snakefile imports this module at every start, so it imports nothing heavy.
 """
 
+import dataclasses
+import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+from nadpipe.data.text_files import read_header, read_rows
+from nadpipe.errors import NadpipeError
+
+_KIND = "CSV or Parquet table"  # for messages
+_BINARY = {"0", "1", "0.0", "1.0", "false", "true"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeListing:
+    """The images at any depth of a folder.
+
+    images: their number. groups: the first folder below the path of each, labels: the last one, without repetition. outside:
+    an image that is in no folder, or None.
+    """
+
+    images: int
+    groups: frozenset[str]
+    labels: frozenset[str]
+    outside: str | None
+
+
+def list_tree(folder: Path, suffixes: tuple[str, ...]) -> TreeListing:
+    """Return the images with one of the suffixes, in any case, below a folder. No file is opened.
+
+    Raises NadpipeError if a folder cannot be read.
+    """
+    images = [name.split("/") for name, _ in _files(folder) if name.lower().endswith(suffixes)]
+    return TreeListing(
+        images=len(images),
+        groups=frozenset(folders[0] for *folders, _ in images if folders),
+        labels=frozenset(folders[-1] for *folders, _ in images if folders),
+        outside=min((name for *folders, name in images if not folders), default=None),
+    )
 
 
 def folder_fingerprint(folder: Path) -> str:
     """Return a hash of the relative paths, sizes and times of all files at any depth of a folder.
 
-    It changes if a file is added, changed, renamed or removed. No file is opened: 100,000 files take about a second.
+    It changes if a file is added, changed, renamed or removed. No file is opened. Raises NadpipeError if a folder cannot be
+    read.
     """
-    lines = sorted(
-        f"{os.path.relpath(entry.path, folder)}\0{status.st_size}\0{status.st_mtime_ns}" for entry, status in _files(folder)
-    )
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return _digest(_state(name, entry.stat) for name, entry in _files(folder))
 
 
-def count_files(folder: Path, suffixes: tuple[str, ...]) -> int:
-    """Return the number of files with one of the suffixes, in any case, at any depth of a folder."""
-    return sum(entry.name.lower().endswith(suffixes) for entry, _ in _files(folder))
+def table_fingerprint(table: Path, columns: Sequence[str]) -> str:
+    """Return a hash of the sizes and times of the files that some columns of a table name, relative to its folder.
+
+    It changes if a file is changed, removed or appears. No file but the table is opened. Raises NadpipeError as `read_columns`.
+    """
+    names = {name for column in read_columns(table, columns) for name in column if name}
+    paths = {name: name if name.startswith("/") else f"{table.parent}/{name}" for name in names}  # much faster than Path
+    return _digest(_state(name, functools.partial(os.stat, path)) for name, path in paths.items())
 
 
-def has_subfolders(folder: Path) -> bool:
-    """Return True if a folder contains a folder."""
-    with os.scandir(folder) as entries:
-        return any(entry.is_dir() for entry in entries)
+def column_names(table: Path) -> list[str]:
+    """Return the column names of a CSV or Parquet table. Raises NadpipeError if the table is unreadable."""
+    if table.suffix == ".parquet":
+        from nadpipe.store.columns import parquet_names  # imports pyarrow, which other tables do not need
+
+        return parquet_names(table)
+    return read_header(table, _KIND)
 
 
-def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Yield all files at any depth of a folder. Links to folders are not followed, as when images are listed."""
-    waiting = [os.fspath(folder)]
+def read_columns(table: Path, names: Sequence[str]) -> list[list[str]]:
+    """Return the values of some columns of a CSV or Parquet table as text, with empty text for missing values.
+
+    Empty lines are no rows. Raises NadpipeError if the table is unreadable or lacks a column.
+    """
+    existing = column_names(table)
+    missing = [name for name in names if name not in existing]
+    if missing:
+        raise NadpipeError(f"{table}: no column {missing[0]}; choose one of {', '.join(existing)}")
+    if table.suffix == ".parquet":
+        from nadpipe.store.columns import parquet_columns
+
+        return parquet_columns(table, names)
+    positions = [existing.index(name) for name in names]
+    values: list[list[str]] = [[] for _ in names]
+    for row in itertools.islice(read_rows(table, _KIND), 1, None):
+        for column, position in zip(values, positions, strict=True):
+            column.append(row[position])
+    return values
+
+
+def count_rows(table: Path) -> int:
+    """Return the number of rows of a CSV or Parquet table. Raises NadpipeError if the table is unreadable."""
+    if table.suffix == ".parquet":
+        from nadpipe.store.columns import count_parquet_rows
+
+        return count_parquet_rows(table)
+    return max(0, sum(1 for _ in read_rows(table, _KIND)) - 1)
+
+
+def binary_columns(table: Path) -> list[str]:
+    """Return the columns of a CSV or Parquet table that hold 0 or 1 (or true or false) in every row, if it has rows.
+
+    Raises NadpipeError if the table is unreadable.
+    """
+    if table.suffix == ".parquet":
+        from nadpipe.store.columns import parquet_binary_names
+
+        return parquet_binary_names(table)
+    rows = read_rows(table, _KIND)
+    names = next(rows, [])
+    remaining, row = dict(enumerate(names)), None
+    for row in rows:
+        wrong = [position for position in remaining if row[position].strip().lower() not in _BINARY]
+        for position in wrong:
+            del remaining[position]
+        if not remaining:
+            break
+    return [] if row is None else list(remaining.values())
+
+
+def _files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield all files at any depth of a folder, each with its path below the folder.
+
+    Links to folders are not followed, as when images are listed.
+    """
+    waiting = [("", os.fspath(folder))]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif entry.is_file():
-                    yield entry, entry.stat()
+        prefix, path = waiting.pop()
+        try:
+            with os.scandir(path) as entries:
+                found = list(entries)
+        except NotADirectoryError:
+            raise NadpipeError(f"{path}: is a file; give the folder of the images") from None
+        except OSError as error:
+            raise NadpipeError(f"{path}: folder cannot be read ({error.strerror}); change its permissions or move it") from None
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((f"{prefix}{entry.name}/", entry.path))
+            elif entry.is_file():
+                yield f"{prefix}{entry.name}", entry
+
+
+def _state(name: str, look: Callable[[], os.stat_result]) -> str:
+    """Return a file's name with its size and time, or without them if there is no such file."""
+    try:
+        status = look()
+    except (OSError, ValueError):  # ValueError: the name contains a NUL byte
+        return name
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -44,7 +44,7 @@ def explain(
     most: int = 8,
     device: str = "auto",
 ) -> None:
-    """Print how much each pair adds to the cosine of an image and a text, and write a page that shows where the pairs fire.
+    """Write a page that shows where the pairs of an image fire, and print how much each adds to the cosine with a text.
 
     The contributions of all pairs, and of the rest in towers that have one, sum to the cosine.
 
@@ -69,7 +69,6 @@ def explain(
     decomposition = _decompose(model, block, photograph, [template.replace("{}", text) for text in texts])
     names = _pair_names(results, model)
     sections = [_section(decomposition, index, text, names, most) for index, text in enumerate(texts)]
-    _print(image, sections)
     page = render_template(
         "explained.html.j2",
         name=image.name,
@@ -79,6 +78,8 @@ def explain(
     )
     with atomic_path(output) as partial:
         partial.write_text(page, encoding="utf-8")
+    _print(image, sections)
+    print(f"made: {output.resolve()}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import vl_convert
 
+from nadpipe.circuit.shift import sort_groups
 from nadpipe.circuit.unit_kinds import head_names
 from nadpipe.data.views import read_image
 from nadpipe.errors import NadpipeError
@@ -17,6 +18,7 @@ from nadpipe.pages.html import image_source, render_template
 from nadpipe.pages.pictures import shrink
 from nadpipe.pages.shift_texts import (
     describe_concepts,
+    describe_order,
     describe_pairs,
     describe_trends,
     describe_untested,
@@ -180,7 +182,7 @@ def _concept_shift(results: Path, concepts: Sequence[str], small_group: int) -> 
         "rows": projections.groupby("concept", sort=False).tail(1).to_dict("records"),
         "found": describe_concepts(projections),
         "trends": describe_trends(projections),
-        "untested": describe_untested(projections, small_group),
+        "untested": describe_untested(projections, small_group, projections["group"].unique().tolist()),
     }
     return content, {"shift": charts.shift_chart(projections)}
 
@@ -189,8 +191,10 @@ def _pair_shift(results: Path, small_group: int, copy: tuple[str, str] | None) -
     """Return what the tests of pairs found, in sentences and rows."""
     discovered = read_parquet(results / "shift" / "discovered.parquet", DISCOVERED)
     signs = read_parquet(results / "pairs.parquet", UNIT_TABLES["pair"], columns=["head", "neuron", "sign"])
-    shifted = group_by_text(discovered, signs.set_index(["head", "neuron"])["sign"])
     manifest = read_images(results / "artifacts" / "monitoring" / "images.parquet", copy).set_index("image_id")
+    groups = manifest["group"].unique().tolist()
+    order = sort_groups(groups)
+    shifted = group_by_text(discovered, signs.set_index(["head", "neuron"])["sign"], order)
     rows = shifted.head(_TEXTS).to_dict("records")
     for row in rows:
         for name in ("reference_images", "images"):
@@ -198,8 +202,9 @@ def _pair_shift(results: Path, small_group: int, copy: tuple[str, str] | None) -
     return {
         "pairs": rows,
         "texts": len(shifted),
-        "pairs_found": describe_pairs(discovered),
-        "pairs_untested": describe_untested(discovered, small_group),
+        "order": describe_order(groups, order),
+        "pairs_found": describe_pairs(discovered, order),
+        "pairs_untested": describe_untested(discovered, small_group, order),
     }
 
 

@@ -4,24 +4,38 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from nadpipe.circuit.shift import sort_groups
+from nadpipe.circuit.shift import group_order
 
 LEVEL = 0.05  # q below which a difference counts as significant
 
 
-def group_by_text(discovered: pd.DataFrame, sign: pd.Series) -> pd.DataFrame:
+_ORDERS = {
+    "numbers": "sorted as numbers",
+    "dates": "sorted by date",
+    "appearance": "in the order of the images, because their names are not all numbers or dates",
+    "names": "sorted by name, because their names are not all numbers or dates",
+}
+
+
+def describe_order(groups: Sequence[str], order: Sequence[str]) -> str:
+    """Return a sentence on the order of the groups. groups: in the order of the images. order: sorted."""
+    return f"The {len(order)} groups are {_ORDERS[group_order(groups)]}: the first is {order[0]}, the last is {order[-1]}."
+
+
+def group_by_text(discovered: pd.DataFrame, sign: pd.Series, order: Sequence[str]) -> pd.DataFrame:
     """Return one row per text (by correlation) of the pairs with a significant shift; the texts of most pairs come first.
 
     discovered: one row per pair and group (`DISCOVERED`). sign: sign of each pair's direction, indexed by head and neuron.
+    order: the groups, sorted.
 
     Columns: text, direction (more or less of the text, or both with their numbers of pairs), pairs, low and high (range of the
     significant effects along the pairs' directions), first (first significant group), groups (number of significant groups),
     and those of the row with the largest effect: head, neuron, group, reference, reference_images, images.
     """
     rows = discovered[discovered["q"] < LEVEL]
-    order = {group: place for place, group in enumerate(sort_groups(discovered["group"].unique()))}
+    places = {group: place for place, group in enumerate(order)}
     along = sign.loc[pd.MultiIndex.from_frame(rows[["head", "neuron"]])].to_numpy() * rows["effect"]
-    rows = rows.assign(along=along, place=rows["group"].map(order).astype(int))
+    rows = rows.assign(along=along, place=rows["group"].map(places).astype(int))
     texts = []
     for text, members in rows.groupby(rows["active_text"].astype(str), sort=False):
         strongest = members.loc[members["along"].abs().idxmax()]
@@ -49,10 +63,9 @@ def _direction(members: pd.DataFrame) -> str:
     return "more" if not fallen else "less" if not grown else f"more ({grown}), less ({fallen})"
 
 
-def describe_pairs(discovered: pd.DataFrame) -> str:
-    """Return a sentence on the groups in which pairs differ from the reference."""
-    groups = sort_groups(discovered["group"].unique())
-    tested = [group for group in groups if discovered.loc[discovered["group"] == group, "p"].notna().any()]
+def describe_pairs(discovered: pd.DataFrame, order: Sequence[str]) -> str:
+    """Return a sentence on the groups in which pairs differ from the reference. order: the groups, sorted."""
+    tested = [group for group in order if discovered.loc[discovered["group"] == group, "p"].notna().any()]
     counts = discovered.loc[discovered["q"] < LEVEL, "group"].value_counts()
     if not tested:
         return "No group was tested."
@@ -95,16 +108,16 @@ def describe_trends(table: pd.DataFrame) -> str:
     return f"Concepts with a trend over the groups (q < {LEVEL}): {', '.join(parts)}."
 
 
-def describe_untested(table: pd.DataFrame, small_group: int) -> str:
+def describe_untested(table: pd.DataFrame, small_group: int, order: Sequence[str]) -> str:
     """Return a sentence on the groups without a test and the reason, or nothing if all groups were tested.
 
-    table: one row per test with group, reference, n, small and p.
+    table: one row per test with group, reference, n, small and p. order: the groups, sorted.
     """
     compared = table[table["reference"].notna()]
     untested = compared[compared["p"].isna().groupby(compared["group"], observed=True).transform("all")]
     by_group = untested.drop_duplicates("group").set_index("group")
     small, alike = [], []
-    for group in sort_groups(by_group.index):
+    for group in [group for group in order if group in by_group.index]:
         row = by_group.loc[group]
         if not row["small"]:
             alike.append(group)

@@ -109,12 +109,12 @@ def _read_labels(manifest: Path) -> list[str]:
     Raises NadpipeError if it has fewer than two labels.
     """
     images = read_images(manifest)
-    labels = sorted(images["label"].dropna().unique())
+    labels = dict.fromkeys(label_texts(sorted(images["label"].dropna().unique())))
     if len(labels) < 2:
         raise NadpipeError(
             f"{manifest}: {len(labels)} different labels; zero-shot classification needs at least two, set label_column"
         )
-    return list(dict.fromkeys([*label_texts(labels), *label_texts(attribute_columns(images))]))
+    return list(dict.fromkeys([*labels, *label_texts(attribute_columns(images))]))
 
 
 def _cache_folder(cache: Path, stamp: Stamp, templates: list[str]) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nadpipe.circuit.shift import ROLLING, Test, compare_groups, groups_of
+from nadpipe.circuit.shift import ROLLING, Test, compare_groups, group_order, groups_of
 from nadpipe.errors import NadpipeError
 from nadpipe.stages.score_shift import image_scores, label_columns
 from nadpipe.store.kinds.features import CONTRIBUTIONS
@@ -50,7 +50,8 @@ def score_batch(
     unscored = set(selected.texts) - set(stored["concept"])
     if unscored:
         raise NadpipeError(f"{reference_scores}: has no scores of {sorted(unscored)[0]}; run score-shift with these concepts")
-    compared = _reference_groups(stored, reference, reference_scores)
+    group = stored.drop_duplicates("image_id").set_index("image_id")["group"].astype(str)
+    compared = _reference_groups(group, reference, reference_scores)
     batch = f"{dataset} (batch)"
     scores = image_scores(open_shards(contributions, CONTRIBUTIONS, model), selected, weights).assign(group=batch)
     # negative ids: they belong to another data set and must not equal ids of the batch
@@ -59,12 +60,12 @@ def score_batch(
     both = pd.concat([scores, before.astype({"group": object, "concept": object, "score": object})], ignore_index=True)
     table = compare_groups(both, labels.iloc[:, :0], {batch: compared}, confidence, test, small_group)
     rates = table["concept"].map(labels.mean())
-    write_csv(output, SHIFT, table.assign(dataset=dataset, k=selected.pairs.head.shape[1], label_rate=rates))
+    table = table.assign(dataset=dataset, k=selected.pairs.head.shape[1], label_rate=rates)
+    write_csv(output, SHIFT, table.assign(order=group_order(group.unique().tolist())))
 
 
-def _reference_groups(stored: pd.DataFrame, reference: str | None, source: Path) -> list[str]:
-    """Return the groups of the stored scores that a batch is compared with."""
-    group = stored.drop_duplicates("image_id").set_index("image_id")["group"].astype(str)
+def _reference_groups(group: pd.Series, reference: str | None, source: Path) -> list[str]:
+    """Return the groups of the stored scores that a batch is compared with. group: of each scored image."""
     references = groups_of(group, reference, str(source))
     rolling = ROLLING.fullmatch(reference or "")
     if rolling:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from nadpipe.circuit.readout import Readout
-from nadpipe.circuit.shift import Test, compare_groups, concept_scores, groups_of
+from nadpipe.circuit.shift import Test, compare_groups, concept_scores, group_order, groups_of
 from nadpipe.data.labels import is_binary
 from nadpipe.errors import NadpipeError
 from nadpipe.progress import track
@@ -61,7 +61,8 @@ def score_shift(
     scores["group"] = manifest["group"].loc[scores["image_id"]].to_numpy()
     labels = label_columns(manifest, selected.texts, images)
     table = compare_groups(scores, labels, references, confidence, test, small_group)
-    write_csv(output, SHIFT, table.assign(dataset=dataset, k=selected.pairs.head.shape[1]))
+    order = group_order(manifest["group"].unique().tolist())
+    write_csv(output, SHIFT, table.assign(dataset=dataset, k=selected.pairs.head.shape[1], order=order))
     write_parquet(output_scores, SHIFT_SCORES, scores, model.made_by(__name__))
 
 

@@ -1,4 +1,4 @@
-"""Read and write the explorer's data on each pair: its extreme views, and maps of where it fires in them."""
+"""Read the explorer's data on each pair: its extreme views, and maps of where it fires in them."""
 
 import dataclasses
 from collections.abc import Sequence

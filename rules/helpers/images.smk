@@ -31,18 +31,12 @@ def source_files(dataset):
 
 
 def listed_files(dataset):
-    """Return a fingerprint of the files in a data set's folder: Snakemake does not see new files in the folders below it.
-
-    A table lists its files itself. Generated files and URLs are not looked at.
-    """
+    """Return a fingerprint of the files of a data set, because Snakemake sees neither files in the folders below a folder nor
+    those that a table names. Generated files and URLs are not looked at."""
     source = config["datasets"][dataset]
-    path = source["path"]
-    looked_at = not (
-        LAYOUTS[source["layout"]].is_file
-        or is_url(path)
-        or Path(path).is_relative_to(DEMO_FOLDER)
-    )
-    return folder_fingerprint(Path(path)) if looked_at else None
+    if not is_looked_at(source["path"]):
+        return None
+    return LAYOUTS[source["layout"]].fingerprint(dataset_source(source))
 
 
 def label_files(dataset):
@@ -76,6 +70,16 @@ def class_files(dataset):
         files = layout.class_files(Path(source["path"]))
         inputs += [local(str(path)) for path in files] + copied_images(dataset)
     return inputs
+
+
+def checked_masks(dataset):
+    """Return the table of a segmented data set's masks, which must be made before features. New classes do not rerun features."""
+    if dataset not in config["segmentation"]["datasets"]:
+        return []
+    source = config["datasets"][dataset]
+    if LAYOUTS[source["layout"]].lacks("masks", source):
+        return []
+    return [ancient(f"results/artifacts/{dataset}/masks.parquet")]
 
 
 def view_options(dataset):

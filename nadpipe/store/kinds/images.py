@@ -30,3 +30,14 @@ CLASSES = TableKind(
         "colour": Column("list<int16>", "red, green, blue (0 to 255) in pictures and RGB-coded masks; may be empty for -1"),
     },
 )
+MASKS = TableKind(
+    "masks",
+    "results/artifacts/<dataset>/masks.parquet",
+    {
+        "dataset": Column("text", "data set"),
+        "class": Column("int32", "index of the class in label maps; -1 for ignored pixels"),
+        "title": Column("string", "name in tables and legends; null for ignored pixels"),
+        "pixels": Column("int64", "pixels of the class in all masks"),
+        "images": Column("int64", "images whose mask contains the class"),
+    },
+)

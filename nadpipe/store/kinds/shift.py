@@ -72,6 +72,7 @@ SHIFT = CsvKind(
         "mean_low": "lower end of the interval of the mean (Student's t, corrected for skewness)",
         "mean_high": "upper end",
         "reference": "group, or groups, compared with; empty for a reference itself",
+        "order": "how the groups are sorted: as numbers, as dates, by their appearance in the order of the images, or by names",
         "effect": "Cliff's delta against the reference, -1 to 1",
         "test": "mann_whitney, welch or ks",
         "p": "two-sided p of the test; empty for small groups",
