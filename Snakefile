@@ -5,17 +5,20 @@ from snakemake.utils import min_version
 min_version("9.6")
 
 
+include: "rules/common.smk"
+
+
 # A config given on the command line replaces the demo's, so that nothing is inherited from it. Without one, the config.yaml of
 # the working directory counts.
 OWN_CONFIG = "config.yaml"
 if not os.path.exists(OWN_CONFIG):
     OWN_CONFIG = f"{workflow.basedir}/config.yaml"
+check_config_files(workflow.overwrite_configfiles or [OWN_CONFIG])
 if not workflow.overwrite_configfiles:
 
     configfile: OWN_CONFIG
 
 
-include: "rules/common.smk"
 include: "rules/storage.smk"
 
 

@@ -26,8 +26,9 @@ key by key, the last one first. Without `--configfile`, the `config.yaml` of the
 the demo's.
 
 The config is checked before the first job. Unknown keys, keys that have no effect, wrong types, values out of range, missing
-paths and missing columns are reported together, one line each. Then the data sets on disk are looked at, without opening an
-image. These are refused:
+paths and missing columns are reported together, one line each. Repeated keys and numbers that YAML reads in another base
+(`010`, `1:30`) are refused. A config file of others is code to Snakemake: [security.md](security.md). Then the data sets on
+disk are looked at, without opening an image. These are refused:
 
 - a data set without images, unreadable tables and folders, and missing files of a published layout;
 - more `shards` or `directions.top_images` than images, and `analyses.top`, `segmentation.overlays` or `segmentation.extremes`
@@ -57,7 +58,8 @@ refused; [towers.md](towers.md) has the table of families.
 
 `model.pretrained` is an open_clip tag or a local file: safetensors, the output of `torch.save(model.state_dict())`, or the
 TorchScript archive published by OpenAI. Only tensors are read from the file. OpenAI's weights were trained with QuickGELU;
-nadpipe turns it on for the tag `openai` and for OpenAI's archives.
+nadpipe turns it on for the tag `openai` and for OpenAI's archives. A model config is checked before open_clip reads it
+([security.md](security.md)).
 
 ## Your own images
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import os
 import pkgutil
@@ -16,13 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from nadpipe import __version__
-from nadpipe.errors import BAD_INPUT, NadpipeError, visible
+from nadpipe.errors import BAD_INPUT, NadpipeError, printable, visible
 
 _PACKAGE = Path(__file__).parent
 _GROUPS = {"looks": "Commands that show results:", "stages": "Stages, which the workflow runs:"}
-# Errors of the user's disk, not of the code. Other errors keep their traceback.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_OK, _WRONG_USAGE, _CLOSED_OUTPUT = 0, 2, 141  # 141: what shells report for a program that SIGPIPE ends
+# Errors of the user's disk and paths, not of the code, with what to do. Other errors keep their traceback.
+_PERMISSION = "change its permissions"
+_PATH = "correct the path"
+_DISK_ERRORS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or use another disk",
+    errno.EROFS: _PERMISSION,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: _PATH,
+    errno.EEXIST: _PATH,
+    errno.EISDIR: _PATH,
+    errno.ENOTDIR: _PATH,
+    errno.EIO: "check the disk",
+}
+_OK, _WRONG_USAGE, _INTERRUPTED, _CLOSED_OUTPUT = 0, 2, 130, 141  # the last two: what shells report after SIGINT and SIGPIPE
 _SETTINGS = "--settings="
 _RUN = "NADPIPE_RUN"  # folder of the workflow's current run, for refused commands
 
@@ -39,8 +55,9 @@ def commands() -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 is success, 65 is bad input (one line on standard error), 2 is wrong usage. 141 means that the reader of standard output,
-    such as `head`, closed it early. Other codes are faults of the program or the machine.
+    0 is success, 65 is bad input (one line on standard error), 2 is wrong usage. 130 means that the user interrupted the
+    command (one line as well), 141 that the reader of standard output, such as `head`, closed it early. Other codes are faults
+    of the program or the machine.
 
     Snakemake repeats failed jobs, which may have lacked memory. A command that the same run has refused is not repeated: it
     prints the same line at once.
@@ -50,6 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        command = " ".join(["nadpipe", *(sys.argv[1:] if arguments is None else arguments)[:1]])
+        print(f"{command}: interrupted; incomplete outputs are removed", file=sys.stderr)
+        return _INTERRUPTED
     except BrokenPipeError:
         if not _output_is_closed():  # another pipe broke, such as that of a worker process
             raise
@@ -84,13 +105,14 @@ def _run(arguments: list[str]) -> int:
         message = visible(f"nadpipe {command}: {error}")
         print(message, file=sys.stderr)
         if refusal is not None:
-            refusal.write_text(message, encoding="utf-8")
+            refusal.write_text(message, encoding="utf-8", errors="backslashreplace")
         return BAD_INPUT
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        message = f"{error.filename or 'results'}: {error.strerror}; make room, or change its permissions"
-        print(f"nadpipe {command}: {message}", file=sys.stderr)
+        place = error.filename or dict(itertools.pairwise(options)).get("--output", "results")  # some libraries give no name
+        reason = os.strerror(error.errno)
+        print(f"nadpipe {command}: {printable(str(place)[:1000])}: {reason}; {_DISK_ERRORS[error.errno]}", file=sys.stderr)
         return BAD_INPUT
     return _OK
 

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -33,7 +34,8 @@ from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
 from nadpipe.data.listing import column_names
 from nadpipe.data.text_files import text_problem
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, printable
+from nadpipe.store.files import read_regular
 
 DEMO_FOLDER = Path("results/demo")
 _DEMO_SETS = ("discovery", "segmentation", "monitoring")
@@ -44,6 +46,7 @@ _WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # what Snakemake replaces in paths
 _MOST_SHARDS = 1000  # Snakemake plans each of the five jobs of a shard: 30 s for 1,000 shards
 _MOST_VALUES = 100_000  # in the whole config; YAML aliases can stand for billions
 _LONGEST_LINE = 1000  # characters of a message
+_LARGEST_MODEL_CONFIG = 2**20  # bytes
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 Value = TypeVar("Value")
@@ -251,6 +254,10 @@ Method = Annotated[str, OneOf(METHODS)]
 SelectBy = Literal["direction", "write"]
 StoredType = Literal["float32", "float16"]
 _RESERVED = {"dictionary", "concepts", "labels", "cache", "model", "text", "directions", "selection", "assignments"}
+
+_SHORT = reprlib.Repr()  # of invalid values; anchors of YAML can make them too large to print
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxlevel = 2
 
 _SELECT_BY = "`direction` ranks pairs by cosine of the text to their signed direction, `write` by cosine to their write vector"
 
@@ -488,8 +495,10 @@ class Segmentation(_Section):
         "published share, 20,000 of the 147,456 pairs of RN50x16. Several values are a sweep.",
     )
     select_by: SelectBy = Field("write", description=f"Ranking of the pairs: {_SELECT_BY}.")
-    scale: Annotated[Number, Field(ge=1)] = Field(
-        1.0, description="Short side of the resized image, in multiples of the model's native size. Time grows with its square."
+    scale: Annotated[Number, Field(ge=1, le=16)] = Field(
+        1.0,
+        description="Short side of the resized image, in multiples of the model's native size (not in pixels). Time and memory "
+        "grow with its square.",
     )
     crop: Annotated[Number, Field(gt=0)] = Field(
         1.0,
@@ -770,7 +779,7 @@ def _model_sizes(architecture: str, block: int | None) -> _ModelSizes | None:
         package = importlib.util.find_spec("open_clip")
         path = Path(package.origin).parent / "model_configs" / f"{architecture}.json" if package and package.origin else path
     try:
-        vision = json.loads(path.read_text(encoding="utf-8"))
+        vision = json.loads(read_regular(path, _LARGEST_MODEL_CONFIG))
         vision = vision.get("model_cfg", vision)["vision_cfg"]
         if "timm_model_name" in vision:
             return None
@@ -783,7 +792,7 @@ def _model_sizes(architecture: str, block: int | None) -> _ModelSizes | None:
         late = 1 if block is None else max(0, layers - 1 - block)
         neurons = int(vision["width"] * vision.get("mlp_ratio", 4))
         return _ModelSizes(neurons * heads * late, (side // vision.get("patch_size", 16)) ** 2, None)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ZeroDivisionError):
+    except (NadpipeError, ValueError, TypeError, LookupError, AttributeError, ZeroDivisionError, OverflowError, RecursionError):
         return None  # the model is opened, and its config checked, by the first job
 
 
@@ -799,6 +808,10 @@ def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
         raise NadpipeError(
             f"{source}: more than {_MOST_VALUES:,} values; remove aliases (*name) that repeat lists, or name a file instead"
         )
+    broken = next(_broken_texts(config), None)
+    if broken is not None:
+        key, text = broken
+        raise NadpipeError(f"{source}: {printable(key[:200])}: {text[:80]!r} contains a NUL or half of a character; remove it")
     try:
         return Config.model_validate(config).model_dump()
     except ValidationError as error:
@@ -826,6 +839,21 @@ def _shorten(line: str) -> str:
     return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 
 
+def _broken_texts(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the key and the text of each text that no command line or file can contain: NUL, and halves of surrogate pairs."""
+    waiting: list[tuple[str, Any]] = [("", config)]
+    seen = set[int]()  # an anchor of YAML may contain itself
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            yield key, value
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
+            waiting += [(f"{key}.{name}".lstrip("."), item) for name, item in pairs]
+            waiting += [(key, name) for name, _ in pairs]
+
+
 def _describe_error(details: ErrorDetails) -> str:
     """Return one line for one error of pydantic."""
     location = [step for step in details["loc"] if step not in (_FILE, _NAMES)]
@@ -845,7 +873,7 @@ def _describe_error(details: ErrorDetails) -> str:
     rule = re.sub(r"^(Input|String) should", "it should", details["msg"])
     rule = re.sub(r", (unable to|got a) .*", "", rule)
     rule = re.sub(r"a valid dictionary( or instance of \w+)?", "a section with keys", rule)
-    return f"{key}: {details['input']!r} is invalid; {rule}"
+    return f"{key}: {_SHORT.repr(details['input'])} is invalid; {rule}"
 
 
 def _section_keys(location: list[int | str]) -> list[str]:

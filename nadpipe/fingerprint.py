@@ -3,8 +3,9 @@
 Snakemake reruns a job if a param changes, but does not see edits in imported modules. A fingerprint as a param makes such edits
 visible. It covers the stage's module and all definitions (functions, classes, constants) of the package that it uses, directly
 or through others. It excludes everything that changes no number: comments, docstrings, formatting, error messages, printed
-lines, progress labels, and plumbing (errors, progress, store). The store is guarded by a format version per kind of artifact
-instead: the fingerprint includes the names, axes, types and formats of the schemas that the stage uses, not their descriptions.
+lines, progress labels, and plumbing (errors, progress, store, the check of model configs). The store is guarded by a format
+version per kind of artifact instead: the fingerprint includes the names, axes, types and formats of the schemas that the stage
+uses, not their descriptions.
 """
 
 import ast
@@ -18,7 +19,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 _KINDS = "nadpipe.store.kinds."
-_PLUMBING = ("nadpipe.errors", "nadpipe.progress", "nadpipe.fingerprint", "nadpipe.store")
+_PLUMBING = ("nadpipe.errors", "nadpipe.progress", "nadpipe.fingerprint", "nadpipe.store", "nadpipe.towers.model_config")
 _ALWAYS = ""  # name of those statements of a module that define nothing
 
 

@@ -23,6 +23,7 @@ from nadpipe.analyses import (
 )
 from nadpipe.circuit.unit_kinds import UNITS
 from nadpipe.config import DEMO_FOLDER, check, is_url
+from nadpipe.config_file import check_config_file
 from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
 from nadpipe.demo.files import CHECKPOINT
@@ -43,6 +44,16 @@ from nadpipe.outcome import (
 )
 from nadpipe.preflight import check_images, dataset_source, is_looked_at
 from nadpipe.store.kinds.units import ASSIGNMENTS
+
+
+def check_config_files(paths):
+    """Exit with one line per error that parsing would hide, such as a key that occurs twice."""
+    try:
+        for path in paths:
+            check_config_file(Path(path))
+    except NadpipeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(BAD_INPUT)
 
 
 def checked_config():

@@ -15,7 +15,7 @@ rule index_images:
         "../envs/nadpipe.yaml"
     threads: 2
     resources:
-        mem_mb=memory(2000),
+        mem_mb=memory(4000),
         runtime=60,
     params:
         source=lambda wildcards: source_options(wildcards.dataset),

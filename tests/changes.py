@@ -214,6 +214,7 @@ _PLUMBING = [
         "analyses",
         "cli",
         "config",
+        "config_file",
         "errors",
         "fingerprint",
         "needs",
@@ -232,6 +233,7 @@ _PLUMBING = [
         "store/columns",
         "store/dense",
         "store/explorer",
+        "store/files",
         "store/label_maps",
         "store/manifest",
         "store/moments",
@@ -247,7 +249,7 @@ _PLUMBING = [
         "store/kinds/features",
     ),
     *("store/kinds/images", "store/kinds/model", "store/kinds/segmentation", "store/kinds/shift", "store/kinds/texts"),
-    "store/kinds/units",
+    *("store/kinds/units", "towers/model_config"),
 ]
 _TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "vit")
 EDITS = {
@@ -282,6 +284,7 @@ EDITS = {
     "data/dictionaries.py": edited("embed_texts"),
     "data/labelled.py": REBUILT,
     "data/labels.py": edited("embed_texts"),
+    "data/folders.py": {},  # the demo has only tables
     "data/listing.py": {},
     "data/layouts.py": edited("index_images", "index_classes") | {"embed_texts": 2},  # texts of classes and of labels
     "data/manifest.py": edited("index_images"),

@@ -50,8 +50,8 @@ BAD = {
     "cut.jpg": (encoded(WHOLE.resize((90, 90)), "JPEG")[:-900], "not a readable image (image file is truncated"),
     "cut.png": (encoded(WHOLE, "PNG")[:-60], "not a readable image ("),
     "bomb.png": (bomb(), "not a readable image (Image size (40000000000 pixels) exceeds limit"),
-    "animated.gif": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "it has 2 frames"),
-    "animated.webp": (encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), "it has 2 frames"),
+    "animated.gif": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "it has several frames"),
+    "animated.webp": (encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), "it has several frames"),
     "long.png": (encoded(Image.new("L", (30_000, 10)), "PNG"), "30000 × 10 is longer than 64 times its short side"),
     "floats.tiff": (
         encoded(Image.fromarray(RNG.random((5, 5), np.float32)), "TIFF"),

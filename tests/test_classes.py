@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from nadpipe.circuit.label_values import IGNORED
+from nadpipe.data import masks
 from nadpipe.data.classes import (
     Classes,
     make_classes,
@@ -212,10 +213,19 @@ def test_invalid_masks_are_reported(mask, values, classes, message):
         read_mask(*mask(values), (2, 3), classes)
 
 
+@pytest.mark.parametrize("block", [1, 7, 20])
+def test_a_mask_is_looked_up_in_blocks_of_rows(tmp_path, monkeypatch, block):
+    values = np.random.default_rng(0).integers(0, 3, (9, 6)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    expected = read_mask(str(tmp_path / "mask.png"), "", (9, 6), THREE)
+    monkeypatch.setattr(masks, "_BLOCK", block)
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "mask.png"), "", (9, 6), THREE), expected)
+
+
 def test_unreadable_masks_are_reported(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    for name in ("bad.png", "none.png"):
-        with pytest.raises(NadpipeError, match=f"{name}: not a readable mask"):
+    for name, message in {"bad.png": "not a readable mask", "none.png": "no such mask"}.items():
+        with pytest.raises(NadpipeError, match=f"{name}: {message}"):
             read_mask(str(tmp_path / name), "", (2, 3), THREE)
 
 

@@ -69,7 +69,7 @@ WORDS = [
     ("circuit/naming.py", "def normalise(", "# a remark\n\n\ndef normalise("),
     ("stages/correlate_texts.py", '"correlating pairs"', '"comparing"'),
     ("stages/extract_features.py", "print(result", 'print("news", result'),
-    ("data/views.py", "no such image", "cannot find this image"),
+    ("data/views.py", "replace the file or", "repair the file or"),
     ("circuit/methods.py", 'summary="', 'summary="Once more: '),
     ("circuit/readout.py", "lower it", "choose fewer"),
     ("errors.py", "Exception", "RuntimeError"),

@@ -400,7 +400,7 @@ def test_weights_that_do_not_fit_are_reported(tmp_path, tiny_clip, config, chang
         ("{", "not a readable model config"),
         ("[]", "lacks embed_dim"),
         ('{"embed_dim": 3}', "lacks vision_cfg, text_cfg"),
-        (json.dumps(TINY | {"colour": 1}), "open_clip cannot build this model config"),
+        (json.dumps(TINY | {"colour": 1}), "model config: colour: unknown key"),
     ],
 )
 def test_a_broken_model_config_is_reported_in_one_line(tmp_path, content, message):

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nadpipe.data.classes import Classes, published_file, read_class_file, without_first
+from nadpipe.data.folders import walk_files
 from nadpipe.data.listing import count_rows, folder_fingerprint, list_tree, read_columns, table_fingerprint
 from nadpipe.data.text_files import read_lines
 from nadpipe.errors import NadpipeError, printable, visible
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+IGNORED_SUFFIXES = (  # of images that are not read; they are reported
+    *(".apng", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".gif", ".hdr", ".heic", ".heif", ".ico", ".j2k"),
+    *(".jfif", ".jp2", ".jpe", ".jpx", ".jxl", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".psd", ".raf", ".rw2", ".tga"),
+)
 _CLASS_FILES = ("classes.csv", "classes.txt")
 
 Rows = Any  # a pandas.DataFrame with path, mask_path, group, label, and columns of the source
@@ -63,6 +68,10 @@ class Layout:
     def list_images(self, source: Source) -> Rows:
         """Return the rows of a manifest without sizes. Raises NadpipeError if files are missing."""
         raise NotImplementedError
+
+    def ignored_images(self, source: Source) -> list[Path]:
+        """Return the images of a data set whose format is not read, sorted by path."""
+        return []
 
     def find_classes(self, source: Source) -> Classes:
         """Return the classes with their values in the source's masks. Raises NadpipeError if the layout has no classes."""
@@ -173,6 +182,10 @@ class Tree(Layout):
             ]
         )
 
+    def ignored_images(self, source: Source) -> list[Path]:
+        """Return the images at any depth whose format is not read."""
+        return _ignored_in(source.path)
+
     def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
         """Return that folders would give groups and labels; None if images are in several folders.
 
@@ -234,6 +247,10 @@ class Folder(Layout):
                 raise NadpipeError(f"{images / missing[0]}.*: no such image; add it, or remove its name from {split_file}")
             paths = [by_name[name] for name in names]
         return _as_rows(_checked([ListedImage(path, (masks / path.relative_to(images)).with_suffix(".png")) for path in paths]))
+
+    def ignored_images(self, source: Source) -> list[Path]:
+        """Return the images at any depth whose format is not read; none if a split lists the images."""
+        return [] if source.split is not None else _ignored_in(self.existing(source.path, "images"))
 
     def count_images(self, source: Source) -> int:
         """Return the number of all images, or of the names in splits/<split>.txt."""
@@ -330,8 +347,8 @@ class Published(Layout):
         split = self.chosen_split(source.split)
         images = self.existing(source.path, self.images.format(split=split))
         if self.split_file is None:
-            paths = images.rglob(f"*{self.image_suffix}")
-            stems = sorted(str(path.relative_to(images)).removesuffix(self.image_suffix) for path in paths)
+            names = [name for name, _ in walk_files(images)]
+            stems = sorted(name.removesuffix(self.image_suffix) for name in names if name.endswith(self.image_suffix))
         else:
             lines = read_lines(self.existing(source.path, self.split_file.format(split=split)))
             stems = [stem for line in lines for stem in line.split()]
@@ -451,11 +468,21 @@ def find_layout(name: str) -> Layout:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Return the images at any depth of a folder, sorted by path. Raises NadpipeError if there are none."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Return the images at any depth of a folder, sorted by path.
+
+    Raises NadpipeError if there are none, or if a folder cannot be read.
+    """
+    paths = sorted(folder / name for name, _ in walk_files(folder) if name.lower().endswith(IMAGE_SUFFIXES))
     if not paths:
-        raise NadpipeError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) at any depth; correct the path")
+        ignored = len(_ignored_in(folder))
+        others = f", only {ignored} in formats that are not read" if ignored else ""
+        raise NadpipeError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) at any depth{others}; correct the path")
     return paths
+
+
+def _ignored_in(folder: Path) -> list[Path]:
+    """Return the images at any depth of a folder in formats that are not read, sorted by path."""
+    return sorted(folder / name for name, _ in walk_files(folder) if name.lower().endswith(IGNORED_SUFFIXES))
 
 
 def _checked(images: list[ListedImage]) -> list[ListedImage]:

@@ -9,9 +9,10 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from nadpipe.data.folders import walk_files
 from nadpipe.data.text_files import read_rows
 from nadpipe.errors import NadpipeError
 
@@ -36,9 +37,9 @@ class TreeListing:
 def list_tree(folder: Path, suffixes: tuple[str, ...]) -> TreeListing:
     """Return the images with one of the suffixes, in any case, below a folder. No file is opened.
 
-    Raises NadpipeError if a folder cannot be read.
+    Raises NadpipeError as `walk_files` does.
     """
-    images = [name.split("/") for name, _ in _files(folder) if name.lower().endswith(suffixes)]
+    images = [name.split("/") for name, _ in walk_files(folder) if name.lower().endswith(suffixes)]
     return TreeListing(
         images=len(images),
         groups=frozenset(folders[0] for *folders, _ in images if folders),
@@ -50,10 +51,10 @@ def list_tree(folder: Path, suffixes: tuple[str, ...]) -> TreeListing:
 def folder_fingerprint(folder: Path) -> str:
     """Return a hash of the relative paths, sizes and times of all files at any depth of a folder.
 
-    It changes if a file is added, changed, renamed or removed. No file is opened. Raises NadpipeError if a folder cannot be
-    read.
+    It changes if a file is added, changed, renamed or removed. No file is opened. Raises NadpipeError as `walk_files`
+    does.
     """
-    return _digest(_state(name, entry.stat) for name, entry in _files(folder))
+    return _digest(_state(name, entry.stat) for name, entry in walk_files(folder))
 
 
 def table_fingerprint(table: Path, columns: Sequence[str]) -> str:
@@ -125,28 +126,6 @@ def binary_columns(table: Path) -> list[str]:
         if not remaining:
             break
     return [] if row is None else list(remaining.values())
-
-
-def _files(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield all files at any depth of a folder, each with its path below the folder.
-
-    Links to folders are not followed, as when images are listed.
-    """
-    waiting = [("", os.fspath(folder))]
-    while waiting:
-        prefix, path = waiting.pop()
-        try:
-            with os.scandir(path) as entries:
-                found = list(entries)
-        except NotADirectoryError:
-            raise NadpipeError(f"{path}: is a file; give the folder of the images") from None
-        except OSError as error:
-            raise NadpipeError(f"{path}: folder cannot be read ({error.strerror}); change its permissions or move it") from None
-        for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append((f"{prefix}{entry.name}/", entry.path))
-            elif entry.is_file():
-                yield f"{prefix}{entry.name}", entry
 
 
 def _state(name: str, look: Callable[[], os.stat_result]) -> str:

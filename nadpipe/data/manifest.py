@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -18,22 +19,27 @@ Examined = tuple[ImageInfo, ImageInfo | None]  # of an image and of its mask, if
 _BLOCK = 4096  # rows of the manifest that are made at a time
 _TASK = 16  # images that a thread or process reads at a time: handing over one takes as long as reading a small one
 _MANY = 5000  # images that are worth starting processes for
+_EMPTY = {"i": 0, "u": 0, "b": False}  # by kind of type
 _REPORTED = 1000  # images in a message
 
 
-def examine(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1) -> pd.DataFrame:
+def examine(
+    rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1, ignored: Sequence[Path] = ()
+) -> pd.DataFrame:
     """Return the whole manifest of `rows`, as `examine_in_blocks` does."""
-    return pd.concat(examine_in_blocks(rows, bad, threads), ignore_index=True)
+    return pd.concat(examine_in_blocks(rows, bad, threads, ignored), ignore_index=True)
 
 
-def examine_in_blocks(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1) -> Iterator[pd.DataFrame]:
+def examine_in_blocks(
+    rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail", threads: int = 1, ignored: Sequence[Path] = ()
+) -> Iterator[pd.DataFrame]:
     """Decode every image in `rows` (path, mask_path, group, label, and columns of the source). Yield the manifest in blocks.
 
     Columns: image_id, path, width, height, sha256, label, group, mask_path, mask_sha256, problem, then those of the source. An
     image is invalid if it is unreadable, if its mask is unreadable or of another size, or if an earlier row lists it. If bad is
-    "skip", invalid images come last, with image_id -1 and the problem. Raises NadpipeError if bad is "fail" and images are
-    invalid (one line per image, at most 1,000), or if no valid image remains. Besides `rows`, only the problems are kept in
-    memory.
+    "skip", invalid images come last, with image_id -1 and the problem. The images in `ignored`, whose format is not read,
+    always do. Raises NadpipeError if bad is "fail" and images are invalid (one line per image, at most 1,000), or if no valid
+    image remains. Besides `rows`, only the problems are kept in memory.
     """
     problems: dict[int, str] = {}  # by row
     valid = 0
@@ -51,6 +57,8 @@ def examine_in_blocks(rows: pd.DataFrame, bad: Literal["fail", "skip"] = "fail",
         listed = dict(itertools.islice(problems.items(), start, start + _BLOCK))
         manifest = _manifest(rows, dict.fromkeys(listed, (ImageInfo(0, 0, ""), None)), [-1] * len(listed))
         yield manifest.assign(problem=list(listed.values()))
+    for start in range(0, len(ignored), _BLOCK):
+        yield _not_read(rows, ignored[start : start + _BLOCK])
 
 
 def _results(rows: pd.DataFrame, threads: int) -> Iterator[Examined | NadpipeError]:
@@ -111,6 +119,16 @@ def _describe(problems: list[str], images: int, bad: Literal["fail", "skip"]) ->
     advice = "repair them, or set bad_images: skip" if bad == "fail" else "repair them, because none is left"
     more = [f"… and {len(problems) - _REPORTED:,} more"] if len(problems) > _REPORTED else []
     return "\n".join([f"{len(problems)} of {images} images cannot be used; {advice}", *problems[:_REPORTED], *more])
+
+
+def _not_read(rows: pd.DataFrame, ignored: Sequence[Path]) -> pd.DataFrame:
+    """Return the manifest of images whose format is not read. Columns of the source are empty; whole numbers are 0."""
+    empty = {name: [_EMPTY.get(column.dtype.kind)] * len(ignored) for name, column in rows.items()}
+    unlisted = pd.DataFrame(empty).astype({name: column.dtype for name, column in rows.items()})
+    unlisted["path"] = list(map(str, ignored))
+    manifest = _manifest(unlisted, dict.fromkeys(range(len(ignored)), (ImageInfo(0, 0, ""), None)), [-1] * len(ignored))
+    problems = [f"{printable(str(path))}: images {path.suffix.lower()} are not read; convert it" for path in ignored]
+    return manifest.assign(problem=problems)
 
 
 def content_fingerprint(manifest: pd.DataFrame) -> str:

@@ -1,19 +1,17 @@
 """Readers of masks, which return arrays of classes."""
 
-import io
-
 import numpy as np
 from jaxtyping import Int
-from PIL import Image
 
 from nadpipe.circuit.label_values import IGNORED
 from nadpipe.data.classes import Classes, Colour, first_repeated
-from nadpipe.data.views import orient_like, read_listed
+from nadpipe.data.views import opened_image, orient_like
 from nadpipe.errors import NadpipeError
 
 Checksums = tuple[str | None, str | None]
 
 _DIRECT = 2**16  # values below this are looked up in an array
+_BLOCK = 2**22  # pixels that are looked up at once
 _LISTED = 5  # largest number of invalid values in a message
 
 
@@ -27,20 +25,22 @@ def read_mask(
     and of the photograph in the manifest. Raises NadpipeError if the file is not such a mask, has another size or checksum, or
     contains values or colours without a class.
     """
-    try:
-        with Image.open(io.BytesIO(read_listed(path, checksums[0]))) as image:
-            mode = image.mode
-            mask = np.asarray(image if image.size == size[::-1] else orient_like(image, photograph, checksums[1]))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise NadpipeError(f"{path}: not a readable mask ({error}); replace it") from None
+    with opened_image(path, "mask", checksums[0]) as image:
+        mode = image.mode
+        mask = np.asarray(image if image.size == size[::-1] else orient_like(image, photograph, checksums[1]))
     if mask.shape[:2] != size:
         sizes = f"mask is {mask.shape[1]} × {mask.shape[0]}, its image {size[1]} × {size[0]} pixels"
         raise NadpipeError(f"{path}: {sizes}; use a mask of the image's size")
-    if mode in ("RGB", "RGBA"):
-        return _by_colour(path, mask[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1), classes)
-    if mode in ("L", "P", "1", "I", "I;16"):
-        return _by_value(path, mask.astype(np.int64), classes)
-    raise NadpipeError(f"{path}: mask has mode {mode}; save label maps with one channel of whole numbers, or as RGB")
+    result = np.empty(size, np.int64)
+    for start in range(0, size[0], max(1, _BLOCK // size[1])):  # in blocks of rows, to save memory
+        rows = slice(start, start + max(1, _BLOCK // size[1]))
+        if mode in ("RGB", "RGBA"):
+            result[rows] = _by_colour(path, mask[rows, :, :3].astype(np.int64) @ (1 << 16, 1 << 8, 1), classes)
+        elif mode in ("L", "P", "1", "I", "I;16"):
+            result[rows] = _by_value(path, mask[rows].astype(np.int64), classes)
+        else:
+            raise NadpipeError(f"{path}: mask has mode {mode}; save label maps with one channel of whole numbers, or as RGB")
+    return result
 
 
 def _by_value(path: str, mask: Int[np.ndarray, "height width"], classes: Classes) -> Int[np.ndarray, "height width"]:

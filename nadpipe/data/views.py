@@ -5,16 +5,18 @@ import dataclasses
 import hashlib
 import io
 import math
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nadpipe.errors import NadpipeError, printable
+from nadpipe.store.files import read_regular
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others can start programs, such as Ghostscript
+LARGEST_FILE = 2**29  # bytes
+LARGEST_IMAGE = 2**27  # pixels; decoding takes up to 8 bytes for each
 _ORIENTATION = 0x0112  # EXIF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of the tag that swap height and width
 _LARGEST_ASPECT = 64  # long side over short side
@@ -65,13 +67,26 @@ def sliding_boxes(height: int, width: int, short_side: int, crop: int, stride: f
     crop of each row and column is shifted back to the border. nearest: rounding of the resized size, as in `resized_size`.
     """
     rows, columns = resized_size(height, width, short_side, nearest)
-    step = max(1, round(crop * stride))
+    step = _step(crop, stride)
 
     def starts(length: int) -> list[int]:
-        count = math.ceil((length - crop) / step) + 1
-        return [min(index * step, length - crop) for index in range(count)]
+        return [min(index * step, length - crop) for index in range(_count(length, crop, step))]
 
     return [Box(top, left, crop, rows, columns) for top in starts(rows) for left in starts(columns)]
+
+
+def count_boxes(height: int, width: int, short_side: int, crop: int, stride: float, nearest: bool = False) -> int:
+    """Return the number of crops that `sliding_boxes` returns for the same arguments."""
+    step = _step(crop, stride)
+    return math.prod(_count(length, crop, step) for length in resized_size(height, width, short_side, nearest))
+
+
+def _step(crop: int, stride: float) -> int:
+    return max(1, round(crop * stride))
+
+
+def _count(length: int, crop: int, step: int) -> int:
+    return math.ceil((length - crop) / step) + 1
 
 
 def crop_pixels(image: Image.Image, boxes: list[Box], resize_filter: str) -> UInt8[np.ndarray, "view row column 3"]:
@@ -115,8 +130,9 @@ def read_image(path: str, sha256: str | None = None) -> Image.Image:
     sha256: checksum in the manifest, for an image that a manifest lists. Raises NadpipeError if the file is not a readable
     image or has another checksum.
     """
-    with _one_line_errors(path), Image.open(io.BytesIO(read_listed(path, sha256))) as image:
-        return _to_rgb(ImageOps.exif_transpose(image))
+    with opened_image(path, sha256=sha256) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
 
 def examine_image(path: str) -> ImageInfo:
@@ -125,61 +141,78 @@ def examine_image(path: str) -> ImageInfo:
     Raises NadpipeError if `read_image` cannot read the file, if it has several frames, or if it is over 64 times longer than
     wide: scaled to the model's size, such an image would not fit into memory.
     """
-    with _one_line_errors(path):
-        content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO is one photograph with previews
-            if frames > 1:
-                raise ValueError(f"it has {frames} frames, save the one to use")
-            height, width = _upright_size(image)
-            if max(height, width) > _LARGEST_ASPECT * min(height, width):
-                raise ValueError(f"{width} × {height} is longer than {_LARGEST_ASPECT} times its short side, crop it")
-            _to_rgb(image)
+    content = read_regular(path, LARGEST_FILE, "image")
+    with _one_line_errors(path), _decoded(content) as image:
+        # Counting all frames of a large file takes minutes. An MPO is one photograph with previews.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            raise ValueError("it has several frames, save the one to use")
+        height, width = _upright_size(image)
+        if max(height, width) > _LARGEST_ASPECT * min(height, width):
+            raise ValueError(f"{width} × {height} is longer than {_LARGEST_ASPECT} times its short side, crop it")
+        _to_rgb(image)
     return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
 
 
 def examine_mask(path: str) -> ImageInfo:
     """Return the checksum of a mask and its size, from the header. Raises NadpipeError if the file is not a readable image."""
-    with _one_line_errors(path):
-        content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            height, width = _upright_size(image)
+    content = read_regular(path, LARGEST_FILE, "mask")
+    with _one_line_errors(path, "mask"), _decoded(content) as image:
+        height, width = _upright_size(image)
     return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
-
-
-def read_listed(path: str, sha256: str | None) -> bytes:
-    """Read a file of a data set. Raises NadpipeError if its checksum is not the one in the manifest, if that is given."""
-    content = Path(path).read_bytes()
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise NadpipeError(
-            f"{printable(path)}: has changed since the data set was listed; restore the file, or list the data set again with "
-            "snakemake --forcerun index_images"
-        )
-    return content
 
 
 def orient_like(mask: Image.Image, photograph: str, sha256: str | None = None) -> Image.Image:
     """Return a mask drawn on the stored photograph, turned by the photograph's EXIF orientation. sha256: as in `read_image`."""
-    with Image.open(io.BytesIO(read_listed(photograph, sha256))) as image:
+    with opened_image(photograph, sha256=sha256) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
     mask.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(mask)
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: str) -> Iterator[None]:
+def opened_image(path: str, what: str = "image", sha256: str | None = None) -> Iterator[Image.Image]:
+    """Yield an image file, open and not decoded. Every error in reading it becomes a NadpipeError of one line.
+
+    what: kind of image, for messages. sha256: checksum in the manifest, for a file that a manifest lists. Raises NadpipeError
+    if the path is not a regular file of at most `LARGEST_FILE` bytes, in one of `FORMATS`, with at most `LARGEST_IMAGE` pixels,
+    or if the file has another checksum.
+    """
+    content = read_regular(path, LARGEST_FILE, what)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise NadpipeError(
+            f"{printable(path)}: has changed since the data set was listed; restore the file, or list the data set again with "
+            "snakemake --forcerun index_images"
+        )
+    with _one_line_errors(path, what), _decoded(content) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _decoded(content: bytes) -> Iterator[Image.Image]:
+    """Yield the image in a file's content. Raises ValueError if it has too many pixels or another format."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot identify its content as {', '.join(FORMATS)}") from None
+    with image:
+        width, height = image.size
+        if width * height > LARGEST_IMAGE:
+            raise ValueError(f"{width} × {height} pixels are more than {LARGEST_IMAGE}, reduce it")
+        yield image
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str, what: str = "image") -> Iterator[None]:
     """Turn every error in reading an image into a NadpipeError of one line."""
     try:
         yield
     except NadpipeError:
         raise
-    except FileNotFoundError:
-        raise NadpipeError(f"{printable(path)}: no such image; correct the path in the table that lists it") from None
     except Exception as error:  # on damaged files, decoders raise errors of many types
         reason = " ".join(str(error).split()).replace(path, "the file") or type(error).__name__
-        reason = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "its content", reason)  # an address differs between runs
+        reason = reason if reason.isprintable() else repr(reason)
         raise NadpipeError(
-            f"{printable(path)}: not a readable image ({reason}); replace the file or remove it from the data set"
+            f"{printable(path)}: not a readable {what} ({reason[:300]}); replace the file or remove it from the data set"
         ) from None
 
 
@@ -195,7 +228,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("its pixels have 32 bits, save it with 8 or 16")
-        return Image.fromarray((values.astype(np.float32) / 257).round().astype(np.uint8)).convert("RGB")
+        # the nearest of 256 levels in 16 bits, to save memory: value / 257, rounded
+        levels = values.astype(np.uint16, copy=False)
+        return Image.fromarray((levels // 257 + (levels % 257 > 128)).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are not whole numbers, save it with 8 or 16 bits")
     return image.convert("RGB")

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from nadpipe.circuit.readout import residual
 from nadpipe.data.manifest import content_fingerprint, shard_rows
-from nadpipe.data.views import OPENCV, Box, centre_box, crop_pixels, read_image, sliding_boxes
-from nadpipe.errors import NadpipeError
+from nadpipe.data.views import OPENCV, Box, centre_box, count_boxes, crop_pixels, read_image, sliding_boxes
+from nadpipe.errors import NadpipeError, printable
 from nadpipe.progress import track
 from nadpipe.store.arrays import create_zarr
 from nadpipe.store.kinds.features import ACTIVATIONS, FEATURES, VIEW_TABLE
@@ -23,6 +23,7 @@ from nadpipe.store.manifest import move_paths, read_images
 from nadpipe.towers.family import ImageTower
 from nadpipe.towers.model import Model, load_model
 
+LARGEST_CROPS = 2**27  # pixels of all crops of an image; each takes 3 bytes, and workers prepare up to 16 images
 _COMPARED = 8  # views whose embedding is compared with open_clip's own
 _ROUNDING = 1e-5  # relative error that float32 rounding explains in every model
 _WORSE = 4  # a float32 tower may be this many times as far from float64 as open_clip's own float32
@@ -115,11 +116,21 @@ def _place_crops(
     stride: float,
     resize: Literal["model", "opencv"],
 ) -> tuple[int, list[list[Box]]]:
-    """Return the side of crops in pixels, and the crops of each image. Raises NadpipeError if crops are larger than images."""
+    """Return the side of crops in pixels, and the crops of each image.
+
+    Raises NadpipeError if crops are larger than images, or if those of one image take too much memory.
+    """
     native = model.preprocessing.image_size
     if views == "centre":
         return native, [centre_box(row.height, row.width, native) for row in rows.itertuples()]
     short_side, side = _sliding_sizes(native, model.token_size, scale, crop)
+    for row in rows.itertuples():
+        crops = count_boxes(row.height, row.width, short_side, side, stride, resize == "opencv")
+        if crops * side**2 > LARGEST_CROPS:
+            raise NadpipeError(
+                f"{printable(row.path)}: {crops} crops of {side} pixels take too much memory; lower segmentation.scale, "
+                "raise segmentation.stride, or cut the image"
+            )
     return side, [
         sliding_boxes(row.height, row.width, short_side, side, stride, resize == "opencv") for row in rows.itertuples()
     ]

@@ -1,6 +1,7 @@
 """Write the manifest of a data set: one row per image."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -47,13 +48,21 @@ def index_images(
     """
     source = Source(path, split, path_column, mask_column, group_column, label_column)
     rows = find_layout(layout).list_images(source)
+    ignored = find_layout(layout).ignored_images(source)
     if labels is not None:
         rows = add_labels(rows, labels)
+    if ignored:
+        counts = Counter(image.suffix.lower() for image in ignored)
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+        print(
+            f"{path}: {len(ignored)} images in formats that are not read ({listed}); convert them to use them", file=sys.stderr
+        )
     skipped = 0
     with create_parquet(output, IMAGES, Stamp(code=code_fingerprint(__name__)), sources=rows) as add:
-        for block in examine_in_blocks(rows, bad_images, threads):
+        for block in examine_in_blocks(rows, bad_images, threads, ignored):
             manifest = block if copy is None else move_paths(block, old=copy[1], new=copy[0])
             skipped += int((manifest["image_id"] < 0).sum())
             add(manifest)
     if skipped:
-        print(f"{skipped} of {len(rows)} images are skipped; column `problem` of {output} has the reasons", file=sys.stderr)
+        images = len(rows) + len(ignored)
+        print(f"{skipped} of {images} images are skipped; column `problem` of {output} has the reasons", file=sys.stderr)

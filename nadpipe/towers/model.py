@@ -4,16 +4,17 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import merge_preprocess_dict
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, first_line, printable
 from nadpipe.store.stamp import Stamp
 from nadpipe.towers import clip_resnet, vit
-from nadpipe.towers.checkpoints import fill_model, read_state, state_sha256
+from nadpipe.towers.checkpoints import check_fit, read_state, state_sha256
 from nadpipe.towers.devices import find_device
 from nadpipe.towers.family import Family, ImageTower, Precision
 from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
@@ -79,15 +80,16 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
     state, openai = read_state(checkpoint.path)
     if openai or checkpoint.quick_gelu:
         config["quick_gelu"] = True  # OpenAI trained with QuickGELU; another activation embeds texts differently
-    custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
-    preprocessing = read_preprocessing(architecture, config["vision_cfg"]["image_size"], preprocess)
-    try:
-        clip = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**copy.deepcopy(config))
-    except TypeError as error:
-        raise NadpipeError(f"{architecture}: open_clip cannot build this model config ({error}); correct the config") from None
+    custom_text = config.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
+    preprocessing = read_preprocessing(architecture, config["vision_cfg"].get("image_size", 224), preprocess)
+    build = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    with torch.device("meta"):  # no memory, so a config that asks for more weights than the checkpoint has is refused
+        outline = _build(build, architecture, config)
+    check_fit(outline.state_dict(), state, checkpoint.path, architecture)
+    clip = _build(build, architecture, config)
     if not family.recognises(clip.visual):
         raise NadpipeError(f"{architecture}: image tower is {type(clip.visual).__name__}; nadpipe needs {family.requirement}")
-    fill_model(clip, state, checkpoint.path, architecture)
+    clip.load_state_dict(state, strict=False)  # without num_batches_tracked, which old checkpoints lack
     weights = state_sha256(clip.state_dict())
     clip.eval().requires_grad_(False).to(find_device(device))
     return Model(
@@ -98,6 +100,20 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
         stamp=Stamp(model=_identity(weights, config, preprocessing), architecture=display_name(architecture)),
         config=config,
     )
+
+
+def _build(build: Callable[..., Any], architecture: str, config: dict[str, Any]) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+    """Return open_clip's model for a config. Raises NadpipeError if open_clip cannot build it."""
+    values = copy.deepcopy(config)
+    for section, key in (("text_cfg", "hf_model_pretrained"), ("vision_cfg", "timm_model_pretrained")):
+        if values[section].get(key.replace("pretrained", "name")):
+            values[section][key] = False  # the checkpoint has all weights
+    try:
+        return build(**values)
+    except Exception as error:  # open_clip checks nothing, so torch and timm raise errors of many types
+        raise NadpipeError(
+            f"{printable(architecture)}: open_clip cannot build this model config ({first_line(error)}); correct the config"
+        ) from None
 
 
 def _find_family(architecture: str, config: dict[str, Any]) -> Family:

@@ -1,7 +1,6 @@
 """Sources of models: open_clip's own names and tags, the Hugging Face hub, and local files."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from huggingface_hub import hf_hub_download
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, printable
+from nadpipe.towers.model_config import check_model_config, read_model_config
 
 _HUB = "hf-hub:"
 _TAG_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -39,20 +39,14 @@ def read_config(architecture: str, is_supported: Callable[[dict[str, Any]], bool
     elif architecture.endswith(".json"):
         path = Path(architecture)
     else:
-        config = open_clip.get_model_config(architecture)
+        config = None if ":" in architecture else open_clip.get_model_config(architecture)  # a colon names a place, not a model
         if config is None:
             names = ", ".join(name for name in open_clip.list_models() if is_supported(open_clip.get_model_config(name)))
-            raise NadpipeError(f"model.architecture: open_clip has no model {architecture}; use one of {names}")
+            raise NadpipeError(f"model.architecture: open_clip has no model {printable(architecture)}; use one of {names}")
+        check_model_config(config, architecture)
         return config, defaults
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NadpipeError(f"{path}: not a readable model config ({error}); give an open_clip model config as JSON") from None
-    config = content.get("model_cfg", content) if isinstance(content, dict) else {}
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
-    if missing:
-        raise NadpipeError(f"{path}: model config lacks {', '.join(missing)}; give an open_clip model config")
-    return config, merge_preprocess_dict(defaults, content.get("preprocess_cfg", {}))
+    config, preprocessing = read_model_config(path)
+    return config, merge_preprocess_dict(defaults, preprocessing)
 
 
 def find_checkpoint(architecture: str, pretrained: str | None) -> Checkpoint:
@@ -65,13 +59,14 @@ def find_checkpoint(architecture: str, pretrained: str | None) -> Checkpoint:
         return Checkpoint(Path(_fetch(architecture, lambda name: download_pretrained_from_hf(name))))
     if not pretrained:
         raise NadpipeError("model.pretrained: no weights given; name a pretrained tag of open_clip or a checkpoint file")
-    if Path(pretrained).is_file():
+    if _exists(Path(pretrained)):
         return Checkpoint(Path(pretrained))
     tag = get_pretrained_cfg(architecture.replace("/", "-"), pretrained)
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise NadpipeError(
-            f"model.pretrained: {pretrained} is neither a file nor a tag of {architecture}; give a file or a tag of {tags}"
+            f"model.pretrained: {printable(pretrained)} is neither a file nor a tag of {printable(architecture)}; "
+            f"give a file or a tag of {tags}"
         )
     try:
         path = Path(download_pretrained(tag))
@@ -87,6 +82,15 @@ def find_checkpoint(architecture: str, pretrained: str | None) -> Checkpoint:
 def display_name(architecture: str) -> str:
     """Return the name that artifacts carry: the stem of a JSON file, any other architecture unchanged."""
     return Path(architecture).stem if architecture.endswith(".json") else architecture
+
+
+def _exists(path: Path) -> bool:
+    """Return True if there is anything at a path, even a link that leads nowhere; reading it then says what is wrong."""
+    try:
+        path.lstat()
+    except (OSError, ValueError):  # too long, or with a null character: no file has such a name
+        return False
+    return True
 
 
 def _fetch(architecture: str, download: Callable[[str], str]) -> str:

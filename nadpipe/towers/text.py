@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from nadpipe.errors import NadpipeError
+from nadpipe.errors import NadpipeError, first_line
 from nadpipe.towers.model import Model
 
 
@@ -63,9 +63,16 @@ def embed_prompts(
 
 def _tokenizer(text_config: dict[str, Any]) -> Callable[..., Tensor]:
     length = text_config.get("context_length", 77)
-    options = text_config.get("tokenizer_kwargs", {})
-    if "hf_tokenizer_name" in text_config:
-        return open_clip.tokenizer.HFTokenizer(text_config["hf_tokenizer_name"], context_length=length, **options)
+    options = text_config.get("tokenizer_kwargs") or {}
+    name = text_config.get("hf_tokenizer_name")
+    if name is not None:
+        try:
+            return open_clip.tokenizer.HFTokenizer(name, context_length=length, trust_remote_code=False, **options)
+        except Exception as error:  # transformers and the hub's client raise many kinds: not installed, offline, not found
+            raise NadpipeError(
+                f"text_cfg.hf_tokenizer_name: cannot load the tokenizer {name} ({first_line(error)}); "
+                "install transformers, and check the name and the network"
+            ) from None
     return open_clip.SimpleTokenizer(context_length=length, **options)
 
 
