@@ -13,6 +13,7 @@ import pytest
 
 from nadpipe.cli import main
 from nadpipe.stages.make_report import make_report
+from nadpipe.store.checksums import UNSEALED, seal
 from nadpipe.store.kinds.images import IMAGES
 from nadpipe.store.stamp import Stamp
 from nadpipe.store.tables import read_parquet, write_parquet
@@ -120,7 +121,9 @@ def test_skipped_images_and_warnings_are_in_the_report(page, results, tmp_path, 
     write_parquet(path, IMAGES, manifest, Stamp(), sources=True)
     path = tmp_path / "results/provenance.json"
     provenance = json.loads(path.read_text())
-    path.write_text(json.dumps(provenance | {"warnings": ["directions.top_images: too many; use fewer"]}))
+    changed = {"warnings": ["directions.top_images: too many; use fewer"], "checksum": UNSEALED}
+    path.write_text(json.dumps(provenance | changed))
+    seal(path)
     head_means = tuple((results / "artifacts/discovery/head_means").iterdir())
     make_report(tmp_path / "results", head_means, tmp_path / "report.html", segmented=("segmentation",))
     page.goto((tmp_path / "report.html").as_uri())
