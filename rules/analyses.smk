@@ -134,6 +134,7 @@ rule measure_ledger:
         means=shards("discovery", "head_means"),
     output:
         table=final("results/ledger.csv"),
+        checksum="results/ledger.csv.sha256",
     log:
         "logs/measure_ledger.log",
     benchmark:
