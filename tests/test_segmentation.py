@@ -164,7 +164,8 @@ def test_maskclip_is_the_pool_without_attention(pool, query):
         torch.testing.assert_close(segmentation.maskclip(Tokens(z, query), None)[:, :, t], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sclip_mixes_values_by_self_attention(pool, query):
+@pytest.mark.parametrize("method", ["sclip", "clearclip"])
+def test_values_are_mixed_by_self_attention(pool, query, method):
     z = activations(pool, 1)
     x = tokens(z, pool)[0, 1:]
     readout, width = pool.readout, pool.neurons // pool.heads
@@ -173,10 +174,12 @@ def test_sclip_mixes_values_by_self_attention(pool, query):
         q = x @ pool.query[head].T + pool.query_bias[head]
         k = x @ pool.key[head].T + pool.key_bias[head]
         v = x @ readout.value[head].T + readout.value_bias[head]
-        mix = (q @ q.T / width**0.5).softmax(1) + (k @ k.T / width**0.5).softmax(1)
+        mix = (q @ q.T / width**0.5).softmax(1)
+        if method == "sclip":
+            mix = mix + (k @ k.T / width**0.5).softmax(1)
         embedding = embedding + mix @ v @ readout.output[head].T
     expected = F.cosine_similarity(embedding[:, None], query.text[None], dim=2).T
-    torch.testing.assert_close(segmentation.sclip(Tokens(z, query), None)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(LOGITS[method](Tokens(z, query), None)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_self_self_attends_to_the_pooled_token_and_keeps_the_sink(pool, query):
@@ -260,7 +263,18 @@ def test_black_images_segment_without_division_by_zero():
     first = torch.zeros(1, 1, dtype=torch.long)
     pairs = segmentation.selected_pairs(Selection(torch.zeros(1, 1), first, first), 1, 2, 8)
     query = Query(pool, normalise(torch.ones(1, 12)), torch.zeros(2, 5, 4), sink=None)
-    for name in ("nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "self_self", "values_only"):
+    for name in (
+        "nad",
+        "nad_centred",
+        "nad_shifted",
+        "heads",
+        "neurons",
+        "maskclip",
+        "sclip",
+        "clearclip",
+        "self_self",
+        "values_only",
+    ):
         assert (LOGITS[name](Tokens(torch.zeros(1, 4, 8), query), pairs) == 0).all()
 
 

@@ -21,7 +21,7 @@ def measure_ledger(means: tuple[Path, ...], output: Path) -> None:
         output: CSV table, one row per part. The parts sum to the embedding.
     """
     stores = open_shards(means, SHARD_MEANS)
-    views = torch.tensor([store.attributes["views"] for store in stores])
+    views = torch.tensor([store.attributes["views"] for store in stores], dtype=torch.float64)
     merged = {}
     for name in track(("part_mean", "part_product"), "averaging", "array"):
         values = torch.stack([store.tensor(name) for store in stores])
