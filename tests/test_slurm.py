@@ -1,6 +1,8 @@
 """A part of the demo on a real Slurm, through the profile that the README names: groups, GPUs, a killed job, the same table."""
 
 import os
+import re
+from importlib.util import find_spec
 
 import pandas as pd
 import pytest
@@ -42,8 +44,16 @@ def test_every_job_except_the_killed_one_succeeded(submitted):
     assert set(states.values()) == {"COMPLETED"}
 
 
-def test_only_encoding_requests_a_gpu(submitted):
+def test_submitted_jobs_request_a_gpu_only_for_encoding(submitted):
     jobs = submitted[2].jobs()
     with_gpu = [job for job in jobs if any("gpu" in value for name, value in job.items() if name.lower().startswith("tres"))]
     assert len(jobs) - len(with_gpu) > 2
     assert {job["Comment"].partition("_wildcards_")[0] for job in with_gpu} == {"rule_extract_features", "rule_embed_texts"}
+
+
+@pytest.mark.skipif(find_spec("snakemake_executor_plugin_slurm") is None, reason="the extra [slurm] is not installed")
+def test_all_rules_are_planned_as_slurm_jobs_and_only_encoding_requests_a_gpu(finished):
+    planned = finished.run("-n", "all", "--forceall", "--profile", "profiles/slurm").stdout
+    jobs = re.findall(r"^ *rule (\w+):\n(?: +.*\n)*? +resources: (.*)$", planned, re.MULTILINE)
+    assert len({rule for rule, _ in jobs}) > 30
+    assert {rule for rule, resources in jobs if "gpu=1" in resources} == {"extract_features", "embed_texts"}
