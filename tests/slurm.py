@@ -133,7 +133,8 @@ def run_the_demo(folder: Path, running: "Slurm", *targets: str) -> str:
     """Run a small demo in bounded time; kill the first job that encodes images, and return its id."""
     checkout = Checkout(folder)
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(checkout.run, *targets, "--profile", "profiles/slurm", *WITHOUT_ACCOUNTING, timeout=1800, warm=False)
+        options = ("--profile", "profiles/slurm", *WITHOUT_ACCOUNTING)
+        ended = pool.submit(checkout.run, *targets, *options, timeout=1800, warm=False)
         killed = running.kill(
             "rule_extract_features", lambda: any((folder / "logs" / "extract_features").rglob("*.log")), seconds=900
         )
