@@ -94,10 +94,10 @@ def is_plumbing(module: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A module as text: statements by the name that they define, with and without messages, and its imports."""
+    """A module as text: by the name that they define, statements and the names that these use; and the module's imports."""
 
     definitions: dict[str, list[ast.stmt]]
-    normal: dict[str, list[ast.stmt]]
+    uses: dict[str, set[tuple[str, str | None]]]  # names, each with an attribute that is read from it, or None
     imports: dict[str, tuple[str, str | None]]  # module and, for `from` imports, the name in it, by local name
 
 
@@ -110,22 +110,35 @@ def _source(module: str, package: Path) -> _Source:
 
 @functools.cache
 def _parse(text: str) -> _Source:
-    tree, without_messages = ast.parse(text), _WithoutMessages()
-    definitions: dict[str, list[ast.stmt]] = {_ALWAYS: []}
-    normal: dict[str, list[ast.stmt]] = {_ALWAYS: []}
-    for statement, copy in zip(tree.body, ast.parse(text).body, strict=True):
-        stripped = without_messages.visit(copy)
+    source = _Source({_ALWAYS: []}, {_ALWAYS: set()}, {})
+    for statement in ast.parse(text).body:
+        uses = _uses(statement, source.imports)
         for name in _defined_names(statement):
-            definitions.setdefault(name, []).append(statement)
-            normal.setdefault(name, []).extend([stripped] if stripped else [])
-    imports: dict[str, tuple[str, str | None]] = {}
-    for node in ast.walk(tree):  # also those inside functions
-        if isinstance(node, ast.Import):
+            source.definitions.setdefault(name, []).append(statement)
+            source.uses.setdefault(name, set()).update(uses)
+    return source
+
+
+def _uses(statement: ast.stmt, imports: dict[str, tuple[str, str | None]]) -> set[tuple[str, str | None]]:
+    """Return the names in a statement, each with an attribute that is read from it or None. Add the statement's imports."""
+    names: dict[int, tuple[str, str | None]] = {}
+    nodes: list[ast.AST] = [statement]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Name):
+            names.setdefault(id(node), (node.id, None))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names[id(node.value)] = node.value.id, node.attr
+        elif isinstance(node, ast.Import):
             imports |= {alias.asname or alias.name.partition(".")[0]: (alias.name, None) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            for alias in node.names:
-                imports[alias.asname or alias.name] = (node.module, alias.name)
-    return _Source(definitions, normal, imports)
+            imports |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        for child in vars(node).values():  # several times as fast as ast.walk
+            if isinstance(child, list):
+                nodes += [item for item in child if isinstance(item, ast.AST)]
+            elif isinstance(child, ast.AST):
+                nodes.append(child)
+    return set(names.values())
 
 
 def _defined_names(statement: ast.stmt) -> list[str]:
@@ -146,15 +159,11 @@ def _references(definition: Definition, package: Path) -> list[Definition]:
         return []  # signatures stand for kinds
     source = _source(definition.module, package)
     references = [Definition(definition.module, _ALWAYS)]
-    nodes = [node for statement in source.definitions.get(definition.name, []) for node in ast.walk(statement)]
-    attributes = {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    for node in nodes:
-        if not isinstance(node, ast.Name):
-            continue
-        if node.id in source.definitions:
-            references.append(Definition(definition.module, node.id))
-        elif node.id in source.imports:
-            references += _resolve(*source.imports[node.id], attributes.get(id(node)), package)
+    for name, attribute in source.uses.get(definition.name, ()):
+        if name in source.definitions:
+            references.append(Definition(definition.module, name))
+        elif name in source.imports:
+            references += _resolve(*source.imports[name], attribute, package)
     return references
 
 
@@ -181,7 +190,8 @@ def _content(definition: Definition, package: Path) -> Iterator[str]:
             if hasattr(kind, "signature"):
                 yield kind.signature
     elif not is_plumbing(definition.module):
-        yield from map(_unparse, _source(definition.module, package).normal.get(definition.name, []))
+        statements = _source(definition.module, package).definitions.get(definition.name, [])
+        yield from filter(None, map(_unparse, statements))
 
 
 class _WithoutMessages(ast.NodeTransformer):
@@ -207,10 +217,13 @@ class _WithoutMessages(ast.NodeTransformer):
 
 
 @functools.cache
-def _unparse(statement: ast.stmt) -> str:
-    return ast.unparse(statement)
+def _unparse(statement: ast.stmt) -> str | None:
+    """Return the text of a statement without messages, which are removed from it; None if nothing remains."""
+    normal = _WithoutMessages().visit(statement)
+    return ast.unparse(normal) if normal else None
 
 
+@functools.cache
 def _path(module: str, package: Path) -> Path | None:
     """Return the file of a module of the package, or None if there is no such module."""
     root, *names = module.split(".")

@@ -20,6 +20,8 @@ SMALL = {
     "text": {"cache": None},  # with a cache, last bits depend on which set of texts was embedded first
     "segmentation": {"overlays": 3},
     "registers": {"images": 20},
+    "assignments": {"atoms": 4},
+    "analyses": {"draws": 2, "control_units": 500, "sheets": 3},
 }
 
 
@@ -64,10 +66,11 @@ class Checkout:
 
     def _command(self, arguments: tuple[str, ...], warm: bool) -> tuple[list[str], dict[str, str]]:
         """Return Snakemake's command as in the README, and its environment. Jobs run this copy's code."""
-        programs = [str(warm_server().bin)] if warm else []
-        path = os.pathsep.join([*programs, str(Path(sys.executable).parent), os.environ["PATH"]])
+        programs = [warm_server().bin] if warm else []
+        path = os.pathsep.join([*map(str, programs), str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")} | {"PATH": path}
-        return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments], environment
+        python = str(programs[0] / "python") if warm else sys.executable
+        return [python, "-m", "snakemake", "--cores", "2", "--max-threads", "1", *arguments], environment
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """Start a run whose jobs are plain processes."""
@@ -78,7 +81,7 @@ class Checkout:
     def run(
         self, *arguments: str, check: bool = True, timeout: float | None = None, warm: bool = True, **variables: str
     ) -> subprocess.CompletedProcess:
-        """Run to the end with additional environment variables. Jobs are forks of the warm server if `warm`."""
+        """Run to the end with additional environment variables. Snakemake and its jobs are forks of a server if `warm`."""
         command, environment = self._command(arguments, warm)
         environment |= variables
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=timeout)

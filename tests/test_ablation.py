@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import activations
 from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from nadpipe.circuit import ablation
 from nadpipe.circuit.attention import trace
@@ -109,6 +110,24 @@ def test_average_precision_by_hand():
     assert measured.average_precision == pytest.approx((first + second) / 2)
     same = ablation.fidelity(embedding.mean(0).expand(4, 2), embedding, torch.eye(2), label, attributes, 0.95)
     assert same.average_precision == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("levels", [2, 9, 10**6])  # many ties, some and none
+def test_rankings_equal_those_of_scikit_learn(levels):
+    generator = torch.Generator().manual_seed(levels)
+    score = torch.randint(levels, (60, 7), generator=generator).float()
+    truth = torch.rand(60, 7, generator=generator) < torch.linspace(0.1, 0.9, 7)
+    expected = [average_precision_score(truth[:, column], score[:, column]) for column in range(7)]
+    np.testing.assert_allclose(ablation.average_precision(score, truth), expected, rtol=1e-12)
+    for column in range(7):
+        area = ablation.auroc(score[:, column].numpy(), truth[:, column].numpy())
+        assert area == pytest.approx(roc_auc_score(truth[:, column], score[:, column]), rel=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 30), (7, 30), (30, 30)])
+def test_wilson_intervals_equal_those_of_scipy(successes, trials):
+    expected = binomtest(successes, trials).proportion_ci(0.9, "wilson")
+    assert ablation.wilson_interval(successes, trials, 0.9) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_effects_of_all_pairs_sum_to_the_variance_of_the_score(readout, coefficient):

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from changes import CHANGES
-from checkout import Checkout
+from checkout import Checkout, warm_server
 from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
@@ -75,7 +75,8 @@ def test_every_command_runs(checkout, request, page, block):
             run_in.run(*arguments)
         else:
             assert program == "nadpipe", f"{page}: {line}"
-            subprocess.run([sys.executable, "-m", "nadpipe", *arguments], cwd=checkout.folder, check=True, capture_output=True)
+            python = warm_server().bin / "python"
+            subprocess.run([python, "-m", "nadpipe", *arguments], cwd=checkout.folder, check=True, capture_output=True)
 
 
 def test_the_own_data_command_named_the_units_of_the_other_model(own_data):

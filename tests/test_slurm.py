@@ -1,6 +1,8 @@
-"""The demo on a real Slurm: the same tables, through the profile that the README names."""
+"""A part of the demo on a real Slurm, through the profile that the README names: groups, GPUs, a killed job, the same table."""
 
 import os
+import re
+from importlib.util import find_spec
 
 import pandas as pd
 import pytest
@@ -8,7 +10,8 @@ import slurm
 from checkout import Checkout
 
 REQUIRED = os.environ.get("NADPIPE_SLURM") == "1"  # .ci/run sets it: there, a skip is a failure
-TARGET = "results/segmentation.csv"
+TABLE = "results/registers.parquet"
+TARGETS = (TABLE, "results/artifacts/text/segmentation.zarr")  # six jobs, each of about ten seconds
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def submitted(tmp_path_factory):
     cluster = slurm.Slurm(tmp_path_factory.mktemp("slurm"))
     try:
         folder = tmp_path_factory.mktemp("submitted")
-        killed = slurm.run_the_demo(folder, cluster, TARGET)
+        killed = slurm.run_the_demo(folder, cluster, *TARGETS)
         yield Checkout.open(folder), killed, cluster
     finally:
         cluster.stop()
@@ -29,9 +32,9 @@ def submitted(tmp_path_factory):
 
 def test_slurm_makes_the_same_table_as_a_local_run(submitted, finished):
     checkout, _, _ = submitted
-    on_slurm, local = (pd.read_csv(folder / TARGET) for folder in (checkout.folder, finished.folder))
+    on_slurm, local = (pd.read_parquet(folder / TABLE) for folder in (checkout.folder, finished.folder))
     pd.testing.assert_frame_equal(on_slurm, local, rtol=1e-5)
-    assert "Nothing to be done" in checkout.run(TARGET).stderr
+    assert "Nothing to be done" in checkout.run(*TARGETS).stderr
 
 
 def test_every_job_except_the_killed_one_succeeded(submitted):
@@ -41,8 +44,16 @@ def test_every_job_except_the_killed_one_succeeded(submitted):
     assert set(states.values()) == {"COMPLETED"}
 
 
-def test_only_encoding_requests_a_gpu(submitted):
+def test_submitted_jobs_request_a_gpu_only_for_encoding(submitted):
     jobs = submitted[2].jobs()
     with_gpu = [job for job in jobs if any("gpu" in value for name, value in job.items() if name.lower().startswith("tres"))]
-    assert len(jobs) - len(with_gpu) > 5
+    assert len(jobs) - len(with_gpu) > 2
     assert {job["Comment"].partition("_wildcards_")[0] for job in with_gpu} == {"rule_extract_features", "rule_embed_texts"}
+
+
+@pytest.mark.skipif(find_spec("snakemake_executor_plugin_slurm") is None, reason="the extra [slurm] is not installed")
+def test_all_rules_are_planned_as_slurm_jobs_and_only_encoding_requests_a_gpu(finished):
+    planned = finished.run("-n", "all", "--forceall", "--profile", "profiles/slurm").stdout
+    jobs = re.findall(r"^ *rule (\w+):\n(?: +.*\n)*? +resources: (.*)$", planned, re.MULTILINE)
+    assert len({rule for rule, _ in jobs}) > 30
+    assert {rule for rule, resources in jobs if "gpu=1" in resources} == {"extract_features", "embed_texts"}

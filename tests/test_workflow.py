@@ -38,7 +38,7 @@ def test_every_target_is_made_from_files_on_disk(checkout):
         assert len(table)
     for name in PLOTTED:
         assert 0.01 < ink(results / f"{name}.png") < 0.9
-    assert len(list((results / "retrieval").glob("neuron-*.png"))) == 12
+    assert len(list((results / "retrieval").glob("neuron-*.png"))) == 3
     heads, neurons = 12, 768
     pairs = pd.read_parquet(results / "pairs.parquet")
     assert len(pairs) == heads * neurons

@@ -1,9 +1,9 @@
-"""A server that runs `python -m nadpipe` in a fork of a process that has already imported torch and the like.
+"""A server that runs Snakemake and `python -m nadpipe` in forks of a process that has already imported torch and the like.
 
-A job of the small demo spends two to five seconds on imports and a fraction of a second on its work. Runs of the tests put
-`python` of this module's `bin` folder first in PATH. It sends the command to the server, which forks, imports the
-checkout's own nadpipe in the fork and runs the command there. Every other command goes to the real Python.
-Runs that are killed, runs on Slurm and .ci/run's demo use plain processes.
+A job of the small demo spends two to five seconds on imports and a fraction of a second on its work. A dry run spends a third
+of its time on imports. Runs of the tests call `python` of this module's `bin` folder, which is also first in their PATH. It
+sends the command to the server, which forks, imports the checkout's own nadpipe in the fork and runs the command there. Every
+other command goes to the real Python. Runs that are killed, runs on Slurm and .ci/run's demo use plain processes.
 """
 
 import atexit
@@ -13,7 +13,6 @@ import json
 import os
 import runpy
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -24,14 +23,16 @@ from pathlib import Path
 PRELOADED = (
     *("torch", "torchvision", "open_clip", "numpy", "pandas", "pyarrow.parquet", "zarr", "scipy.stats", "sklearn.metrics"),
     *("sklearn.linear_model", "matplotlib.pyplot", "PIL.Image", "altair", "jinja2", "tqdm", "filelock", "safetensors.torch"),
+    *("scipy.io", "scipy.sparse", "jaxtyping", "tyro", "rich.table", "pydantic", "snakemake.cli"),
 )
+MODULES = ("nadpipe", "snakemake")  # run in forks
 CLIENT = """#!{python} -ES
 import json, os, socket, sys
-if sys.argv[1:3] != ["-m", "nadpipe"]:
+if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {modules}:
     os.execv("{python}", ["{python}", *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect("{address}")
-    request = json.dumps({{"arguments": sys.argv[3:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+    request = json.dumps({{"command": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     status = server.recv(1)
@@ -49,7 +50,7 @@ class Server:
         self.bin = folder / "bin"
         self.bin.mkdir()
         client = self.bin / "python"
-        client.write_text(CLIENT.format(python=sys.executable, address=address))
+        client.write_text(CLIENT.format(python=sys.executable, address=address, modules=MODULES))
         client.chmod(0o755)
         command = [sys.executable, __file__, str(address)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -65,26 +66,34 @@ class Server:
 
 def serve(address: str) -> None:
     """Answer one command a connection until standard input is closed."""
+    sys.path.remove(str(Path(__file__).parent))
     for name in PRELOADED:
         importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no fork stays as a zombie
+    sys.modules["snakemake.cli"].get_argument_parser()  # imports Snakemake's plugins
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
         print("ready", flush=True)
         while True:
             ready, _, _ = select.select([listener, sys.stdin], [], [])
+            _reap()
             if sys.stdin in ready:
                 return
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 status = _answer(connection)
                 with contextlib.suppress(BrokenPipeError):
                     connection.sendall(bytes([status]))
                 os._exit(status)
             connection.close()
+
+
+def _reap() -> None:
+    """Remove forks that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _answer(connection: socket.socket) -> int:
@@ -100,9 +109,10 @@ def _answer(connection: socket.socket) -> int:
     os.environ.update(request["environment"])
     _limit_threads()
     sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = ["nadpipe", *request["arguments"]]
+    sys.argv = request["command"]
+    atexit._clear()  # what the server registered
     try:
-        runpy.run_module("nadpipe", run_name="__main__", alter_sys=True)
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as exit:
         if exit.code is not None and not isinstance(exit.code, int):
             print(exit.code, file=sys.stderr)
@@ -112,6 +122,7 @@ def _answer(connection: socket.socket) -> int:
         traceback.print_exc()
         return 1
     finally:
+        atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
@@ -130,3 +141,4 @@ def _limit_threads() -> None:
 
 if __name__ == "__main__":
     serve(sys.argv[1])
+    os._exit(0)  # leaves out the seconds in which Python takes everything imported apart

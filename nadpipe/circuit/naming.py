@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 
@@ -116,7 +116,7 @@ class Agreement:
         if clusters < 2:
             return float("nan"), float("nan")
         error = np.sqrt(clusters / (clusters - 1) * np.square(self.influence).sum())
-        reach = float(stats.t.ppf((1 + confidence) / 2, clusters - 1) * error)
+        reach = float(special.stdtrit(clusters - 1, (1 + confidence) / 2) * error)
         return self.mean - reach, self.mean + reach
 
 

@@ -6,6 +6,7 @@ with their name and their content, and maps of where pairs fire are images.
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ UnitTexts = dict[int, dict[str, list]]
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """Tables of the units; pairs are sorted by head and neuron."""
+    """Tables of the units, sorted by their numbers; pairs by head and neuron."""
 
     pairs: pd.DataFrame
     neurons: pd.DataFrame
@@ -143,9 +144,10 @@ def _write_rankings(data: Path, tables: Tables, texts: PairTexts, heads: int) ->
     for page, start in enumerate(range(0, len(order), _PAGE)):
         _write_data(data, f"ranked/{page}", [rows[index] for index in order[start : start + _PAGE]])
     head_of_pair = tables.pairs["head"].to_numpy()[order]
+    abouts = _summaries(tables.heads)
     for head in range(heads):
         pairs = [rows[index] for index in order[head_of_pair == head]]
-        _write_data(data, f"heads/{head}", {"about": _summary(tables.heads.loc[head]), "pairs": pairs})
+        _write_data(data, f"heads/{head}", {"about": abouts[head], "pairs": pairs})
 
 
 def _write_neurons(
@@ -159,47 +161,54 @@ def _write_neurons(
 ) -> None:
     """Write one file per neuron with all its pairs, and one image with their maps on one scale per pair."""
     (data / "firing").mkdir()
+    abouts, summaries = _summaries(tables.neurons), _summaries(tables.pairs)
+    names = ("coefficient_mean", "coefficient_std", "write_norm", "sign")
+    means, stds, writes, signs = (tables.pairs[name].tolist() for name in names)
     for neuron in track(range(weights.readout.neurons), "writing neurons", "neuron"):
         texts_by_head = texts.of_neuron(neuron)
         steps, scale = activity.share_scale(maps.steps[:, neuron], maps.scale[:, neuron])
         pairs = []
         for head in range(weights.readout.heads):
-            row = tables.pairs.iloc[head * weights.readout.neurons + neuron]
+            row = head * weights.readout.neurons + neuron
             pair = {
                 "head": head,
-                "mean": _round(row["coefficient_mean"]),
-                "std": _round(row["coefficient_std"]),
-                "write": _round(row["write_norm"]),
-                "sign": int(row["sign"]),
+                "mean": _round(means[row]),
+                "std": _round(stds[row]),
+                "write": _round(writes[row]),
+                "sign": int(signs[row]),
                 "texts": texts_by_head.get(head, {}),
                 "images": image_id[extremes.views[head, neuron]].tolist(),
-                "values": [_round(value) for value in extremes.values[head, neuron]],
+                "values": [_round(value) for value in extremes.values[head, neuron].tolist()],
                 "scale": _round(float(scale[head])),
-                "reach": [_round(value) for value in extremes.range[head, neuron]],
+                "reach": [_round(value) for value in extremes.range[head, neuron].tolist()],
                 "counts": extremes.counts[head, neuron].tolist(),
             }
-            pairs.append(_summary(row) | pair)
-        _write_data(data, f"neurons/{neuron}", {"about": _summary(tables.neurons.loc[neuron]), "pairs": pairs})
+            pairs.append(summaries[row] | pair)
+        _write_data(data, f"neurons/{neuron}", {"about": abouts[neuron], "pairs": pairs})
         heat_image(_tile(steps, weights.grid)).save(data / "firing" / f"{neuron}.png")
 
 
 def _ranking_rows(pairs: pd.DataFrame, texts: PairTexts) -> list[list]:
     """Return one list per pair: head, neuron, rank, size, and the numbers of its active and nearest texts (-1 for none)."""
     columns = [pairs[name].tolist() for name in ("head", "neuron", "contribution_rank")]
-    columns.append([_round(value) for value in pairs["std_norm"]])
-    columns += [[texts.number.get(text, -1) for text in pairs[name]] for name in ("active_text", "nearest_text")]
+    columns.append([_round(value) for value in pairs["std_norm"].tolist()])
+    columns += [[texts.number.get(text, -1) for text in pairs[name].tolist()] for name in ("active_text", "nearest_text")]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _summary(row: pd.Series) -> dict[str, Any]:
-    """Return the values that the pages show for every kind of unit."""
-    explained = [_round(row[name]) for name in row.index if name.startswith("explained")]
-    return {"rank": int(row["contribution_rank"]), "size": _round(row["std_norm"]), "explained": explained}
+def _summaries(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the values that the pages show for every kind of unit, per row of its table."""
+    explained = table[[name for name in table.columns if name.startswith("explained")]].to_numpy().tolist()
+    columns = (table["contribution_rank"].tolist(), table["std_norm"].tolist(), explained)
+    return [
+        {"rank": int(rank), "size": _round(size), "explained": [_round(share) for share in shares]}
+        for rank, size, shares in zip(*columns, strict=True)
+    ]
 
 
 def _round(value: float | np.floating) -> float | None:
     """Return the value with four significant digits, which is enough to show, or None for a value that is not finite."""
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def _write_data(data: Path, name: str, content: Any) -> None:

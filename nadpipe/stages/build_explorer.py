@@ -48,8 +48,8 @@ def build_explorer(
     model = weights.model
     tables = Tables(
         read_parquet(pairs, UNIT_TABLES["pair"], model).sort_values(["head", "neuron"], ignore_index=True),
-        read_parquet(neurons, UNIT_TABLES["neuron"], model).set_index("neuron"),
-        read_parquet(heads, UNIT_TABLES["head"], model).set_index("head"),
+        read_parquet(neurons, UNIT_TABLES["neuron"], model).sort_values("neuron", ignore_index=True),
+        read_parquet(heads, UNIT_TABLES["head"], model).sort_values("head", ignore_index=True),
     )
     texts = PairTexts(read_parquet(assignments, ASSIGNMENTS["pair"], model), read_parquet(correlated, CORRELATIONS, model))
     ends, stores = read_extremes(extremes, model), open_shards(firing, FIRING, model)

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from sklearn.metrics import roc_auc_score
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nadpipe.circuit import ablation, naming
@@ -163,23 +162,23 @@ def _labels(images: Path, image_id: np.ndarray, concepts: Sequence[str]) -> dict
     for concept, label in labels.items():
         if not np.isin(label, (0, 1)).all():
             raise NadpipeError(f"{images}: column {concept} has other values than 0 and 1; rename it or the concept")
-    return {concept: label.astype(int) for concept, label in labels.items() if len(np.unique(label)) == 2}
+    return {concept: label.astype(bool) for concept, label in labels.items() if len(np.unique(label)) == 2}
 
 
 def _effect(
-    before: Float[np.ndarray, " image"], after: Float[np.ndarray, " image"], label: Int[np.ndarray, " image"] | None
+    before: Float[np.ndarray, " image"], after: Float[np.ndarray, " image"], label: Bool[np.ndarray, " image"] | None
 ) -> dict[str, float | str]:
     """Measure the change of a score over its own images, and how well it tells them apart."""
-    highest = np.zeros(len(before), dtype=int)
-    highest[np.argsort(-before, kind="stable")[: max(1, round(_HIGHEST * len(before)))]] = 1
+    highest = np.zeros(len(before), dtype=bool)
+    highest[np.argsort(-before, kind="stable")[: max(1, round(_HIGHEST * len(before)))]] = True
     own, spread, change = highest if label is None else label, before.std() or np.nan, after - before
     return {
         "own": "highest" if label is None else "label",
-        "change": float(change[own == 1].mean() / spread),
-        "change_highest": float(change[highest == 1].mean() / spread),
+        "change": float(change[own].mean() / spread),
+        "change_highest": float(change[highest].mean() / spread),
         "spread_kept": float(after.std() / spread),
-        "auroc": np.nan if label is None else float(roc_auc_score(label, before)),
-        "auroc_ablated": np.nan if label is None else float(roc_auc_score(label, after)),
-        "auroc_highest": float(roc_auc_score(highest, after)),
+        "auroc": np.nan if label is None else ablation.auroc(before, label),
+        "auroc_ablated": np.nan if label is None else ablation.auroc(after, label),
+        "auroc_highest": ablation.auroc(after, highest),
         "images": len(before),
     }
