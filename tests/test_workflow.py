@@ -221,6 +221,7 @@ def test_a_changed_temperature_moves_no_label_and_touches_nothing_else(checkout)
     assert len(re.findall(r"^(?:local)?rule (?!all)\w+:$", done.stderr, re.MULTILINE)) == len(completed(SEGMENTED))
     after, colder = files(), pd.read_csv(checkout.folder / "results" / "segmentation.csv")
     assert {str(path.relative_to(checkout.folder)) for path in after if after[path] != before[path]} == {
+        "results/segmentation.csv.sha256",
         "results/segmentation.csv",
         "results/artifacts/segmentation/confusion/0.parquet",
         "results/provenance.json",
