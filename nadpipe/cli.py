@@ -1,4 +1,4 @@
-"""Run `nadpipe COMMAND --option …`: one command per stage of the workflow, and commands that show results."""
+"""Run `nadpipe COMMAND --option …`: one command per stage of the workflow, and commands on results."""
 
 import ast
 import errno
@@ -19,7 +19,7 @@ from nadpipe import __version__
 from nadpipe.errors import BAD_INPUT, NadpipeError, visible
 
 _PACKAGE = Path(__file__).parent
-_GROUPS = {"looks": "Commands that show results:", "stages": "Stages, which the workflow runs:"}
+_GROUPS = {"looks": "Commands on results:", "stages": "Stages, which the workflow runs:"}
 # Errors of the user's disk, not of the code. Other errors keep their traceback.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _OK, _WRONG_USAGE, _CLOSED_OUTPUT = 0, 2, 141  # 141: what shells report for a program that SIGPIPE ends

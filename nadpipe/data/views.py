@@ -174,7 +174,7 @@ def _one_line_errors(path: str) -> Iterator[None]:
     except NadpipeError:
         raise
     except FileNotFoundError:
-        raise NadpipeError(f"{printable(path)}: no such image; correct the path in the table that lists it") from None
+        raise NadpipeError(f"{printable(path)}: no such image; correct its path") from None
     except Exception as error:  # on damaged files, decoders raise errors of many types
         reason = " ".join(str(error).split()).replace(path, "the file") or type(error).__name__
         reason = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "its content", reason)  # an address differs between runs
