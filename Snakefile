@@ -27,6 +27,7 @@ config.update(checked_config())
 check_apart()
 config["captions"] = captions()  # for captions/final.rst
 MISSING = missing_needs(config)
+UNMASKED = missing_masks(config)
 check_requested()
 FINAL_TABLES = final_tables(MISSING)
 shell.prefix(command_prefix())
@@ -70,8 +71,9 @@ rule all:
         [
             f"results/segmentation/{dataset}/{picture}"
             for dataset in config["segmentation"]["datasets"]
-            for picture in ("overlays", "sheets", "per_class.png")
+            for picture in pictures_of(dataset)
         ],
+        "results/artifacts/discovery/head_means.zarr",  # for `nadpipe segment`
         "results/retrieval",
         [
             store

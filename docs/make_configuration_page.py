@@ -69,7 +69,7 @@ A layout says how a data set is stored on disk:
 
 The default split is the first. Masks of `folder` and of tables are label maps of 8 or 16 bits, or RGB-coded. For
 `stanford_cars`, the label is the class and the group is the year at the end of the class name.
-[segmentation.md](segmentation.md) says more about data sets with masks.
+[segmentation.md](segmentation.md) says more about segmentation, with and without masks.
 
 Photographs are rotated according to their EXIF orientation. If the monitoring table has a column that is named like a
 concept and contains 0 and 1, the column serves as the concept's labels.
@@ -122,11 +122,11 @@ def layout_table() -> str:
 
 
 def classes_of(layout: Layout) -> str:
-    """Return the number of a layout's classes or where they are read from; nothing for a layout without masks."""
+    """Return the number of a layout's classes or where they are read from."""
     if isinstance(layout, Published):
         count = len(read_class_file(published_file(layout.class_file)).titles)
         return str(count) if layout.background else f"{count - 1}; value 0 is ignored"
-    return "class file" if layout.has_classes else "key `classes`" if "mask_column" in layout.keys else ""
+    return "class file" if layout.has_classes else "key `classes`"
 
 
 def masks_of(layout: Layout) -> str:
@@ -134,7 +134,7 @@ def masks_of(layout: Layout) -> str:
     if isinstance(layout, Published):
         names = [f"`{encoding.masks}/*{encoding.suffix}`".replace("{split}", "<split>") for encoding in layout.encodings]
         return ", or ".join(names)
-    return "`masks/`" if layout.has_classes else "column `mask_column`" if "mask_column" in layout.keys else ""
+    return "`masks/`, optional" if layout.has_classes else "column `mask_column`" if "mask_column" in layout.keys else ""
 
 
 def as_yaml(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Run `nadpipe COMMAND --option …`: one command per stage of the workflow, and commands that show results."""
+"""Run `nadpipe COMMAND --option …`: one command per stage of the workflow, and commands on results."""
 
 import ast
 import errno
@@ -20,7 +20,7 @@ from nadpipe import __version__
 from nadpipe.errors import BAD_INPUT, NadpipeError, printable, visible
 
 _PACKAGE = Path(__file__).parent
-_GROUPS = {"looks": "Commands that show results:", "stages": "Stages, which the workflow runs:"}
+_GROUPS = {"looks": "Commands on results:", "stages": "Stages, which the workflow runs:"}
 # Errors of the user's disk and paths, not of the code, with what to do. Other errors keep their traceback.
 _PERMISSION = "change its permissions"
 _PATH = "correct the path"

@@ -318,8 +318,8 @@ class Dataset(_Section):
     )
     classes: Classes | None = Field(
         None,
-        description="Class names in the order of the mask values, or a class file. Synonyms are separated by commas. For a "
-        "published layout, the names replace its own.",
+        description="Class names in the order of the mask values (in any order without masks), or a class file. Synonyms are "
+        "separated by commas. For a published layout, the names replace its own.",
     )
     reduce_zero_label: bool = Field(False, description="Ignore mask value 0; value 1 is the first class.")
     ignore: Annotated[Integer, Field(ge=0, le=65535)] = Field(
@@ -476,8 +476,8 @@ class Segmentation(_Section):
 
     datasets: Annotated[list[str], AfterValidator(_check_distinct), _allowed("list of names in `datasets`")] = Field(
         [],
-        description="Data sets to segment; without any, nothing is segmented. `discovery` and `monitoring` are not allowed, "
-        "because their images are seen as one centre crop.",
+        description="Data sets to segment, with or without masks; without any, nothing is segmented. `discovery` and "
+        "`monitoring` are not allowed, because their images are seen as one centre crop.",
     )
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         ["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "attention"],
@@ -740,10 +740,15 @@ def _dataset_errors(dataset: Dataset) -> Iterator[str]:
     for key in SOURCE_KEYS:
         if key not in layout.keys and _is_set(dataset, key):
             yield f"{key}: the layout {layout.name} does not read it; remove it"
+    has_masks = layout.lacks("masks", dataset.model_dump()) is None
     if _is_set(dataset, "ignore") and (not listed or layout.has_fixed_values):
         yield "ignore: it applies only to classes that are listed in the config; remove it"
+    elif _is_set(dataset, "ignore") and not has_masks:
+        yield "ignore: it applies only to masks, and the data set has none; remove it"
     if _is_set(dataset, "reduce_zero_label") and (dataset.classes is None or layout.has_fixed_values):
         yield "reduce_zero_label: it applies only to classes that the config gives; remove it"
+    elif _is_set(dataset, "reduce_zero_label") and not has_masks:
+        yield "reduce_zero_label: it applies only to masks, and the data set has none; remove it"
     if layout.is_file and path.is_file():
         try:
             columns = column_names(path)

@@ -10,22 +10,30 @@ from typing import Any, Literal
 from nadpipe.data.layouts import LAYOUTS
 from nadpipe.data.listing import binary_columns
 
-Need = Literal["segmentation", "concepts", "groups", "labels", "attributes", "analyses"]
+Need = Literal["segmentation", "masks", "concepts", "groups", "labels", "attributes", "analyses"]
 
 
 def missing_needs(config: Mapping[str, Any]) -> dict[Need, str]:
     """Return the needs that a complete config does not meet, each with the key that meets it and what to do.
 
-    segmentation: data sets to segment. concepts: texts for the shift. groups: groups of `datasets.monitoring`. analyses: the
-    data set `analyses.dataset`. labels, attributes: its class labels and its 0/1 columns. Groups and labels need at least two
-    values. Raises NadpipeError if a table or a folder is unreadable.
+    segmentation: data sets to segment. masks: masks of at least one of them. concepts: texts for the shift. groups: groups of
+    `datasets.monitoring`. analyses: the data set `analyses.dataset`. labels, attributes: its class labels and its 0/1 columns.
+    Groups and labels need at least two values. Raises NadpipeError if a table or a folder is unreadable.
     """
     return dict(_missing(config))
+
+
+def missing_masks(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the segmented data sets without masks, each with the key that would give masks and what to do."""
+    lacking = {name: _lacking(config, name, "masks") for name in config["segmentation"]["datasets"]}
+    return {name: reason for name, reason in lacking.items() if reason is not None}
 
 
 def _missing(config: Mapping[str, Any]) -> Iterator[tuple[Need, str]]:
     if not config["segmentation"]["datasets"]:
         yield "segmentation", "segmentation.datasets: empty; list data sets to segment"
+    elif len(without_masks := missing_masks(config)) == len(config["segmentation"]["datasets"]):
+        yield "masks", next(iter(without_masks.values()))
     if not config["shift"]["concepts"]:
         yield "concepts", "shift.concepts: empty; list texts to score"
     if "monitoring" not in config["datasets"]:
@@ -54,8 +62,8 @@ def _missing(config: Mapping[str, Any]) -> Iterator[tuple[Need, str]]:
         )
 
 
-def _lacking(config: Mapping[str, Any], name: str, what: Literal["groups", "labels"]) -> str | None:
-    """Return the key of a data set that would give groups or labels, and what to do; None if it has them."""
+def _lacking(config: Mapping[str, Any], name: str, what: Literal["masks", "groups", "labels"]) -> str | None:
+    """Return the key of a data set that would give masks, groups or labels, and what to do; None if it has them."""
     source = config["datasets"][name]
     lacking = LAYOUTS[source["layout"]].lacks(what, source)
     return lacking and f"datasets.{name}.{lacking}"

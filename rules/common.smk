@@ -33,7 +33,7 @@ from nadpipe.fingerprint import (
     files_fingerprint,
     record_fingerprint,
 )
-from nadpipe.needs import missing_needs
+from nadpipe.needs import missing_masks, missing_needs
 from nadpipe.outcome import (
     changed_study,
     describe_failures,
@@ -244,6 +244,12 @@ def of_segmentation(pattern):
         pattern.format(dataset=dataset)
         for dataset in config["segmentation"]["datasets"]
     ]
+
+
+def pictures_of(dataset):
+    """Return the names of the pictures of a segmented data set. Without masks, there are only overlays."""
+    scored = [] if dataset in UNMASKED else ["sheets", "per_class.png"]
+    return ["overlays", *scored]
 
 
 def flag(name, enabled):

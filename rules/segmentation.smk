@@ -104,10 +104,11 @@ rule segment_images:
 rule score_segmentation:
     input:
         confusion=segmented_shards(
-            "results/artifacts/{dataset}/confusion/{shard}.parquet",
-            config["segmentation"]["datasets"],
+            "results/artifacts/{dataset}/confusion/{shard}.parquet", with_masks()
         ),
-        classes=of_segmentation("results/artifacts/{dataset}/classes.parquet"),
+        classes=[
+            f"results/artifacts/{dataset}/classes.parquet" for dataset in with_masks()
+        ],
     output:
         table=final("results/segmentation.csv"),
         checksum="results/segmentation.csv.sha256",
@@ -132,6 +133,38 @@ rule score_segmentation:
             --confusion {input.confusion:q} --classes {input.classes:q} \
             --output {output.table:q} --output-classes {output.classes:q} --output-differences {output.differences:q} \
             --confidence {params.confidence} \
+            2>{log}
+        """
+
+
+rule measure_shares:
+    input:
+        confusion=segmented_shards(
+            "results/artifacts/{dataset}/confusion/{shard}.parquet",
+            config["segmentation"]["datasets"],
+        ),
+        classes=of_segmentation("results/artifacts/{dataset}/classes.parquet"),
+    output:
+        table=final("results/shares.csv"),
+        checksum="results/shares.csv.sha256",
+        images="results/segmentation/image_shares.parquet",
+    log:
+        "logs/measure_shares.log",
+    benchmark:
+        "results/benchmarks/measure_shares.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=30,
+    params:
+        code=code("measure_shares"),
+    shell:
+        """
+        nadpipe measure-shares \
+            --confusion {input.confusion:q} --classes {input.classes:q} \
+            --output {output.table:q} --output-images {output.images:q} \
             2>{log}
         """
 

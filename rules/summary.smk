@@ -172,7 +172,9 @@ rule make_report:
         copied=lambda wildcards: copy_options("monitoring"),
         segmented=config["segmentation"]["datasets"],
         texts=lambda wildcards: settings(
-            concepts=config["shift"]["concepts"], missing=json.dumps(MISSING)
+            concepts=config["shift"]["concepts"],
+            missing=json.dumps(MISSING),
+            unmasked=json.dumps(UNMASKED),
         ),
         code=code("make_report"),
         template=files_fingerprint("pages/templates"),

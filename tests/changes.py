@@ -14,7 +14,7 @@ from nadpipe.demo.world import CLASSES
 from nadpipe.fingerprint import is_plumbing, used_definitions
 
 SCORED = {"score_segmentation": 1, "plot_classes": 1}
-SEGMENTED = {"segment_images": 1, **SCORED, "draw_overlays": 1, "draw_contact_sheets": 1}
+SEGMENTED = {"segment_images": 1, **SCORED, "measure_shares": 1, "draw_overlays": 1, "draw_contact_sheets": 1}
 CONCEPTS = {"score_shift": 1, "measure_faithfulness": 1}
 RANKED = {"measure_polysemanticity": 1, "draw_retrieval": 1}
 TABULATED = {"tabulate_units": 3, "rank_shifts": 1, **RANKED}
@@ -178,6 +178,7 @@ STAGES = {  # after an edit of the stage's own module
     "measure_faithfulness": {"measure_faithfulness": 1},
     "segment_images": SEGMENTED,
     "score_segmentation": SCORED,
+    "measure_shares": {"measure_shares": 1},
     "draw_overlays": {"draw_overlays": 1},
     "draw_contact_sheets": {"draw_contact_sheets": 1},
     "score_shift": {"score_shift": 1},
@@ -224,7 +225,7 @@ _PLUMBING = [
     ),
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
-    *("looks/__init__", "looks/explain", "looks/search", "looks/serve", "looks/show"),
+    *("looks/__init__", "looks/explain", "looks/search", "looks/segment", "looks/serve", "looks/show"),
     *(
         "store/__init__",
         "store/arrays",

@@ -20,11 +20,13 @@ from nadpipe.stages.fit_directions import fit_directions
 from nadpipe.stages.index_classes import index_classes
 from nadpipe.stages.index_images import index_images
 from nadpipe.stages.measure_registers import measure_registers
+from nadpipe.stages.measure_shares import measure_shares
 from nadpipe.stages.sample_views import sample_views
 from nadpipe.stages.score_segmentation import score_segmentation
 from nadpipe.stages.segment_images import segment_images
 from nadpipe.stages.select_pairs import select_pairs
 from nadpipe.stages.tabulate_units import tabulate_units
+from nadpipe.store.kinds.segmentation import IMAGE_SHARES
 from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.manifest import read_images
 from nadpipe.store.tables import read_parquet
@@ -126,6 +128,12 @@ class Run:
         outputs = (self.folder / f"c-{shard}.parquet", self.folder / f"labels-{shard}")
         segment_images(*inputs, head_means, registers, self.pool, *outputs, **{"methods": METHODS, **options})
         return outputs
+
+    def measure_shares(self, *confusion):
+        """Measure the shares of the classes; return the summary and the table of images."""
+        outputs = self.folder / "shares.csv", self.folder / "image-shares.parquet"
+        measure_shares(confusion, (self.folder / "classes.parquet",), *outputs)
+        return pd.read_csv(outputs[0]), read_parquet(outputs[1], IMAGE_SHARES)
 
     def score(self, *confusion):
         """Score all methods; return the table."""

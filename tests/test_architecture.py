@@ -20,7 +20,7 @@ MAY_IMPORT = {  # packages and top-level modules, besides the package itself
     "towers": {"store", "circuit", "errors", "progress"},
     "pages": {"data", "store", "circuit", "errors", "progress"},
     "demo": {"errors", "progress"},
-    "looks": {"pages", "data", "towers", "store", "circuit", "errors", "progress"},
+    "looks": {"stages", "pages", "data", "towers", "store", "circuit", "errors", "progress"},
     "stages": {"pages", "data", "towers", "store", "circuit", "demo", "errors", "progress", "fingerprint"},
     "errors": set(),
     "progress": set(),

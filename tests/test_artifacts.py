@@ -494,9 +494,10 @@ def test_a_table_of_another_model_kind_or_format_is_refused(tmp_path, kind):
     for read in (read_parquet, read_stamp):
         with pytest.raises(NadpipeError, match=f"holds {kind.name}, expected {another.name}"):
             read(path, another)
-        older = rf"has format {FORMAT} of an older nadpipe, this nadpipe reads format {FORMAT + 1}; delete it and make it again"
+        newer = kind.format + 1
+        older = rf"has format {kind.format} of an older nadpipe, this nadpipe reads format {newer}; delete it and make it again"
         with pytest.raises(NadpipeError, match=older):
-            read(path, dataclasses.replace(kind, format=FORMAT + 1))
+            read(path, dataclasses.replace(kind, format=newer))
 
 
 def test_a_foreign_or_broken_table_is_refused(tmp_path):

@@ -60,6 +60,7 @@ def test_the_demo_config_sets_only_keys_that_differ_from_the_defaults():
 
 
 TREE = {"layout": "tree", "path": "docs"}
+NAMED = {"classes": ["cat", "dog"]}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,8 @@ TREE = {"layout": "tree", "path": "docs"}
         ("datasets.discovery.split", "val", "datasets.discovery.split: the layout table does not read it; "),
         ("datasets.discovery.ignore", 3, "datasets.discovery.ignore: .* listed in the config; "),
         ("datasets.discovery.reduce_zero_label", True, "datasets.discovery.reduce_zero_label: .*; remove it"),
+        ("datasets.more", {**TREE, **NAMED, "ignore": 9}, "datasets.more.ignore: it applies only to masks, .*; remove it"),
+        ("datasets.more", {**TREE, **NAMED, "reduce_zero_label": True}, "datasets.more.reduce_zero_label: .* masks, .*; "),
         ("datasets.more", {**TREE, "group_column": "year"}, "datasets.more.group_column: the layout tree does not read it; "),
         ("model", ..., "model: missing; "),
         ("segmentation.k", 0, "segmentation.k.0: 0 .*; .*integer from 1.*share"),

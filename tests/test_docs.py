@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "nadpipe" / "demo" / "MODEL_CARD.md"]
 BLOCK = re.compile(r"(<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = [(page.name, *match.groups()[1:]) for page in PAGES for match in BLOCK.finditer(page.read_text())]
-EXAMPLES = {page: content for page, marker, kind, content in BLOCKS if kind == "yaml"}
+CONFIGS = [(page, content) for page, _, kind, content in BLOCKS if kind == "yaml"]
 README = (ROOT / "README.md").read_text()
 
 
@@ -59,10 +59,11 @@ def own_data(tmp_path_factory, tiny_clip):
         {name: value.contiguous() for name, value in tiny_clip.state_dict().items()}, checkout.folder / "tiny.safetensors"
     )
     (checkout.folder / "tiny.json").write_text(json.dumps(TINY))
-    mine = yaml.safe_load(EXAMPLES["README.md"])
+    mine, more = (yaml.safe_load(content) for page, content in CONFIGS if page == "README.md")
     assert mine["model"] == {"architecture": "RN50x16-quickgelu", "pretrained": "openai"}
     mine["model"] = {"architecture": "tiny.json", "pretrained": "tiny.safetensors"}
-    (checkout.folder / "my.yaml").write_text(yaml.safe_dump(mine))
+    mine["datasets"] |= more.pop("datasets")
+    (checkout.folder / "my.yaml").write_text(yaml.safe_dump(mine | more))
     return checkout
 
 
@@ -86,6 +87,15 @@ def test_the_own_data_command_named_the_units_of_the_other_model(own_data):
     assert set(pairs["nearest_text"].dropna()) <= {"cat", "dog", "house on a hill", "tree"}
 
 
+def test_the_own_photographs_without_masks_were_segmented(own_data):
+    own_data.run("results/shares.csv", "--configfile", "my.yaml")
+    shares = pd.read_csv(own_data.folder / "results" / "shares.csv")
+    assert set(shares["class"]) == {"road", "vehicle", "sky"}
+    assert set(shares["images"]) == {5}
+    assert shares["mask_share"].isna().all()
+    assert shares.groupby("method")["share"].sum().to_numpy() == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize(("page", "block"), shown("python"), ids=lambda value: value.splitlines()[0])
 def test_every_piece_of_python_runs(finished, page, block):
     done = subprocess.run([sys.executable, "-c", block], cwd=finished.folder, capture_output=True, text=True)
@@ -107,10 +117,10 @@ def test_what_the_pages_import_is_installed_without_extras():
     assert {package for package in packages if not installed & {name.lower() for name in distributions[package]}} == set()
 
 
-@pytest.mark.parametrize("page", EXAMPLES)
-def test_the_example_configs_are_valid(page):
+@pytest.mark.parametrize(("page", "block"), CONFIGS, ids=lambda value: value.splitlines()[0])
+def test_the_example_configs_are_valid(page, block):
     own = {"model": {"architecture": "RN50"}, "datasets": {"discovery": {"layout": "tree", "path": "photos"}}}
-    config = own | yaml.safe_load(EXAMPLES[page])
+    config = own | yaml.safe_load(block)
     config["datasets"] = own["datasets"] | config["datasets"]
     for dataset in config["datasets"].values():  # files of the reader
         dataset["path"] = dataset["path"] if is_url(dataset["path"]) else str(ROOT)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,7 +208,6 @@ MISSING = [  # layout, missing file or folder, key words of the message
         r"139_labelTrainIds\.png or .*139\.png or .*stuffthingmaps/val2017/0+139\.png: no such mask",
     ),
     ("cityscapes", "gtFine", r"gtFine_labelTrainIds\.png or .*_gtFine_labelIds\.png: no such mask; expected .*cityscapes"),
-    ("folder", "masks", r"masks: missing; expected .*folder.* images/, masks/"),
     ("folder", "masks/b.png", r"masks/b\.png: no such mask"),
     ("folder", "classes.csv", r"classes\.csv: no class file; expected .*folder"),
     ("stanford_cars", "devkit", r"devkit/cars_meta\.mat: missing; expected .*stanford_cars"),
@@ -224,6 +224,19 @@ def test_a_missing_path_is_reported_with_the_expected_layout(tmp_path, layout, m
         list_images(layout, tmp_path)
         find_classes(layout, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_may_have_no_masks(tmp_path):
+    make("folder", tmp_path)
+    source = {"path": str(tmp_path)}
+    assert LAYOUTS["folder"].lacks("masks", source) is None
+    paths = list_images("folder", tmp_path)["path"].tolist()
+    shutil.rmtree(tmp_path / "masks")
+    rows = list_images("folder", tmp_path)
+    assert rows["path"].tolist() == paths
+    assert rows["mask_path"].tolist() == [None] * len(paths)
+    assert LAYOUTS["folder"].lacks("masks", source) == f"path: {tmp_path} has no folder masks; add the masks"
+    assert LAYOUTS["folder"].lacks("masks", {"path": "s3://bucket/photos"}) is None
 
 
 def test_a_folder_lists_the_remaining_images(tmp_path):

@@ -15,6 +15,8 @@ from nadpipe.errors import BAD_INPUT
 from nadpipe.pages.explorer import Explorer
 from nadpipe.store.pool import read_pool
 
+PHOTOGRAPH = "results/demo/segmentation/images/000000.jpg"
+
 
 @pytest.fixture
 def look(checkout, monkeypatch, capsys):
@@ -103,6 +105,7 @@ def test_the_explorers_files_agree_with_the_stores(checkout, head, neuron):
         (["explain", "gone.jpg", "--texts", "a"], ["gone.jpg: no such image"]),
         (["explain", "gone.jpg", "--texts", "a", "--results", "nowhere"], ["provenance.json", "FileNotFoundError"]),
         (["explain", "gone.jpg", "--texts", "a", "--template", "a photo"], ["--template", "{} once"]),
+        (["segment", PHOTOGRAPH, "--texts", "a", "b", "--output", "o", "--results", "nowhere"], ["nowhere/provenance.json"]),
     ],
 )
 def test_a_wrong_request_is_reported_in_one_line(look, arguments, words):
@@ -110,6 +113,30 @@ def test_a_wrong_request_is_reported_in_one_line(look, arguments, words):
     assert code == BAD_INPUT
     assert [word for word in words if word not in reported] == []
     assert reported.count("\n") == 1
+
+
+def test_files_are_segmented_as_the_workflow_segments_them(look, checkout, tmp_path):
+    """Label maps of the files equal those of the data set byte for byte, and shares equal those of the tables."""
+    source = checkout.config["datasets"]["segmentation"]
+    images = sorted((checkout.folder / "results/demo/segmentation/images").iterdir())
+    methods = ("nad", "nad_centred", "maskclip")
+    arguments = ("--texts", *source["classes"], "--methods", *methods, "--output", tmp_path / "o", "--results")
+    code, printed, reported = look("segment", *images, *arguments, checkout.folder / "results")
+    assert code == 0, reported
+    assert [str(tmp_path / "o" / name) in printed for name in ("labels", "overlays", "shares.csv")] == [True] * 3
+    expected = checkout.folder / "results/segmentation/segmentation/labels/0"
+    for variant in ("nad-k1250", "nad_centred-k1250", "maskclip"):
+        for path in images:
+            label_map = (tmp_path / "o" / "labels" / variant / f"{path.stem}.png").read_bytes()
+            assert label_map == (expected / variant / f"{path.stem}.png").read_bytes()
+    assert {path.stem for path in (tmp_path / "o" / "overlays").iterdir()} == {path.stem for path in images}
+    shares = pd.read_csv(tmp_path / "o" / "shares.csv")
+    assert len(shares) == len(images) * len(methods) * len(source["classes"])
+    tables = pd.read_parquet(checkout.folder / "results/segmentation/image_shares.parquet")
+    key = ["method", "class"]
+    table = tables[(tables["dataset"] == "segmentation") & (tables["image_id"] == 3)].set_index(key)["pixels"]
+    found = shares[(shares["image"] == str(images[3])) & (shares["pixels"] > 0)].set_index(key)["pixels"]
+    assert found.to_dict() == {pair: pixels for pair, pixels in table.to_dict().items() if pair[0] in methods}
 
 
 def test_an_image_is_explained_and_its_pairs_sum_to_the_cosine(look, checkout, tmp_path):

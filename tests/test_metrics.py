@@ -6,6 +6,7 @@ from nadpipe.circuit.intervals import jackknife_interval
 from nadpipe.circuit.label_values import IGNORED
 from nadpipe.circuit.metrics import (
     class_totals,
+    compare_shares,
     confusion,
     confusion_cells,
     count_rare,
@@ -14,6 +15,8 @@ from nadpipe.circuit.metrics import (
     mean_true_iou,
     metrics,
     pixel_accuracy,
+    predicted_pixels,
+    shares,
 )
 
 
@@ -87,10 +90,34 @@ def test_cells_are_the_nonzero_entries_of_the_confusion():
     truth, predicted = rng.integers(-1, 3, (6, 8)), rng.integers(0, 3, (6, 8))
     cells = confusion_cells(truth, predicted, 3)
     matrix = confusion(truth, predicted, 3)
-    assert {(cell["true_class"], cell["predicted_class"]): cell["pixels"] for cell in cells} == {
-        (true, guess): matrix[true, guess] for true, guess in np.argwhere(matrix).tolist()
-    }
-    assert confusion_cells(np.full((2, 2), IGNORED), predicted[:2, :2], 3) == []
+    counted = {(cell["true_class"], cell["predicted_class"]): cell["pixels"] for cell in cells}
+    unlabelled = {(IGNORED, guess): counted.pop((IGNORED, guess)) for guess in range(3)}
+    assert counted == {(true, guess): matrix[true, guess] for true, guess in np.argwhere(matrix).tolist()}
+    assert list(unlabelled.values()) == np.bincount(predicted[truth == IGNORED], minlength=3).tolist()
+    assert confusion_cells(np.full((2, 2), IGNORED), np.ones((2, 2), int), 3) == [
+        {"true_class": IGNORED, "predicted_class": 1, "pixels": 4}
+    ]
+
+
+def test_shares_are_of_all_pixels_and_are_compared_on_labelled_ones():
+    truth = np.array([[0, 0, 1, IGNORED], [1, 1, 1, 1], [IGNORED] * 4])
+    predicted = np.array([[0, 1, 1, 2], [1, 1, 1, 0], [2, 2, 2, 0]])
+    cells = pd.DataFrame(
+        [
+            {"image_id": image * 2, **cell}
+            for image in range(3)
+            for cell in confusion_cells(truth[image : image + 1], predicted[image : image + 1], 3)
+        ]
+    )
+    pixels = predicted_pixels(cells, np.array([0, 2, 4]), 3)
+    assert pixels.tolist() == [[1, 2, 1], [1, 3, 0], [1, 0, 3]]
+    assert shares(pixels).tolist() == [[0.25, 0.5, 0.25], [0.25, 0.75, 0], [0.25, 0, 0.75]]
+    assert np.isnan(shares(np.zeros((1, 3), int))).all()
+    totals = class_totals(cells, np.array([0, 2, 4]), 3)
+    in_masks, error = compare_shares(totals)
+    assert in_masks.tolist() == pytest.approx([2 / 3 / 2, (1 / 3 + 1) / 2, 0])
+    assert error.tolist() == pytest.approx([(1 / 3 + 1 / 4) / 2, (1 / 3 + 1 / 4) / 2, 0])
+    assert np.isnan(compare_shares(totals[2:])).all()
 
 
 def drawn_cells(images, classes, seed, right=0.5):

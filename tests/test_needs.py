@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from nadpipe.analyses import needs_of
+from nadpipe.analyses import final_tables, needs_of
 from nadpipe.config import check
-from nadpipe.needs import missing_needs
+from nadpipe.needs import missing_masks, missing_needs
 
 MODEL = {"architecture": "RN50", "pretrained": "openai"}
 
@@ -113,6 +113,29 @@ def test_a_table_needs_a_column_of_0_and_1_for_attributes(tmp_path, monkeypatch,
     assert ("attributes" in found) == lacks
     if lacks:
         assert found["attributes"].startswith(f"datasets.own.path: t.{form} has no 0/1 column; ")
+
+
+def test_data_sets_without_masks_are_segmented_but_not_scored(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text("path,mask\n1.png,m.png\n")
+    classes = {"classes": ["cat", "dog"]}
+    datasets = {
+        "tree": {"layout": "tree", "path": "photos", **classes},
+        "table": {"layout": "table", "path": "t.csv", **classes},
+        "masks": {"layout": "table", "path": "t.csv", "mask_column": "mask", **classes},
+    }
+    reasons = {
+        "tree": "datasets.tree.layout: tree has no masks; use a layout that has them, such as a table",
+        "table": "datasets.table.mask_column: not set; name the column with the masks",
+    }
+    without = missing(tmp_path, monkeypatch, datasets, segmentation={"datasets": ["tree", "table"]})
+    assert without["masks"] == reasons["tree"]
+    assert "segmentation" not in without
+    assert {"results/shares.csv", "results/segmentation/image_shares.parquet"} <= set(final_tables(without))
+    assert "results/segmentation.csv" not in final_tables(without)
+    segmented = {"segmentation": {"datasets": ["tree", "table", "masks"]}}
+    assert "masks" not in missing(tmp_path, monkeypatch, datasets, **segmented)
+    config = {"model": MODEL, "datasets": {"discovery": datasets["tree"], **datasets}, **segmented}
+    assert missing_masks(check(config)) == reasons
 
 
 @pytest.mark.parametrize(

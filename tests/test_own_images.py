@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -35,6 +37,36 @@ def test_all_plans_what_a_folder_of_images_allows(finished, own):
     assert {stage for stage in made if f"rule {stage}:" not in planned} == set()
     assert {stage for stage in left_out if f"rule {stage}:" in planned} == set()
     assert "results/report.html" in planned
+
+
+def test_all_plans_label_maps_and_shares_of_images_without_masks(finished, own):
+    config = yaml.safe_load((own / "config.yaml").read_text())
+    config["datasets"]["street"] = {"layout": "tree", "path": "photos/2024", "classes": ["road, way", "sky"]}
+    (own / "config.yaml").write_text(yaml.safe_dump(config | {"segmentation": {"datasets": ["street"]}}))
+    planned = finished.run("-n", "all", "--directory", str(own)).stdout
+    made = {"segment_images", "measure_shares", "draw_overlays"}
+    assert {rule for rule in made if f"rule {rule}:" not in planned} == set()
+    scored = {"score_segmentation", "draw_contact_sheets", "plot_classes"}
+    assert {rule for rule in scored if f"rule {rule}:" in planned} == set()
+    refused = finished.run("-n", "results/segmentation.csv", "--directory", str(own), check=False)
+    assert refused.returncode == BAD_INPUT
+    reason = "datasets.street.layout: tree has no masks; use a layout that has them"
+    assert f"results/segmentation.csv: cannot be made. {reason}" in refused.stderr
+
+
+def test_the_report_shows_shares_of_images_without_masks_and_which_key_gives_scores(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished.folder)
+    means = tuple(Path("results/artifacts/discovery/head_means").glob("*.zarr"))
+    reason = "datasets.segmentation.layout: tree has no masks; use a layout that has them"
+    options = {"segmented": ("segmentation",), "unmasked": json.dumps({"segmentation": reason})}
+    make_report(Path("results"), means, tmp_path / "report.html", **options)
+    page = (tmp_path / "report.html").read_text()
+    assert f"No scores. They need masks. {reason}." in page
+    assert "mIoU of each method" not in page
+    shares = pd.read_csv("results/shares.csv")
+    bricks = shares[(shares["method"] == "nad") & (shares["class"] == "bricks")]["share"].item()
+    assert f'<th scope="row">bricks</th><td class="n">{100 * bricks:.1f}%</td>' in page
+    assert page.count("image, and the label map of each method") == 2 * 3  # alternative text and caption of three overlays
 
 
 def test_a_result_that_the_config_does_not_allow_is_refused_with_the_key(finished, own):

@@ -88,6 +88,53 @@ def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
         run.decompose(views="sliding", name="x", block=1)
 
 
+def test_images_without_masks_get_the_same_label_maps_and_shares_but_no_scores(run):
+    pixels, masks = noise(2), ["m0.png", "m1.png"]
+    for name, rows in zip(masks, (10, 70), strict=True):
+        values = np.full((70, 90), 255, np.uint8)
+        values[:rows] = np.random.default_rng(rows).integers(0, 3, (rows, 90))
+        Image.fromarray(values).save(run.folder / name)
+    run.write_images(pixels, mask=masks)
+    contributions = run.decompose(views="sliding")
+    classes = run.classes()
+    run.select(contributions)
+    tables, label_maps, scores = {}, {}, None
+    for name in ("masks", "no masks"):
+        if name == "no masks":
+            run.write_images(pixels)
+        confusion, labels = run.segment(contributions, methods=("nad", "maskclip"))
+        tables[name] = run.measure_shares(confusion)
+        label_maps[name] = {path.relative_to(labels): path.read_bytes() for path in labels.rglob("*.png")}
+        overlays = run.folder / f"overlays {name}"
+        draw_overlays(run.folder / "images.parquet", classes, (labels,), overlays, count=2)
+        if name == "masks":
+            scores = run.score(confusion)
+    assert label_maps["masks"] == label_maps["no masks"]
+    assert scores["pixels"].tolist() == [80 * 90] * 2
+    with pytest.raises(NadpipeError, match=r"datasets\.segmentation: no labelled pixels; check its masks"):
+        run.score(confusion)
+    summary, images = tables["no masks"]
+    pd.testing.assert_frame_equal(images, tables["masks"][1])
+    alike = ["dataset", "method", "k", "class", "share", "found", "images"]
+    pd.testing.assert_frame_equal(summary[alike], tables["masks"][0][alike])
+    assert summary[["mask_share", "error"]].isna().all(axis=None)
+    for row in images.itertuples():
+        variant = "maskclip" if pd.isna(row.k) else f"nad-k{row.k:.0f}"
+        label_map = np.asarray(Image.open(labels / variant / f"{row.image_id:06d}.png"))
+        assert row.pixels == (label_map == "abc".index(row[5])).sum()
+        assert row.share == pytest.approx(row.pixels / label_map.size)
+    assert images.groupby(["method", "image_id"])["share"].sum().to_numpy() == pytest.approx(1)
+    assert len(summary) == 2 * 3
+    mean = images.groupby(["method", "class"])["share"].sum() / 2
+    for row in summary.itertuples():
+        assert row.share == pytest.approx(mean.get((row.method, row[4]), 0), rel=1e-6)
+    truth = [np.asarray(Image.open(run.folder / name)) for name in masks]
+    expected = [np.mean([(mask == index).sum() / (mask != 255).sum() for mask in truth]) for index in range(3)]
+    assert tables["masks"][0]["mask_share"].tolist() == pytest.approx(expected * 2)
+    widths = [Image.open(run.folder / f"overlays {name}" / "000000.png").width for name in ("masks", "no masks")]
+    assert widths[0] > widths[1]  # without masks, there is no picture of the truth
+
+
 def test_texts_without_a_reference_are_not_centred(run):
     run.write_images(noise(3))
     contributions = run.decompose()

@@ -27,12 +27,25 @@ def confusion(
 def confusion_cells(
     truth: Integer[np.ndarray, "height width"], predicted: Integer[np.ndarray, "height width"], classes: int
 ) -> list[dict[str, int]]:
-    """Return the nonzero cells of one image's confusion matrix."""
-    matrix = confusion(truth, predicted, classes)
+    """Return the nonzero cells of one image's confusion matrix.
+
+    Pixels without truth have the true class IGNORED, so the cells of an image count all of its pixels.
+    """
+    unlabelled = np.bincount(predicted[truth == IGNORED], minlength=classes)
+    counts = np.vstack([confusion(truth, predicted, classes), unlabelled])
     return [
-        {"true_class": true, "predicted_class": predicted_class, "pixels": int(matrix[true, predicted_class])}
-        for true, predicted_class in np.argwhere(matrix).tolist()
+        {
+            "true_class": true if true < classes else IGNORED,
+            "predicted_class": predicted_class,
+            "pixels": int(counts[true, predicted_class]),
+        }
+        for true, predicted_class in np.argwhere(counts).tolist()
     ]
+
+
+def labelled(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of pixels with a true class (see `confusion_cells`)."""
+    return cells[cells["true_class"] != IGNORED]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +88,10 @@ def class_totals(
 ) -> Integer[np.ndarray, "image 3 classes"]:
     """Count per image and class: correct pixels, true pixels and predicted pixels.
 
-    cells: image_id, true_class, predicted_class and pixels of one method (see `confusion_cells`). images: ids, ascending.
+    cells: image_id, true_class, predicted_class and pixels of one method (see `confusion_cells`). Pixels without truth do not
+    count. images: ids, ascending.
     """
+    cells = labelled(cells)
     totals = np.zeros((len(images), 3, classes), np.int64)
     image = np.searchsorted(images, cells["image_id"])
     true, predicted, pixels = (cells[name].to_numpy() for name in ("true_class", "predicted_class", "pixels"))
@@ -125,3 +140,39 @@ def count_rare(totals: Integer[np.ndarray, "image 3 classes"]) -> int:
     _, truth, predicted = np.moveaxis(totals, 1, 0)
     present = (truth + predicted).any(0)
     return int((present & ((truth > 0).sum(0) < RARE)).sum())
+
+
+# ----------------------------------------------------------------------------------------------------- shares of classes
+
+
+def predicted_pixels(
+    cells: pd.DataFrame, images: Integer[np.ndarray, " image"], classes: int
+) -> Integer[np.ndarray, "image classes"]:
+    """Count the pixels that a method gives to each class, with or without truth.
+
+    cells: image_id, predicted_class and pixels of one method (see `confusion_cells`). images: ids, ascending.
+    """
+    pixels = np.zeros((len(images), classes), np.int64)
+    np.add.at(pixels, (np.searchsorted(images, cells["image_id"]), cells["predicted_class"]), cells["pixels"])
+    return pixels
+
+
+def shares(pixels: Integer[np.ndarray, "*set classes"]) -> Float[np.ndarray, "*set classes"]:
+    """Compute the share of each class from numbers of pixels; NaN for an image without pixels."""
+    total = pixels.sum(-1, keepdims=True)
+    return np.divide(pixels, total, out=np.full(pixels.shape, np.nan), where=total > 0)
+
+
+def compare_shares(
+    totals: Integer[np.ndarray, "image 3 classes"],
+) -> tuple[Float[np.ndarray, " classes"], Float[np.ndarray, " classes"]]:
+    """Compute the mean share of each class in the truth, and the mean absolute difference between prediction and truth.
+
+    totals: `class_totals` of the images. Shares are of an image's labelled pixels. Images without any do not count; if all are
+    without, the results are NaN.
+    """
+    labelled_images = totals[totals[:, 1].any(1)]
+    if not len(labelled_images):
+        return np.full(totals.shape[2], np.nan), np.full(totals.shape[2], np.nan)
+    truth, predicted = shares(labelled_images[:, 1]), shares(labelled_images[:, 2])
+    return truth.mean(0), np.abs(predicted - truth).mean(0)

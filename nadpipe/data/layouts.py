@@ -232,11 +232,14 @@ class StanfordCars(Layout):
 
 
 class Folder(Layout):
-    """A folder with images, masks and a class file."""
+    """A folder with images, optionally masks, and a class file."""
 
     def list_images(self, source: Source) -> Rows:
-        """Return all images sorted by path, or the images of splits/<split>.txt in its order."""
-        images, masks = (self.existing(source.path, name) for name in ("images", "masks"))
+        """Return all images sorted by path, or the images of splits/<split>.txt in its order.
+
+        Without a folder of masks, no image has a mask.
+        """
+        images, masks = self.existing(source.path, "images"), source.path / "masks"
         paths = _images_in(images)
         if source.split is not None:
             split_file = self.existing(source.path, f"splits/{source.split}.txt")
@@ -246,6 +249,8 @@ class Folder(Layout):
             if missing:
                 raise NadpipeError(f"{images / missing[0]}.*: no such image; add it, or remove its name from {split_file}")
             paths = [by_name[name] for name in names]
+        if not masks.exists():
+            return _as_rows([ListedImage(path) for path in paths])
         return _as_rows(_checked([ListedImage(path, (masks / path.relative_to(images)).with_suffix(".png")) for path in paths]))
 
     def ignored_images(self, source: Source) -> list[Path]:
@@ -275,8 +280,11 @@ class Folder(Layout):
         return [root / name for name in _CLASS_FILES if (root / name).is_file()]
 
     def lacks(self, what: Property, dataset: Mapping[str, Any]) -> str | None:
-        """Return that there are no groups or labels; None for masks."""
-        return None if what == "masks" else super().lacks(what, dataset)
+        """Return that there are no groups or labels, or no folder of masks; None if there are masks, or if it is at a URL."""
+        path = dataset["path"]
+        if what != "masks":
+            return super().lacks(what, dataset)
+        return None if "://" in path or (Path(path) / "masks").exists() else f"path: {path} has no folder masks; add the masks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,8 +430,8 @@ _RECORDS = (
     ),
     Folder(
         name="folder",
-        description="a folder with images/, masks/ (.png files with the images' names), classes.csv or classes.txt, and "
-        "optionally splits/<split>.txt (image names without suffix)",
+        description="a folder with images/, classes.csv or classes.txt, and optionally masks/ (.png files with the images' "
+        "names) and splits/<split>.txt (image names without suffix)",
         keys=("split",),
         has_classes=True,
     ),

@@ -1,1 +1,1 @@
-"""Commands that show results, one module each. Unlike stages, they write nothing that a stage reads."""
+"""Commands on results, one module each. Unlike stages, they write nothing that a stage reads."""

@@ -1,7 +1,6 @@
 """Explain an image's similarity to texts: the pairs that cause it, and where they fire."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +22,8 @@ from nadpipe.errors import NadpipeError, visible
 from nadpipe.pages.html import image_source, render_template
 from nadpipe.pages.pictures import colour_bar, crop_to_square, heat_overlay
 from nadpipe.store.atomic import atomic_path
-from nadpipe.store.checksums import read_sealed
 from nadpipe.store.kinds.units import UNIT_TABLES
+from nadpipe.store.results import read_settings
 from nadpipe.store.tables import read_parquet
 from nadpipe.towers.model import Model, load_model
 from nadpipe.towers.text import text_tower
@@ -63,7 +62,8 @@ def explain(
     if template.count("{}") != 1:
         raise NadpipeError(f"--template: {template!r} must contain {{}} once; write {{}} where the text goes")
     if architecture is None:
-        architecture, pretrained, block = _model_of(results)
+        model_settings = read_settings(results)["model"]
+        architecture, pretrained, block = (model_settings.get(key) for key in ("architecture", "pretrained", "block"))
     photograph = read_image(str(image))
     model = load_model(architecture, pretrained, device)
     decomposition = _decompose(model, block, photograph, [template.replace("{}", text) for text in texts])
@@ -101,19 +101,6 @@ class _Decomposition:
     other_paths: Float[Tensor, " text"]
     cosine: Float[Tensor, " text"]
     length: float
-
-
-def _model_of(results: Path) -> tuple[str, str | None, int | None]:
-    """Return architecture, weights and block of the model of the results. Raises NadpipeError if the results do not name it."""
-    path = results / "provenance.json"
-    try:
-        model = json.loads(read_sealed(path))["config"]["model"]
-    except (OSError, ValueError, KeyError) as error:
-        raise NadpipeError(
-            f"{path}: names no model ({type(error).__name__}); "
-            "make it with snakemake results/provenance.json, or give --architecture and --pretrained"
-        ) from None
-    return model["architecture"], model["pretrained"], model.get("block")
 
 
 def _decompose(model: Model, block: int | None, photograph: Image.Image, prompts: list[str]) -> _Decomposition:

@@ -27,7 +27,7 @@ from nadpipe.pages.shift_texts import (
 from nadpipe.store.checksums import read_sealed
 from nadpipe.store.kinds.analyses import LEDGER, RECONSTRUCTION, SPARSITY
 from nadpipe.store.kinds.images import IMAGES
-from nadpipe.store.kinds.segmentation import PER_CLASS, REGISTERS, SEGMENTATION
+from nadpipe.store.kinds.segmentation import PER_CLASS, REGISTERS, SEGMENTATION, SHARES
 from nadpipe.store.kinds.shift import DISCOVERED, SHIFT
 from nadpipe.store.kinds.units import LAYER_COLUMNS, UNIT_TABLES
 from nadpipe.store.manifest import read_images
@@ -39,6 +39,7 @@ Charts = dict[str, Chart]
 
 _LARGEST = 10  # pairs in the table of the largest pairs
 _OVERLAYS = 3  # per data set
+_CLASSES = 20  # in a table of shares
 _OVERLAY_SIDE = 1400  # pixels
 _TEXTS = 10  # texts in the table of shifted pairs
 _PICTURED = 3  # images of the reference, and of the group, per text
@@ -52,13 +53,15 @@ def render_report(
     segmented: Sequence[str] = (),
     concepts: Sequence[str] = (),
     missing: Mapping[str, str] | None = None,
+    unmasked: Mapping[str, str] | None = None,
     copy: tuple[str, str] | None = None,
 ) -> str:
     """Return the report as one HTML page that needs no other file.
 
     results: folder of a finished run. largest_residual: largest relative error of the sums over pairs. segmented: data sets
     with label maps. concepts: scored concepts in the order to show. missing: needs that the config does not meet
-    (`nadpipe.needs`), each with what to do. copy: as in `read_images`.
+    (`nadpipe.needs`), each with what to do. unmasked: segmented data sets without masks, each with what to do. copy: as in
+    `read_images`.
     """
     missing = missing or {}
     run = _run(results, largest_residual)
@@ -71,7 +74,7 @@ def render_report(
         sparsity, charts_of_labels = _fidelity(results)
         specifications |= charts_of_labels
     if "segmentation" not in missing:
-        segmentation, segmentation_charts = _segmentation(results, segmented)
+        segmentation, segmentation_charts = _segmentation(results, segmented, unmasked or {})
         specifications |= segmentation_charts
     if "groups" not in missing:
         pair_shift = _pair_shift(results, small_group, copy)
@@ -150,19 +153,37 @@ def _fidelity(results: Path) -> tuple[list[dict[str, Any]], Charts]:
     return means.reset_index().to_dict("records"), {"sparsity": chart, "reconstruction": by_components}
 
 
-def _segmentation(results: Path, segmented: Sequence[str]) -> tuple[list[dict[str, Any]], Charts]:
-    """Return the scores of each data set by method with some overlays, and charts of the scores."""
-    scores = _name_variants(read_csv(results / "segmentation.csv", SEGMENTATION))
-    classes = _name_variants(read_parquet(results / "segmentation" / "per_class.parquet", PER_CLASS))
-    sections, specifications = [], {}
+def _segmentation(results: Path, segmented: Sequence[str], unmasked: Mapping[str, str]) -> tuple[list[dict[str, Any]], Charts]:
+    """Return the shares of each data set, its scores by method if it has masks, and some overlays; and charts of the scores."""
+    shares = _name_variants(read_csv(results / "shares.csv", SHARES))
+    sections: list[dict[str, Any]] = []
+    specifications: Charts = {}
     for dataset in segmented:
-        methods = scores[scores["dataset"] == dataset]
-        specifications[f"miou-{dataset}"] = charts.miou_chart(methods)
-        specifications[f"classes-{dataset}"] = charts.per_class_chart(classes[classes["dataset"] == dataset])
         paths = sorted((results / "segmentation" / dataset / "overlays").glob("*.png"))[:_OVERLAYS]
         pictures = [{"name": path.stem, "source": _overlay(path)} for path in paths]
-        sections.append({"dataset": dataset, "methods": methods.to_dict("records"), "pictures": pictures})
+        shared = _shares(shares[shares["dataset"] == dataset])
+        sections.append(
+            {"dataset": dataset, "lacking": unmasked.get(dataset), "methods": [], "shares": shared, "pictures": pictures}
+        )
+    scored = [section for section in sections if section["lacking"] is None]
+    if scored:
+        scores = _name_variants(read_csv(results / "segmentation.csv", SEGMENTATION))
+        classes = _name_variants(read_parquet(results / "segmentation" / "per_class.parquet", PER_CLASS))
+        for section in scored:
+            dataset = section["dataset"]
+            methods = scores[scores["dataset"] == dataset]
+            section["methods"] = methods.to_dict("records")
+            specifications[f"miou-{dataset}"] = charts.miou_chart(methods)
+            specifications[f"classes-{dataset}"] = charts.per_class_chart(classes[classes["dataset"] == dataset])
     return sections, specifications
+
+
+def _shares(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the mean shares of a data set's largest classes: one row per class, with one share per method."""
+    by_class = table.pivot(index="class", columns="name", values="share")[list(dict.fromkeys(table["name"]))]
+    largest = by_class.loc[by_class.mean(axis=1).sort_values(ascending=False, kind="stable").index[:_CLASSES]]
+    rows = [{"title": title, "shares": row.tolist()} for title, row in largest.iterrows()]
+    return {"names": list(by_class.columns), "rows": rows, "classes": len(by_class), "images": int(table["images"].iloc[0])}
 
 
 def _name_variants(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Draw images next to their masks and the label maps of every method."""
+"""Draw images next to their masks, if there are any, and the label maps of every method."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ def draw_overlays(
     count: int = 12,
     copy: tuple[str, str] | None = None,
 ) -> None:
-    """Write one picture per image: the image, then overlays of its mask and of each method's label map, and a legend.
+    """Write one picture per image: the image, then overlays of its mask, if any, and of each label map, and a legend.
 
     Args:
-        images: Manifest with masks.
+        images: Manifest.
         classes: Classes of the data set.
         label_maps: Folders of label maps, all shards.
         output: Folder of the pictures.
@@ -39,9 +39,10 @@ def draw_overlays(
     with atomic_path(output) as folder:
         folder.mkdir()
         for row in track(list(manifest.iloc[positions].itertuples()), "drawing overlays", "image"):
-            image = read_image(row.path, row.sha256)
-            size, checksums = (row.height, row.width), (row.mask_sha256, row.sha256)
-            maps = {"truth": read_mask(row.mask_path, row.path, size, dataset_classes, checksums)}
+            image, maps = read_image(row.path, row.sha256), {}
+            if row.mask_path is not None:
+                size, checksums = (row.height, row.width), (row.mask_sha256, row.sha256)
+                maps["truth"] = read_mask(row.mask_path, row.path, size, dataset_classes, checksums)
             maps |= {method: read_label_map(label_maps, method, row.image_id) for method in methods}
             pictures = {"image": image}
             pictures |= {name: overlay(image, label_map, dataset_classes.colours) for name, label_map in maps.items()}

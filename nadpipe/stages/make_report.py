@@ -16,6 +16,7 @@ def make_report(
     segmented: tuple[str, ...] = (),
     concepts: tuple[str, ...] = (),
     missing: str = "{}",
+    unmasked: str = "{}",
     copy: tuple[str, str] | None = None,
 ) -> None:
     """Write a page that needs no network and no other file.
@@ -27,9 +28,10 @@ def make_report(
         segmented: Data sets that were segmented.
         concepts: Concepts that were scored, in the order to show.
         missing: What the config lacks for further results, as a JSON object: the need, and what to do.
+        unmasked: Segmented data sets without masks, as a JSON object: the data set, and what would give masks.
         copy: Folder of the images as the manifest names it, and the folder of the copy to read instead.
     """
     largest_residual = max(open_zarr(path, SHARD_MEANS).attributes["largest_residual"] for path in head_means)
-    page = render_report(results, largest_residual, segmented, concepts, json.loads(missing), copy)
+    page = render_report(results, largest_residual, segmented, concepts, json.loads(missing), json.loads(unmasked), copy)
     with atomic_path(output) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -30,7 +30,7 @@ def score_segmentation(
     """Write the metrics of every method on each data set, with intervals over images, and all pairwise differences.
 
     Args:
-        confusion: Confusions of all shards of all data sets.
+        confusion: Confusions of all shards of all data sets, which have masks.
         classes: Classes of each data set.
         output: CSV table, one row per data set and method.
         output_classes: Parquet table, one row per data set, method and class.
@@ -43,7 +43,7 @@ def score_segmentation(
     per_class: list[pd.DataFrame] = []
     differences: list[dict[str, object]] = []
     for dataset, dataset_classes in track([read_classes(path) for path in classes], "scoring", "data set"):
-        dataset_cells = cells[cells["dataset"] == dataset]
+        dataset_cells = metrics.labelled(cells[cells["dataset"] == dataset])
         if dataset_cells.empty:
             raise NadpipeError(f"datasets.{dataset}: no labelled pixels; check its masks and its ignored values")
         titles = dataset_classes.titles

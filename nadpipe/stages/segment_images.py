@@ -13,6 +13,7 @@ from nadpipe.circuit import canvas as canvases
 from nadpipe.circuit import metrics, segmentation
 from nadpipe.circuit.attention import RecordedAttention
 from nadpipe.circuit.canvas import Labelling
+from nadpipe.circuit.label_values import IGNORED
 from nadpipe.circuit.readout import count_pairs
 from nadpipe.circuit.segmentation import Pairs, Query, Tokens, Variant
 from nadpipe.data.class_tables import read_classes
@@ -56,10 +57,11 @@ def segment_images(
 ) -> None:
     """Write confusions and label maps of every image and method.
 
-    Label maps are indexed PNG files: <method>/<image_id>.png, or <method>-k<k>/<image_id>.png for methods that select pairs.
+    Label maps are indexed PNG files: <method>/<image_id>.png, or <method>-k<k>/<image_id>.png for methods that select pairs. If
+    no image has a mask, all pixels of the confusions are without truth.
 
     Args:
-        images: Manifest with masks.
+        images: Manifest, in which all images have masks or none has.
         classes: Classes of the data set.
         features: Features of the shard, sliding views.
         selection: Selected pairs of the classes' names, in order.
@@ -84,6 +86,7 @@ def segment_images(
     model = weights.model
     pool = weights.pool or RecordedAttention(weights.readout, weights.grid)
     manifest = read_images(images, copy).set_index("image_id")
+    has_masks = manifest["mask_path"].notna().any()
     dataset, class_list = read_classes(classes)
     store = open_features(features, weights)
     if store.attributes["views"] != "sliding":
@@ -109,12 +112,16 @@ def segment_images(
             (folder / variant.name).mkdir(parents=True)
         for image_id, image_views in track(views.groupby("image_id"), "segmenting", "image", views["image_id"].nunique()):
             image = manifest.loc[image_id]
-            if image["mask_path"] is None:
-                raise NadpipeError(
-                    f"{images}: image {image_id} ({image['path']}) has no mask; set mask_column or remove the image"
-                )
             size = (int(image["height"]), int(image["width"]))
-            truth = read_mask(image["mask_path"], image["path"], size, class_list, (image["mask_sha256"], image["sha256"]))
+            if not has_masks:
+                truth = np.full(size, IGNORED)
+            elif image["mask_path"] is None:
+                raise NadpipeError(
+                    f"{images}: image {image_id} ({image['path']}) has no mask, others have; add it or remove the image"
+                )
+            else:
+                checksums = image["mask_sha256"], image["sha256"]
+                truth = read_mask(image["mask_path"], image["path"], size, class_list, checksums)
             rows: list[dict] = []
             for variant, label_map in _segment(store, image_views, size, query, pairs, variants, labelling):
                 write_label_map(folder, variant.name, image_id, label_map, class_list.colours)

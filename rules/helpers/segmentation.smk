@@ -10,6 +10,11 @@ def segmented_shards(pattern, datasets):
     ]
 
 
+def with_masks():
+    """Return the segmented data sets that have masks, and so scores."""
+    return [name for name in config["segmentation"]["datasets"] if name not in UNMASKED]
+
+
 def labelling_options(dataset):
     """Return the options that turn the logits of a data set's texts into classes."""
     source = config["datasets"][dataset]

@@ -13,13 +13,14 @@ CONFUSION = TableKind(
         "dataset": _DATASET,
         "image_id": Column("int64", "row of images.parquet"),
         "method": _METHOD,
-        "true_class": Column("int32", "class in the mask"),
+        "true_class": Column("int32", "class in the mask; -1 for pixels without one"),
         "predicted_class": Column("int32", "class by the method"),
         "pixels": Column("int64", "number of pixels"),
         "k": _K,
         "temperature": Column("float32", "factor on the logits before the softmax"),
         "sink": Column("int32", "spatial token replaced as attention sink, -1 for none"),
     },
+    format=7,  # up to 6, pixels without truth were left out
 )
 PER_CLASS = TableKind(
     "per_class",
@@ -37,7 +38,7 @@ PER_CLASS = TableKind(
         "score_segmentation",
         "Segmentation",
         "IoU and accuracy of each class for every method.",
-        ("segmentation",),
+        ("segmentation", "masks"),
     ),
 )
 DIFFERENCES = TableKind(
@@ -57,7 +58,7 @@ DIFFERENCES = TableKind(
         "score_segmentation",
         "Segmentation",
         "Differences in mIoU between methods, with intervals over the same images.",
-        ("segmentation",),
+        ("segmentation", "masks"),
     ),
 )
 REGISTERS = TableKind(
@@ -126,6 +127,62 @@ SEGMENTATION = CsvKind(
         "score_segmentation",
         "Segmentation",
         "Metrics of every method on every data set, with jackknife intervals over images.",
+        ("segmentation", "masks"),
+    ),
+)
+IMAGE_SHARES = TableKind(
+    "image_shares",
+    "results/segmentation/image_shares.parquet",
+    {
+        "dataset": _DATASET,
+        "image_id": Column("int64", "row of images.parquet"),
+        "method": _METHOD,
+        "k": _K,
+        "class": Column("text", "class name; a class without pixels has no row"),
+        "pixels": Column("int64", "pixels that the method gives to the class"),
+        "share": Column("float64", "share of the image's pixels"),
+    },
+    Final(
+        "measure_shares",
+        "Segmentation",
+        "Share of each image that every method gives to each class.",
         ("segmentation",),
     ),
+)
+SHARES = CsvKind(
+    "shares",
+    "results/shares.csv",
+    {
+        "dataset": "data set",
+        "method": "segmentation method",
+        "k": "pairs selected per text of a class; empty for methods that select none",
+        "class": "class name",
+        "share": "share of an image that the method gives to the class, mean over images",
+        "found": "images with at least one pixel of the class",
+        "images": "images",
+        "mask_share": "share of an image's labelled pixels that the masks give to the class, mean over images; empty without "
+        "masks",
+        "error": "mean over images of the absolute difference between the method's share of the labelled pixels and the "
+        "mask's; empty without masks",
+    },
+    Final(
+        "measure_shares",
+        "Segmentation",
+        "Mean share of the images that every method gives to each class. Shares are no scores.",
+        ("segmentation",),
+    ),
+    text=("dataset", "class"),
+)
+SEGMENTED = CsvKind(
+    "segmented",
+    "<output>/shares.csv",
+    {
+        "image": "image file",
+        "method": "segmentation method",
+        "k": "pairs selected per text of a class; empty for methods that select none",
+        "class": "class name",
+        "pixels": "pixels that the method gives to the class",
+        "share": "share of the image's pixels",
+    },
+    text=("image", "class"),
 )
