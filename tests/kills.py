@@ -20,7 +20,7 @@ import psutil
 from checkout import Checkout
 
 KINDS = ("worker", "snakemake", "both")
-PATIENCE = 300.0  # seconds until a job must have begun to write
+PATIENCE = 900.0  # seconds until a job must have begun to write, and until a killed run must have ended
 
 
 class Victim:
@@ -48,7 +48,7 @@ class Victim:
                 earlier |= new
                 writers += len(new)
                 if new and writers > skip and (killed := self._kill(kind, process.pid, min(new))):
-                    process.wait(120)
+                    process.wait(PATIENCE)
                     return killed
                 time.sleep(0.005)
 
