@@ -54,5 +54,5 @@ def shares(ledger: Ledger) -> tuple[Float[Tensor, " part"], Float[Tensor, " part
     """
     varying = ledger.product - ledger.mean @ ledger.mean.sum(0)
     variance = varying.sum()
-    constant = variance <= 1e-9 * ledger.product.sum()  # within rounding
+    constant = variance <= 1e-6 * ledger.product.sum()  # within the rounding of float32
     return ledger.product / ledger.product.sum(), varying / (torch.nan if constant else variance)

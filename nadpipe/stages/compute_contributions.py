@@ -72,7 +72,7 @@ def compute_contributions(
             attention_mean.add(trace.attention)
             parts = ledger.split_embedding(coefficient, weights, trace.gain, features_read.get("part"))
             part_mean.add(parts)
-            part_product.add(torch.einsum("vpe,ve->vp", parts, embedding))
+            part_product.add(torch.einsum("vpe,ve->vp", parts.double(), embedding.double()))
             largest_residual = max(largest_residual, float(residual.max()))
             store.append(coefficient=stored, attention=trace.attention, embedding=embedding, rest=rest)
             store.append(residual=residual, rounding=rounding)
@@ -80,12 +80,13 @@ def compute_contributions(
     part_names = ledger.name_parts(weights, [(name, layer) for name, layer in source.attributes["parts"]])
     sizes["part"] = len(part_names)
     attributes |= {"views": views, "largest_residual": largest_residual, "parts": part_names}
-    with create_zarr(output_means, SHARD_MEANS, stamp, sizes, attributes=attributes) as store:
+    precise = dict.fromkeys(("part_mean", "part_product"), "float64")  # their differences count
+    with create_zarr(output_means, SHARD_MEANS, stamp, sizes, precise, attributes=attributes) as store:
         shares = attention_mean.result().float()
         store.write("attention_mean", shares)
         store.write("value_mean", circuit.project_attended(attended.result().float(), shares, weights))
-        store.write("part_mean", part_mean.result().float())
-        store.write("part_product", part_product.result().float())
+        store.write("part_mean", part_mean.result())
+        store.write("part_product", part_product.result())
 
 
 def _check_residual(residual: torch.Tensor, rounding: torch.Tensor, tolerance: float, path: Path, start: int) -> None:
