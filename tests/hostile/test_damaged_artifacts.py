@@ -14,7 +14,6 @@ from test_artifacts import MODEL, SIZES, STORES, TABLES, fill, rows
 
 from nadpipe.cli import main
 from nadpipe.errors import BAD_INPUT, NadpipeError
-from nadpipe.looks.explain import _model_of
 from nadpipe.pages.explorer import Explorer
 from nadpipe.pages.explorer_files import _write_data
 from nadpipe.pages.pictures import heat_image
@@ -26,7 +25,7 @@ from nadpipe.store.kinds import all_kinds
 from nadpipe.store.kinds.features import CONTRIBUTIONS, SHARD_MEANS
 from nadpipe.store.label_maps import read_label_map, write_label_map
 from nadpipe.store.png import read_png
-from nadpipe.store.results import read_csv
+from nadpipe.store.results import read_csv, read_settings
 from nadpipe.store.schema import CsvKind
 from nadpipe.store.tables import read_parquet, read_stamp, write_csv, write_parquet
 
@@ -115,7 +114,7 @@ def read_cache(path):
 OTHERS = [
     Case("label map", write_map, lambda path: read_label_map((path,), "nad", 3).tolist()),
     Case("overlay", write_overlay, lambda path: np.asarray(read_png(path)).tolist()),
-    Case("provenance", write_provenance, _model_of),
+    Case("provenance", write_provenance, read_settings),
     Case("explorer", write_explorer, read_explorer),
     Case("cached texts", write_cache, read_cache),
 ]

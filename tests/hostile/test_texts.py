@@ -76,7 +76,7 @@ DATASETS, TEXT, SHIFT = CONFIG["datasets"], CONFIG["text"], CONFIG["shift"]
 
 def source(name):
     """Return what the stage that lists a data set must receive."""
-    keys = DATASETS[name].keys() - {"classes"}
+    keys = [key for key in DATASETS[name] if key != "classes"]
     return [("index_images", {"dataset": name}, key, DATASETS[name][key]) for key in keys]
 
 
