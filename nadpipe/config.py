@@ -5,6 +5,7 @@ config, so rules read keys and need no defaults.
 """
 
 import dataclasses
+import difflib
 import importlib.util
 import json
 import math
@@ -107,7 +108,22 @@ def _check_dictionary(name: str) -> str:
 
 
 def _check_architecture(name: str) -> str:
-    return _check_path(name) if name.endswith(".json") else name
+    """Return a name of a model. Raise ValueError if it is neither a place nor a name that open_clip knows."""
+    if name.endswith(".json"):
+        return _check_path(name)
+    known = {path.stem for path in _open_clip_configs().glob("*.json")}
+    if ":" not in name and name.replace("/", "-") not in known:  # a colon names a place, such as hf-hub:
+        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.0)
+        raise ValueError(f"open_clip has no model {name[:200]!r}; correct the name, for example {' or '.join(near)}")
+    return name
+
+
+def _open_clip_configs() -> Path:
+    """Return open_clip's folder of model configs. Importing open_clip takes seconds."""
+    package = importlib.util.find_spec("open_clip")
+    origin = package and package.origin
+    assert origin, "open_clip is a dependency"
+    return Path(origin).parent / "model_configs"
 
 
 def _check_checkpoint(name: str) -> str:
@@ -672,6 +688,13 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
+    def _check_weights(self) -> "Config":
+        """Raise ValueError for a model without weights."""
+        if not self.model.pretrained and not self.model.architecture.startswith("hf-hub:"):
+            raise ValueError("model.pretrained: no weights given; name a pretrained tag of open_clip or a checkpoint file")
+        return self
+
+    @model_validator(mode="after")
     def _check_keys_of_layouts(self) -> "Config":
         """Raise ValueError for keys that have no effect on a data set, for missing columns, and for doubtful classes."""
         lines = [f"datasets.{name}.{line}" for name, dataset in self.datasets.items() for line in _dataset_errors(dataset)]
@@ -781,8 +804,7 @@ def _model_sizes(architecture: str, block: int | None) -> _ModelSizes | None:
     """
     path = Path(architecture)
     if not architecture.endswith(".json"):
-        package = importlib.util.find_spec("open_clip")
-        path = Path(package.origin).parent / "model_configs" / f"{architecture}.json" if package and package.origin else path
+        path = _open_clip_configs() / f"{architecture.replace('/', '-')}.json"
     try:
         vision = json.loads(read_regular(path, _LARGEST_MODEL_CONFIG))
         vision = vision.get("model_cfg", vision)["vision_cfg"]

@@ -138,6 +138,9 @@ NAMED = {"classes": ["cat", "dog"]}
         ("text.cache", "", "text.cache: '' .*; .*at least 1 character"),
         ("text.cache", False, "text.cache: False .*; .*string"),
         ("text.dictionary", "no/such.txt", "text.dictionary: 'no/such.txt' does not exist; "),
+        ("model.architecture", "RN50x61", "model.architecture: open_clip has no model 'RN50x61'; .* RN50x16 or "),
+        ("model.architecture", "", "model.architecture: open_clip has no model ''; correct the name, for example "),
+        ("model.pretrained", None, "model.pretrained: no weights given; "),
         ("model.architecture", "no/model.json", "model.architecture: 'no/model.json' does not exist; "),
         ("model.pretrained", "no/model.pt", "model.pretrained: 'no/model.pt' does not exist; "),
         ("datasets.discovery.path", "no.csv", "datasets.discovery.path: 'no.csv' does not exist; "),
@@ -167,7 +170,7 @@ def test_an_error_is_one_line_with_the_full_key(key, value, message):
 
 @pytest.mark.parametrize(("block", "heads"), [(None, 12), (10, 12), (8, 36), (0, 132)])
 def test_more_pairs_than_a_transformer_has_behind_its_block_are_refused(block, heads):
-    config = {**MINIMAL, "model": {"architecture": "ViT-B-32", "block": block}}
+    config = {**MINIMAL, "model": {"architecture": "ViT-B-32", "pretrained": "openai", "block": block}}
     assert check({**config, "shift": {"k": heads * 3072}})
     with pytest.raises(
         NadpipeError, match=rf"^config: shift\.k: {heads * 3072 + 1} exceeds the {heads * 3072} pairs of ViT-B-32"
@@ -180,9 +183,9 @@ def test_a_block_behind_which_no_head_reads_is_refused():
         with pytest.raises(
             NadpipeError, match=rf"^config: model\.block: {block} is not below the last block of ViT-B-32; lower it"
         ):
-            check({**MINIMAL, "model": {"architecture": "ViT-B-32", "block": block}})
+            check({**MINIMAL, "model": {"architecture": "ViT-B-32", "pretrained": "openai", "block": block}})
     with pytest.raises(NadpipeError, match=r"^config: model\.block"):
-        check({**MINIMAL, "model": {"architecture": "ViT-B-32", "block": -1}})
+        check({**MINIMAL, "model": {"architecture": "ViT-B-32", "pretrained": "openai", "block": -1}})
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_more_pairs_than_the_model_has_are_refused_where_its_config_is_here(arch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "model.json").write_text(json.dumps(TINY))
-    config = {**MINIMAL, "model": {"architecture": architecture}}
+    config = {**MINIMAL, "model": {"architecture": architecture, "pretrained": "openai"}}
     for section in ("segmentation", "shift"):
         assert check({**config, section: {"k": pairs or 10**9}})
         if pairs is not None:
@@ -210,7 +213,7 @@ def test_tokens_and_blocks_that_the_model_lacks_are_refused_where_its_config_is_
         ("model.json", "sink", 3, "spatial token"),
         ("model.json", "block", 0, "block of the last stage"),
     ]:
-        config = {**MINIMAL, "model": {"architecture": architecture}}
+        config = {**MINIMAL, "model": {"architecture": architecture, "pretrained": "openai"}}
         assert check({**config, "segmentation": {key: last}})
         with pytest.raises(NadpipeError) as error:
             check({**config, "segmentation": {key: 9999}})
