@@ -70,6 +70,7 @@ rule check_masks:
         "results/benchmarks/check_masks/{dataset}.tsv"
     conda:
         "../envs/nadpipe.yaml"
+    priority: 100  # before features, so that a wrong mask is found early
     threads: 2
     resources:
         mem_mb=memory(2000),
@@ -89,7 +90,6 @@ rule check_masks:
 rule extract_features:
     input:
         images="results/artifacts/{dataset}/images.parquet",
-        masks=lambda wildcards: checked_masks(wildcards.dataset),
         source=lambda wildcards: copied_images(wildcards.dataset),
         files=lambda wildcards: model_files(),
     output:

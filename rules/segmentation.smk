@@ -62,6 +62,7 @@ rule segment_images:
         images="results/artifacts/{dataset}/images.parquet",
         source=lambda wildcards: copied_images(wildcards.dataset),
         classes="results/artifacts/{dataset}/classes.parquet",
+        masks=lambda wildcards: checked_masks(wildcards.dataset),
         features="results/artifacts/{dataset}/features/{shard}.zarr",
         selection="results/artifacts/selection/{dataset}.zarr",
         head_means="results/artifacts/discovery/head_means.zarr",

@@ -67,7 +67,7 @@ CHANGES = {
     "datasets.segmentation.reduce_zero_label": (True, CLASSED),
     "datasets.segmentation.ignore": (254, CLASSED),
     "datasets.segmentation.background_names": (False, {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
-    "datasets.segmentation.background_threshold": (0.2, SEGMENTED),
+    "datasets.segmentation.background_threshold": (0.2, CLASSED),  # with a class called background
     "datasets.segmentation.area_threshold": (0.01, SEGMENTED),
     "datasets.segmentation.split": ("val", {**OF_SEGMENTATION, **CLASSED}),
     "directions.top_share": (0.3, ACCUMULATED),
@@ -145,6 +145,7 @@ CHANGES = {
 
 _FOLDER = {"layout": "folder", "path": "results/demo/segmentation", "mask_column": None, "label_column": None}
 BESIDE = {  # keys that must change together with a key
+    "datasets.segmentation.background_threshold": {"classes": ["background", *CLASSES[1:]]},
     "datasets.segmentation.split": _FOLDER,
     "datasets.segmentation.layout": {"mask_column": None, "label_column": None},
 }
@@ -154,7 +155,7 @@ STAGES = {  # after an edit of the stage's own module
     "make_demo_model": {"make_demo_model": 1, **MODEL},
     "index_images": LISTED,
     "index_classes": CLASSED,
-    "check_masks": {"check_masks": 1},
+    "check_masks": {"check_masks": 1, **SEGMENTED},
     "sample_views": SAMPLED,
     "measure_registers": MEASURED,
     "export_readout": {"export_readout": 1, **DECOMPOSED, **MEASURED},
@@ -285,8 +286,8 @@ EDITS = {
     "data/dictionaries.py": edited("embed_texts"),
     "data/labelled.py": REBUILT,
     "data/labels.py": edited("embed_texts"),
-    "data/folders.py": {},  # the demo has only tables
-    "data/listing.py": {},
+    "data/folders.py": edited("index_images", "index_classes") | {"embed_texts": 2},
+    "data/listing.py": edited("index_images", "index_classes") | {"embed_texts": 2},
     "data/layouts.py": edited("index_images", "index_classes") | {"embed_texts": 2},  # texts of classes and of labels
     "data/manifest.py": edited("index_images"),
     "data/masks.py": edited("check_masks", "segment_images"),

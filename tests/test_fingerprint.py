@@ -94,7 +94,7 @@ def test_types_of_schemas_change_fingerprints_and_comments_do_not(monkeypatch):
 
     before = {stage: prints(stage, PACKAGE) for stage in STAGES}
     assert with_columns(comment="other words") == set()
-    assert with_columns(type="string") == {"segment_images", "score_segmentation", "draw_contact_sheets"}
+    assert with_columns(type="string") == {"segment_images", "score_segmentation", "draw_contact_sheets", "measure_shares"}
     monkeypatch.undo()
     code_fingerprint.cache_clear()
 

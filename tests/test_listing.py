@@ -77,7 +77,7 @@ def test_a_table_has_another_fingerprint_if_a_file_that_it_names_changes(tmp_pat
 
 def test_a_csv_is_read_by_column(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text('\n"a ""b""",c,d\n1,"x\ny",0\n\n2\n', encoding="utf-8-sig")
+    path.write_text('\n"a ""b""",c,d\n1,"x\ny",0\n\n2,,\n', encoding="utf-8-sig")
     assert column_names(path) == ['a "b"', "c", "d"]
     assert count_rows(path) == 2
     assert read_columns(path, ["c", 'a "b"']) == [["x\ny", ""], ["1", "2"]]

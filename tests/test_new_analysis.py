@@ -165,4 +165,4 @@ def test_the_table_of_changes_covers_the_new_analysis(checkout, log):
     assert plans == json.loads(run_python(checkout.folder, "-c", EXPECTED, given))
     assert ["count_pairs" in plan for plan in plans] == [True, True, True, False]
     assert plans[0] == plans[1] == NEW | PAGES
-    assert "count_pairs: also rerun" in run_python(checkout.folder, "tests/changes.py")
+    assert "count_pairs, measure_ledger: also rerun" in run_python(checkout.folder, "tests/changes.py")

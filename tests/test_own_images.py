@@ -24,7 +24,7 @@ def own(finished, tmp_path):
         (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 255, (80, 90, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / folder / f"{number}.png")
-    model = {key: str(finished.folder / path) for key, path in finished.config["model"].items()}
+    model = {key: str(finished.folder / path) for key, path in finished.config["model"].items() if path}
     config = {"model": model, "datasets": {"discovery": {"layout": "tree", "path": "photos"}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     return tmp_path

@@ -199,6 +199,6 @@ def test_the_command_draws_a_table_and_names_the_figures(tmp_path, capsys):
     plots.save(sparsity.draw(pd.read_csv(tmp_path / "t.csv")), tmp_path / "expected.png")
     assert (tmp_path / "p.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
     assert main(["plot-table", "--name", "sparse", *files]) == BAD_INPUT
-    assert "use one of faithfulness, naming" in capsys.readouterr().err
+    assert "use one of faithfulness, ledger, naming" in capsys.readouterr().err
     assert main(["plot-table", "--name", "naming", *files]) == BAD_INPUT
     assert "columns units, rule, " in capsys.readouterr().err

@@ -89,9 +89,10 @@ def test_no_command_reads_or_writes_results_that_are_not_on_s3(stored):
     plan = stored("-n", "-p", "--forceall", "all")
     commands = re.findall(r"^ *nadpipe ([\w-]+) (.*?)2>", plan.stdout + plan.stderr, re.MULTILINE | re.DOTALL)
     assert len({name for name, _ in commands}) > 25
-    named = r"--copy results/demo|--config '.*?'|--cache \S+"  # contents of a manifest and the provenance; a machine's cache
+    # contents of a manifest and the provenance; a machine's cache
+    named = r'"copy": \["results/demo", |"cache": "[^"]*"|--config ' + "'.*?'"
     for name, command in commands:
-        paths = re.findall(r"\S*results/\S*", re.sub(named, "", command, flags=re.DOTALL))
+        paths = re.findall(r"""[^\s"']*results/[^\s"']*""", re.sub(named, "", command, flags=re.DOTALL))
         assert [path for path in paths if not path.startswith(".snakemake/storage/s3/")] == [], name
 
 

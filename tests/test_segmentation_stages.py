@@ -85,7 +85,7 @@ def test_views_of_any_size_are_segmented_and_still_sum_to_their_embedding(run):
     with pytest.raises(NadpipeError, match=r"segmentation.crop: crops of 64 pixels .* short side of 32"):
         run.decompose(views="sliding", name="x", scale=0.5)
     with pytest.raises(NadpipeError, match=r"segmentation.block: .* no block 1"):
-        run.decompose(views="sliding", name="x", block=1)
+        run.decompose(views="sliding", name="x", shown_block=1)
 
 
 def test_images_without_masks_get_the_same_label_maps_and_shares_but_no_scores(run):

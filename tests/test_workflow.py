@@ -145,7 +145,7 @@ def test_snakemakes_own_report_lists_the_results_with_captions(checkout, tmp_pat
     files = [path for path in (ROOT / "rules" / "captions").glob("*.rst") if path.stem != "final"]
     shown = [path.read_text().strip() for path in files]
     shown += [text for name, text in captions().items() if name in PLOTTED or f"results/{name}.csv" in FINAL]
-    assert len(shown) == len(files) + 9
+    assert len(shown) == len(files) + 11
     assert [caption for caption in shown if caption.split(":")[0].split("'")[0] not in page] == []
 
 

@@ -72,16 +72,6 @@ def class_files(dataset):
     return inputs
 
 
-def checked_masks(dataset):
-    """Return the table of a segmented data set's masks, which must be made before features. New classes do not rerun features."""
-    if dataset not in config["segmentation"]["datasets"]:
-        return []
-    source = config["datasets"][dataset]
-    if LAYOUTS[source["layout"]].lacks("masks", source):
-        return []
-    return [ancient(f"results/artifacts/{dataset}/masks.parquet")]
-
-
 def view_options(dataset):
     """Return the options for the views of a data set: sliding crops for segmentation, the model's own crop otherwise."""
     section = config["segmentation"]

@@ -23,3 +23,11 @@ def labelling_options(dataset):
         *("--background-threshold", source["background_threshold"]),
         *("--area-threshold", source["area_threshold"]),
     ]
+
+
+def checked_masks(dataset):
+    """Return the table of a data set's masks, if it has masks. Segmentation requires it, so that all masks are checked first."""
+    source = config["datasets"][dataset]
+    if LAYOUTS[source["layout"]].lacks("masks", source):
+        return []
+    return [f"results/artifacts/{dataset}/masks.parquet"]

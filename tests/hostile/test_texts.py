@@ -104,7 +104,9 @@ def study(tmp_path_factory):
     images, seen = "a.png", DATASETS
     (folder / CONFIG["model"]["architecture"]).write_text(json.dumps(TINY))
     (folder / CONFIG["model"]["pretrained"]).write_bytes(b"")
-    (folder / seen["discovery"]["path"]).write_text(f"--output,None\n{images},x\n")
+    (folder / seen["discovery"]["path"]).write_text(
+        "--output,None\n" + "".join(f"{image},x\n" for image in (images, "b.png", "c.png", "d.png"))
+    )
     (folder / seen["discovery"]["labels"]).write_text(f"image,red\n{images},1\n")
     (folder / seen["monitoring"]["path"]).write_text(f"-o,{{unit}}\n{images},2018\n")
     (folder / seen["listed"]["path"]).write_text(f"path,--mask=\n{images},{images}\n")
@@ -113,6 +115,7 @@ def study(tmp_path_factory):
     for name in ("images", "masks", "splits"):
         (folder / seen["foldered"]["path"] / name).mkdir(parents=True)
     (folder / seen["foldered"]["path"] / "classes.csv").write_text("names\ncat\ndog\n")
+    (folder / seen["foldered"]["path"] / "splits" / f"{seen['foldered']['split']}.txt").write_text("a\n")
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder
 
