@@ -67,7 +67,7 @@ CHANGES = {
     "datasets.segmentation.reduce_zero_label": (True, CLASSED),
     "datasets.segmentation.ignore": (254, CLASSED),
     "datasets.segmentation.background_names": (False, {"embed_texts": 1, "select_pairs": 1, **SEGMENTED}),
-    "datasets.segmentation.background_threshold": (0.2, CLASSED),  # with a class called background
+    "datasets.segmentation.background_threshold": (0.2, SEGMENTED),
     "datasets.segmentation.area_threshold": (0.01, SEGMENTED),
     "datasets.segmentation.split": ("val", {**OF_SEGMENTATION, **CLASSED}),
     "directions.top_share": (0.3, ACCUMULATED),
@@ -149,6 +149,8 @@ BESIDE = {  # keys that must change together with a key
     "datasets.segmentation.split": _FOLDER,
     "datasets.segmentation.layout": {"mask_column": None, "label_column": None},
 }
+
+ALSO = {"datasets.segmentation.background_threshold": CLASSED}  # what the keys beside a key rerun
 
 STAGES = {  # after an edit of the stage's own module
     "make_demo_data": {"make_demo_data": 3, **LISTED},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from changes import BESIDE, CHANGES, EDITS, completed, followed
+from changes import ALSO, BESIDE, CHANGES, EDITS, completed, followed
 from plans import plan_edits, plan_settings
 
 from nadpipe.config import Dataset
@@ -78,7 +78,7 @@ def test_a_changed_setting_reruns_exactly_its_readers(checkout, changed_plans, k
         section = section[name]
     assert section.get(last, ...) != value
     plan = changed_plans[key]
-    assert plan == completed(followed(expected, plan.following), key)
+    assert plan == completed(followed(expected | ALSO.get(key, {}), plan.following), key)
 
 
 def test_every_module_is_in_the_table_of_edits():

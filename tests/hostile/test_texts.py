@@ -57,7 +57,7 @@ CONFIG = {
             "label_column": "None",
             "labels": "--labels {}.csv",
         },
-        "monitoring": {"layout": "table", "path": "-m.csv", "path_column": "-o", "group_column": "{unit}"},
+        "monitoring": {"layout": "table", "path": "-m.csv", "path_column": "-p", "group_column": "{unit}"},
         "listed": {"layout": "table", "path": "-l.csv", "mask_column": "--mask=", "classes": WORDS},
         "filed": {"layout": "table", "path": "-l.csv", "mask_column": "--mask=", "classes": "--class {}.csv"},
         "foldered": {"layout": "folder", "path": "--folder {}", "split": "--reduce-zero"},
@@ -108,7 +108,7 @@ def study(tmp_path_factory):
         "--output,None\n" + "".join(f"{image},x\n" for image in (images, "b.png", "c.png", "d.png"))
     )
     (folder / seen["discovery"]["labels"]).write_text(f"image,red\n{images},1\n")
-    (folder / seen["monitoring"]["path"]).write_text(f"-o,{{unit}}\n{images},2018\n")
+    (folder / seen["monitoring"]["path"]).write_text(f"-p,{{unit}}\n{images},2018\nb.png,{SHIFT['reference']}\n")
     (folder / seen["listed"]["path"]).write_text(f"path,--mask=\n{images},{images}\n")
     (folder / seen["filed"]["classes"]).write_text("names\ncat\ndog\n")
     (folder / TEXT["dictionary"]).write_text("--help\n{set}\n")
