@@ -132,6 +132,7 @@ def write_random_features(
     """
     sizes = {"view": views, "token": pool.tokens - 1, "neuron": pool.neurons, "embed": pool.embed}
     attributes = {"shard": 0, "shards": 1, "images": images, "precision": "float32", "views": "sliding", "block": 0}
+    attributes |= {"parts": [], "recipes": []}  # of a CLIP-ResNet
     options = {"attributes": attributes, "omit": FEATURES.optional}
     with create_zarr(path, FEATURES, STAMP, sizes, {"activation": dtype}, **options) as store:
         for start in range(0, views, block):
