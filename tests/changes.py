@@ -37,7 +37,8 @@ CLASSED = {"index_classes": 1, "check_masks": 1, "embed_texts": 1, "select_pairs
 OF_SEGMENTATION = {"index_images": 1, "check_masks": 1, "extract_features": 1, **SEGMENTED}
 OF_MONITORING = {"compute_contributions": 1, "score_shift": 1, "rank_shifts": 1, **ANALYSED}
 OF_MONITORING |= {"index_images": 1, "embed_texts": 1, "extract_features": 1}
-UNMASKED = {rule: jobs for rule, jobs in (OF_SEGMENTATION | CLASSED).items() if rule != "check_masks"}
+OF_MASKS = {"check_masks", *SCORED, "draw_contact_sheets"}
+UNMASKED = {rule: jobs for rule, jobs in (OF_SEGMENTATION | CLASSED).items() if rule not in OF_MASKS}
 
 SHARDED = ("extract_features", "compute_contributions", "accumulate_pairs", "sample_views", "map_firing")
 

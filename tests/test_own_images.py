@@ -81,7 +81,8 @@ def test_the_report_says_what_is_missing_and_which_key_gives_it(finished, tmp_pa
     shutil.copytree(finished.folder / "results", results, ignore=shutil.ignore_patterns("features", "text", "explorer"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    own_config = {"model": {"architecture": "RN50"}, "datasets": {"discovery": {"layout": "tree", "path": "photos"}}}
+    model = {"architecture": "RN50", "pretrained": "openai"}
+    own_config = {"model": model, "datasets": {"discovery": {"layout": "tree", "path": "photos"}}}
     missing = missing_needs(check(own_config))
     for path in FINAL.keys() - set(final_tables(missing)):
         (tmp_path / path).unlink()
@@ -98,6 +99,7 @@ def test_a_changed_file_anywhere_in_the_folder_is_noticed(finished, own):
     def reruns():
         return "rule index_images:" in finished.run("-n", target, "--directory", str(own)).stdout
 
+    shutil.copy(own / "photos" / "2023" / "0.png", own / "photos" / "2023" / "more.png")  # at least 4 remain
     finished.run(target, "--directory", str(own))
     assert not reruns()
     new = own / "photos" / "2024" / "new.png"

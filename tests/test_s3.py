@@ -90,7 +90,7 @@ def test_no_command_reads_or_writes_results_that_are_not_on_s3(stored):
     commands = re.findall(r"^ *nadpipe ([\w-]+) (.*?)2>", plan.stdout + plan.stderr, re.MULTILINE | re.DOTALL)
     assert len({name for name, _ in commands}) > 25
     # contents of a manifest and the provenance; a machine's cache
-    named = r'"copy": \["results/demo", |"cache": "[^"]*"|--config ' + "'.*?'"
+    named = r'"copy": \["results/demo", |"cache": "[^"]*"|"config": "(?:[^"\\]|\\.)*"'
     for name, command in commands:
         paths = re.findall(r"""[^\s"']*results/[^\s"']*""", re.sub(named, "", command, flags=re.DOTALL))
         assert [path for path in paths if not path.startswith(".snakemake/storage/s3/")] == [], name

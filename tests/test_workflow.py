@@ -186,7 +186,7 @@ def test_studies_in_folders_of_their_own_share_the_code_and_no_result(finished, 
     study = tmp_path / "study"
     study.mkdir()
     photos = finished.folder / "results/demo/discovery/images"
-    model = {key: str(finished.folder / path) for key, path in finished.config["model"].items()}
+    model = {key: str(finished.folder / path) for key, path in finished.config["model"].items() if path}
     config = {"model": model, "datasets": {"discovery": {"layout": "tree", "path": str(photos)}}}
     (study / "config.yaml").write_text(yaml.safe_dump(config))
     finished.run("results/artifacts/discovery/images.parquet", "--directory", str(study))
