@@ -119,7 +119,10 @@ def test_what_the_pages_import_is_installed_without_extras():
 
 @pytest.mark.parametrize(("page", "block"), CONFIGS, ids=lambda value: value.splitlines()[0])
 def test_the_example_configs_are_valid(page, block):
-    own = {"model": {"architecture": "RN50"}, "datasets": {"discovery": {"layout": "tree", "path": "photos"}}}
+    own = {
+        "model": {"architecture": "RN50", "pretrained": "openai"},
+        "datasets": {"discovery": {"layout": "tree", "path": "photos"}},
+    }
     config = own | yaml.safe_load(block)
     config["datasets"] = own["datasets"] | config["datasets"]
     for dataset in config["datasets"].values():  # files of the reader

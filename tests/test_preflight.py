@@ -20,7 +20,11 @@ def lines(tmp_path, monkeypatch):
 
     def lines(datasets=None, **sections):
         discovery = {"layout": "tree", "path": "photos"}
-        config = {"model": {"architecture": "RN50"}, "datasets": {"discovery": discovery, **(datasets or {})}, **sections}
+        config = {
+            "model": {"architecture": "RN50", "pretrained": "openai"},
+            "datasets": {"discovery": discovery, **(datasets or {})},
+            **sections,
+        }
         complete = check(config)
         assert check(complete) == complete
         try:

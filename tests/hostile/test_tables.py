@@ -367,7 +367,7 @@ def test_the_config_check_refuses_a_table_with_its_key(tmp_path, tally, name):
     (tmp_path / "t.csv").write_bytes((UNREADABLE | BROKEN)[name])
     discovery = {"layout": "table", "path": str(tmp_path / "t.csv"), "group_column": "group"}
     with pytest.raises(NadpipeError) as error:
-        check({"model": {"architecture": "RN50"}, "datasets": {"discovery": discovery}})
+        check({"model": {"architecture": "RN50", "pretrained": "openai"}, "datasets": {"discovery": discovery}})
         read_table(tmp_path / "t.csv", group_column="group")  # the check reads only the header
     assert str(tmp_path / "t.csv") in str(error.value)
     assert "\n" not in str(error.value)
@@ -377,7 +377,10 @@ def test_the_config_check_refuses_a_table_with_its_key(tmp_path, tally, name):
 @pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "/" * 5000 + "x", "a/" * 3000])
 @pytest.mark.parametrize("key", ["path", "labels", "classes", "dictionary", "architecture", "pretrained"])
 def test_the_config_check_refuses_impossible_paths(tally, key, path):
-    config = {"model": {"architecture": "RN50"}, "datasets": {"discovery": {"layout": "table", "path": "."}}}
+    config = {
+        "model": {"architecture": "RN50", "pretrained": "openai"},
+        "datasets": {"discovery": {"layout": "table", "path": "."}},
+    }
     section = {"dictionary": "text", "architecture": "model", "pretrained": "model"}.get(key)
     suffix = {"architecture": ".json", "pretrained": ".pt"}.get(key, "")
     (config.setdefault(section, {}) if section else config["datasets"]["discovery"])[key] = path + suffix
@@ -445,7 +448,7 @@ def test_yaml_keeps_texts_that_look_like_numbers(tmp_path, monkeypatch):
     """The user must quote them, as for any YAML file; without quotes the check says so."""
     monkeypatch.chdir(tmp_path)
     for written, accepted in (("'01'", True), ("1.10", False)):
-        config = yaml.safe_load(f"shift: {{concepts: [{written}]}}\nmodel: {{architecture: RN50}}\n")
+        config = yaml.safe_load(f"shift: {{concepts: [{written}]}}\nmodel: {{architecture: RN50, pretrained: openai}}\n")
         config["datasets"] = {"discovery": {"layout": "tree", "path": "."}}
         if accepted:
             assert check(config)["shift"]["concepts"] == ["01"]
