@@ -135,7 +135,7 @@ FIRST = (
     *("test_changes", "test_slurm", "test_kills", "test_s3", "test_docs", "test_workflow", "test_pages", "test_looks"),
     "test_benchmarks",
 )
-WHOLE_RUNS = {"finished", "checkout", "browser", "run"}  # fixtures
+WHOLE_RUNS = {"finished", "checkout", "browser", "run", "vit_run"}  # fixtures
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -147,11 +147,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that take longest. Mark tests as quick that run no stages and no browser and are not marked slow."""
+    """Start with the files that take longest. Mark tests as quick that run no stages, no browser and no hostile input."""
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
-        whole_run = item.path.stem in FIRST or WHOLE_RUNS & set(item.fixturenames)
+        whole_run = item.path.stem in FIRST or item.path.parent.name == "hostile" or WHOLE_RUNS & set(item.fixturenames)
         if not whole_run and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
 

@@ -63,6 +63,7 @@ def test_embeddings_that_do_not_vary_have_no_shares_of_variance():
     assert variance.isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "vit_run"])
 def test_the_table_is_the_same_from_any_number_of_shards(request, kind):
     run = request.getfixturevalue(kind)
