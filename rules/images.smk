@@ -68,9 +68,9 @@ rule check_masks:
         "logs/check_masks/{dataset}.log",
     benchmark:
         "results/benchmarks/check_masks/{dataset}.tsv"
+    priority: 100  # before features, so that a wrong mask is found early
     conda:
         "../envs/nadpipe.yaml"
-    priority: 100  # before features, so that a wrong mask is found early
     threads: 2
     resources:
         mem_mb=memory(2000),
