@@ -31,7 +31,7 @@ def train_demo(
 ) -> None:
     """Train a model, pack it, and evaluate the packed model: average precision per word on held-out scenes.
 
-    Training takes about 20 minutes on 2 idle cores, for either tower. The same library versions, processor type and number of threads give the
+    Training takes about 20 minutes on 2 idle cores. The same library versions, processor type and number of threads give the
     same weights.
 
     Args:
