@@ -299,9 +299,9 @@ EDITS = {
     "data/tables.py": edited("index_images", "index_classes") | {"embed_texts": 2},
     "data/views.py": edited("index_images"),
     "demo/checkpoint.py": edited("make_demo_model"),
-    "demo/data.py": edited("make_demo_data", "make_demo_dictionary"),
+    "demo/data.py": edited("make_demo_data", "make_demo_dictionary") | {"embed_texts": 2},  # labels, dictionary
     "demo/files.py": edited("make_demo_model"),
-    "demo/world.py": edited("make_demo_data", "make_demo_dictionary"),
+    "demo/world.py": edited("make_demo_data", "make_demo_dictionary") | {"embed_texts": 2},
     "pages/charts.py": edited("make_report"),
     "pages/explorer_files.py": edited("build_explorer"),
     "pages/html.py": edited("make_report"),
