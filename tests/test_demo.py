@@ -15,6 +15,7 @@ from nadpipe.demo.checkpoint import VOCABULARY, unpack_model
 from nadpipe.demo.data import DRIFTS, YEARS, dictionary, draw_set
 from nadpipe.demo.files import CHECKPOINT, VIT_CHECKPOINT
 from nadpipe.demo.world import BACKGROUNDS, CLASSES, COLOURS, CONCEPTS, KINDS, TEXTURES, Odds, draw_scene, write_caption
+from nadpipe.errors import NadpipeError
 from nadpipe.stages import train_demo as command
 from nadpipe.stages.make_demo_data import make_demo_data
 from nadpipe.stages.make_demo_dictionary import make_demo_dictionary
@@ -240,6 +241,22 @@ def test_the_training_command_packs_the_trained_model_and_evaluates_the_packed_o
     nonzero = state["token_embedding.weight"].abs().sum(1) > 0
     assert nonzero.sum() == len(ids)
     assert nonzero[ids].all()
+
+
+@pytest.mark.slow
+def test_training_continues_from_a_packed_checkpoint_with_the_same_result(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
+    course = tiny_course("vit")
+    small = dataclasses.replace(course, lessons=course.lessons[:1])
+    options = {"tower": "vit", "seed": 1, "threads": 1, "held_out_scenes": 40}
+    threads = torch.get_num_threads()
+    for name, lessons, start in (("small", small, None), ("whole", course, None), ("rest", course, tmp_path / "small")):
+        monkeypatch.setitem(command.COURSES, "vit", lessons)
+        command.train_demo(tmp_path / name, tmp_path / f"{name}.json", start=start, **options)
+    torch.set_num_threads(threads)
+    assert (tmp_path / "rest").read_bytes() == (tmp_path / "whole").read_bytes() != (tmp_path / "small").read_bytes()
+    with pytest.raises(NadpipeError, match="--start: the course of resnet cannot be continued"):
+        command.train_demo(tmp_path / "c", tmp_path / "m.json", start=tmp_path / "small")
 
 
 def test_the_course_of_the_resnet_stays_the_same():

@@ -69,6 +69,7 @@ class Course:
 
     tower: Tower
     bfloat16: bool  # autocast; slower than float32 for the vision transformer
+    rounded: bool  # each lesson starts from float16 weights, so that training can continue from a packed checkpoint
     seed: int
     width: int
     embed: int
@@ -80,6 +81,7 @@ COURSES = {
     "resnet": Course(
         tower="resnet",
         bfloat16=True,
+        rounded=False,
         seed=0,
         width=24,
         embed=128,
@@ -91,12 +93,13 @@ COURSES = {
     "vit": Course(
         tower="vit",
         bfloat16=False,
+        rounded=True,
         seed=0,
         width=192,
         embed=128,
         lessons=(
             Lesson("small", 96, _FIRST, 16_000, 600, 192, 1e-3, patch_dropout=0.5),
-            Lesson("native", IMAGE_SIZE, Odds(), 6_000, 250, 64, 5e-4, patch_dropout=0.25),
+            Lesson("native", IMAGE_SIZE, Odds(), 6_000, 120, 64, 5e-4, patch_dropout=0.5),
         ),
     ),
 }
@@ -124,6 +127,9 @@ class Vocabulary:
         return torch.searchsorted(self.ids, self.tokenizer(texts))
 
 
+Save = Callable[[CLIP, int, Vocabulary], None]
+
+
 def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
     """Return the open_clip model config of a demo model, for images of `image_size` pixels."""
     vision = {
@@ -149,17 +155,22 @@ def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
     }
 
 
-def train(course: Course, workers: int, save: Callable[[CLIP, int, Vocabulary], None]) -> tuple[CLIP, Vocabulary]:
+def train(
+    course: Course, workers: int, save: Save, start: tuple[int, dict[str, Tensor]] | None = None
+) -> tuple[CLIP, Vocabulary]:
     """Train a demo model. The same course, libraries and number of threads give the same weights.
 
     save: called with the model, its image size and the vocabulary at every progress report, so that a run of an hour that is
-    interrupted leaves weights.
+    interrupted leaves weights. start: image size and weights after an earlier lesson of the same course, which are not trained
+    again. The weights are those of a run without a start if the course rounds and the start was packed.
     Returns the model at the native size, in evaluation mode, and the vocabulary of its token embeddings.
     """
     vocabulary = Vocabulary()
-    torch.manual_seed(course.seed)
-    state = None
+    size, state = start or (0, None)
     for number, lesson in enumerate(course.lessons):
+        if lesson.size <= size:
+            continue
+        torch.manual_seed(course.seed + number)
         config = model_config(course, lesson.size, len(vocabulary.ids))
         config["vision_cfg"]["patch_dropout"] = lesson.patch_dropout  # only while training: the packed config has none
         model = CLIP(**config, quick_gelu=False)
@@ -170,6 +181,8 @@ def train(course: Course, workers: int, save: Callable[[CLIP, int, Vocabulary], 
         progress_scenes = held_out(lesson, _PROGRESS_SCENES, course.seed, vocabulary, workers)
         _train_lesson(model, course, lesson, scenes, progress_scenes, vocabulary, save)
         state = model.state_dict()
+        if course.rounded:
+            state = {name: value.half().float() for name, value in state.items()}
     return model.eval(), vocabulary
 
 
@@ -233,7 +246,7 @@ def _train_lesson(
     scenes: Scenes,
     progress_scenes: Scenes,
     vocabulary: Vocabulary,
-    save: Callable[[CLIP, int, Vocabulary], None],
+    save: Save,
 ) -> None:
     """Train the model in place on the scenes of one lesson. Print its average precision and save it every 100 steps."""
     prompts = torch.stack([vocabulary.encode([template.format(word) for word in CONCEPTS]) for template in TEMPLATES])

@@ -18,6 +18,7 @@ from nadpipe.demo.train import (
     model_config,
     train,
 )
+from nadpipe.errors import NadpipeError
 from nadpipe.store.atomic import atomic_path
 
 
@@ -25,6 +26,7 @@ def train_demo(
     output: Path,
     output_metrics: Path,
     tower: Tower = "resnet",
+    start: Path | None = None,
     seed: int = 0,
     threads: int = 2,
     held_out_scenes: int = 2000,
@@ -38,6 +40,8 @@ def train_demo(
         output: Packed checkpoint (safetensors), written at every 100th step and at the end of each lesson.
         output_metrics: JSON file with the average precision of each word and the mean of each group.
         tower: Image tower: resnet is the CLIP-ResNet, vit is the vision transformer.
+        start: Packed checkpoint of the same course at the end of its first lesson, to continue from. Only for the vision
+            transformer. The weights are the same as those of a run without it.
         seed: Random seed of the weights, the scenes and their order.
         threads: CPU threads.
         held_out_scenes: Number of scenes to evaluate on.
@@ -49,11 +53,18 @@ def train_demo(
         with atomic_path(output) as path:
             pack_model(model.state_dict(), vocabulary.ids, model_config(course, image_size, VOCABULARY), path)
 
-    model, vocabulary = train(course, workers=threads, save=save)
-    state, _ = unpack_model(output)
-    state["token_embedding.weight"] = state["token_embedding.weight"][vocabulary.ids]
-    model.load_state_dict(state)
+    if start is not None and not course.rounded:
+        raise NadpipeError(f"--start: the course of {tower} cannot be continued from float16 weights; leave it out")
+    model, vocabulary = train(course, threads, save, None if start is None else _unpack(start))
+    model.load_state_dict(_unpack(output)[1])
     scenes = held_out(course.lessons[-1], held_out_scenes, course.seed, vocabulary, workers=threads)
     precision = average_precision(model, scenes, vocabulary)
     with atomic_path(output_metrics) as path:
         path.write_text(json.dumps({"mean": mean_by_group(precision), "word": precision}, indent=2) + "\n", encoding="utf-8")
+
+
+def _unpack(path: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return the image size and the state dict of a packed checkpoint, with token embeddings of the demo's texts only."""
+    state, config = unpack_model(path)
+    state["token_embedding.weight"] = state["token_embedding.weight"][Vocabulary().ids]
+    return config["vision_cfg"]["image_size"], state
