@@ -175,7 +175,7 @@ def test_the_packaged_model_recognises_its_world(tower):
     clip.load_state_dict(state)
     scenes = training.held_out(training.COURSES[tower].lessons[-1], 200, 0, vocabulary, workers=1)
     mean = training.mean_by_group(training.average_precision(clip.eval(), scenes, vocabulary))
-    assert min(mean["kind"], mean["colour"], mean["background"]) > 0.85
+    assert min(mean["kind"], mean["colour"], mean["background"]) > {"resnet": 0.85, "vit": 0.7}[tower]
     card = json.loads((DEMO / metrics).read_text())
     for group, value in card["mean"].items():
         assert mean[group] == pytest.approx(value, abs=0.05)
