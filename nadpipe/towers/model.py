@@ -13,14 +13,14 @@ from open_clip.transform import merge_preprocess_dict
 
 from nadpipe.errors import NadpipeError, first_line, printable
 from nadpipe.store.stamp import Stamp
-from nadpipe.towers import clip_resnet, vit
+from nadpipe.towers import clip_resnet, timm_resnet, vit
 from nadpipe.towers.checkpoints import check_fit, read_state, state_sha256
 from nadpipe.towers.devices import find_device
 from nadpipe.towers.family import Family, ImageTower, Precision
 from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
 from nadpipe.towers.sources import display_name, find_checkpoint, read_config
 
-FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, vit.FAMILY)
+FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, timm_resnet.FAMILY, vit.FAMILY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,10 @@ def _describe(config: dict[str, Any]) -> str:
     """Return the image tower of a model config in words."""
     vision = config["vision_cfg"]
     if "timm_model_name" in vision:
-        return f"{vision['timm_model_name']} with the pool {vision.get('timm_pool', 'avg') or 'of timm'}"
+        projection = vision.get("timm_proj", "linear")
+        layers = [f"the pool {vision.get('timm_pool', 'avg') or 'of timm'}"]
+        layers += [f"the projection {projection}"] if projection in ("mlp", "none") else []
+        return f"{vision['timm_model_name']} with {' and '.join(layers)}"
     settings = [name for name in vit.UNSUPPORTED if vision.get(name)]
     settings += [f"pool_type {vision['pool_type']}"] if vision.get("pool_type", "tok") != "tok" else []
     return " with ".join(["a vision transformer", ", ".join(settings)]) if settings else "unknown"
