@@ -24,6 +24,7 @@ from nadpipe.circuit.registers import zero_neurons
 from nadpipe.circuit.segmentation import LOGITS, Query, Tokens
 from nadpipe.errors import NadpipeError
 from nadpipe.store.dense import open_dense
+from nadpipe.store.pool import read_pool
 from nadpipe.towers import sources, timm_resnet
 from nadpipe.towers.model import load_model
 
@@ -213,19 +214,17 @@ def test_an_earlier_block_and_bfloat16(tmp_path):
         model.image_tower(block=0)
 
 
-@pytest.mark.parametrize("form", ["own pool", "rotary positions, then linear"])
-def test_the_stages_run_and_every_method_segments(tmp_path, form):
-    config = config_of(form)
+def test_the_stages_run_and_every_method_segments(tmp_path):
+    config = config_of("rotary positions, then linear")
     run = Run(tmp_path, make_clip(config), config)
     for number in range(3):
         Image.fromarray(np.eye(120, dtype=np.uint8) + number % 2).save(tmp_path / f"m{number}.png")
     run.write_images(noise(3, 120, 120), mask=[f"m{number}.png" for number in range(3)])
-    run.decompose(views="sliding", crop=2 / 3, name="small")  # 2 × 2 tokens; pairs must sum to the embedding at every size
     contributions = run.decompose(views="sliding", scale=1.25)
     stores = [xr.open_zarr(path) for path in (*contributions, run.pool, tmp_path / "d-features-0.zarr")]
     assert float(stores[0]["residual"].max()) < 1e-5
     assert not stores[0]["rest"].any()
-    assert ("frequency" in stores[1]) == (form in ROTARY)
+    assert stores[1]["frequency"].shape == (16,)
     assert float(stores[2].attrs["encode_image_error"]) < 1e-5
     dense = open_dense(contributions, run.pool)[...].sum((1, 2))
     np.testing.assert_allclose(dense, stores[0]["embedding"].values, rtol=1e-3, atol=1e-5)
@@ -238,6 +237,19 @@ def test_the_stages_run_and_every_method_segments(tmp_path, form):
     table = run.tabulate("pair", contributions)
     assert len(table) == 2 * 128
     assert np.isfinite(table["coefficient_std"]).all()
+
+
+@pytest.mark.parametrize("form", ["own pool", "learned positions", "rotary positions"])
+def test_the_exported_readout_is_right_for_smaller_crops(tmp_path, form):
+    """Positions are for 7 × 7 tokens in the weights, for 3 × 3 in the readout, and for 2 × 2 in the crops."""
+    config = config_of(form)
+    run = Run(tmp_path, make_clip(config), config)
+    run.write_images(noise(1, 96, 130))
+    [path] = run.decompose(views="sliding", crop=2 / 3)
+    assert float(xr.open_zarr(path)["residual"].max()) < 1e-5
+    assert float(xr.open_zarr(tmp_path / "d-features-0.zarr").attrs["encode_image_error"]) < 1e-5
+    pool = read_pool(run.pool)[0]
+    assert (pool.grid, pool.frequency is not None) == (3, form in ROTARY)
 
 
 @pytest.mark.parametrize("form", ["learned positions", "rotary positions"])
