@@ -47,28 +47,34 @@ def config_of(form, **vision):
 
 @pytest.fixture(autouse=True)
 def _small_trunks(monkeypatch):
-    """Make timm's CLIP-ResNets small: 128 neurons, 2 heads and 2 blocks in the last stage."""
-    channels, depths = (32, 32, 64, 128), (1, 1, 1, 2)
+    """Make timm's CLIP-ResNets small: 256 neurons, 4 heads and 2 blocks in the last stage."""
+    channels, depths = (32, 64, 128, 256), (1, 1, 1, 2)
     for name in ("resnet50_clip", "resnet50_clip_gap"):
         config = byobnet.model_cfgs[name]
         blocks = [
             dataclasses.replace(block, c=width, d=depth)
             for block, width, depth in zip(config.blocks, channels, depths, strict=True)
         ]
-        monkeypatch.setitem(byobnet.model_cfgs, name, dataclasses.replace(config, blocks=tuple(blocks), stem_chs=(8, 8, 16)))
+        monkeypatch.setitem(byobnet.model_cfgs, name, dataclasses.replace(config, blocks=tuple(blocks), stem_chs=(4, 4, 8)))
 
 
 def make_clip(config, seed=3):
     """Return a random model whose batch norms and biases are away from their initial values."""
     torch.manual_seed(seed)
-    clip = open_clip.CLIP(**copy.deepcopy(config)).eval().requires_grad_(False)
+    return stir(open_clip.CLIP(**copy.deepcopy(config)).eval().requires_grad_(False))
+
+
+def stir(clip):
+    """Set batch norms and biases of the image tower to random values, and make its attention far from uniform."""
+    for module in clip.visual.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.weight, module.running_var):
+                values.uniform_(0.5, 1.5)
     for name, value in clip.visual.state_dict().items():
-        if name.endswith(("bn.weight", "running_var")):
-            value.uniform_(0.5, 1.5)
-        elif name.endswith(("bias", "running_mean", "pos_embed")):
+        if name.endswith(("bias", "running_mean", "pos_embed")):
             value.normal_(0, 0.3)
-        elif name.endswith(("q.weight", "k.weight", "qkv.weight")):
-            value.mul_(4)  # so that attention is far from uniform
+        elif name.endswith(("q.weight", "k.weight", "qkv.weight", "q_proj.weight", "k_proj.weight")):
+            value.mul_(4)
     return clip
 
 
@@ -95,7 +101,7 @@ def test_pairs_sum_to_encode_image_at_every_size(tmp_path, form):
         features = tower.features(pixels)
         expected = clip.encode_image(pixels)
         assert (tower.grid, tower.preprocessing.image_size, tower.block) == (side // 32, side, 1)
-        assert features["activation"].shape == (2, (side // 32) ** 2, 128)
+        assert features["activation"].shape == (2, (side // 32) ** 2, 256)
         assert float(features["activation"].min()) == 0
         for value in (summed(features["activation"], tower.pool), features["embedding"], tower.embedding(pixels)):
             assert residual(value, expected).max() < 1e-5
@@ -136,7 +142,7 @@ def reference_pairs(clip, pixels):
     score = np.einsum("vhd,vhtd->vht", query[:, :, 0], key) / 8
     share = np.exp(score - score.max(2, keepdims=True))
     share /= share.sum(2, keepdims=True)
-    behind, offset = np.eye(128), np.zeros(128)
+    behind, offset = np.eye(256), np.zeros(256)
     for layer in (pool.proj, *visual.head):
         if isinstance(layer, torch.nn.Linear):
             behind = layer.weight.numpy() @ behind
@@ -155,7 +161,7 @@ def test_every_pair_is_that_of_a_float64_reference(tmp_path, form):
     np.testing.assert_allclose(pairs.sum((1, 2)) + constant, exact, rtol=1e-5, atol=1e-6)
     tower = model.image_tower()
     coefficient = coefficients(trace(tower.features(pixels)["activation"], tower.pool), tower.readout)
-    for head in range(2):
+    for head in range(4):
         factored = coefficient[:, head, :, None] * write_vectors(tower.readout, head)
         np.testing.assert_allclose(factored, pairs[:, head], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(tower.readout.constant, constant, rtol=1e-4, atol=1e-6)
@@ -235,7 +241,7 @@ def test_the_stages_run_and_every_method_segments(tmp_path):
     assert scores["method"].tolist() == list(METHODS)
     assert (scores["pixels"] == 3 * 120**2).all()
     table = run.tabulate("pair", contributions)
-    assert len(table) == 2 * 128
+    assert len(table) == 4 * 256
     assert np.isfinite(table["coefficient_std"]).all()
 
 
@@ -260,8 +266,8 @@ def test_methods_read_the_tokens_as_documented(tmp_path, form):
     z = tower.features(torch.randn(2, 3, 96, 96))["activation"]
     pool = clip.visual.head.pool
     own = tokens(z, tower.pool)
-    query, key, value = pool.qkv(own).unflatten(2, (3, 2, 64)).permute(2, 0, 3, 1, 4)
-    plain = pool.qkv(torch.cat([z.mean(1, keepdim=True), z], dim=1)).unflatten(2, (3, 2, 64))[:, 1:, 2].flatten(2)
+    query, key, value = pool.qkv(own).unflatten(2, (3, 4, 64)).permute(2, 0, 3, 1, 4)
+    plain = pool.qkv(torch.cat([z.mean(1, keepdim=True), z], dim=1)).unflatten(2, (3, 4, 64))[:, 1:, 2].flatten(2)
     if form == "rotary positions":
         turn = pool.pos_embed.get_embed((3, 3))
         query[:, :, 1:], key[:, :, 1:] = (apply_rot_embed_cat(vectors[:, :, 1:], turn) for vectors in (query, key))
@@ -274,31 +280,55 @@ def test_methods_read_the_tokens_as_documented(tmp_path, form):
         return project((weight @ value[:, :, 1:]).transpose(1, 2).flatten(2))
 
     text = torch.nn.functional.normalize(torch.randn(3, 12), dim=1)
-    found = Tokens(z, Query(tower.pool, text, torch.zeros(2, 10, 64), sink=None))
+    found = Tokens(z, Query(tower.pool, text, torch.zeros(4, 10, 64), sink=None))
     expected = {"maskclip": project(plain), "sclip": mixed(by_query + by_key), "clearclip": mixed(by_query)}
     for method, embedding in expected.items():
         torch.testing.assert_close(LOGITS[method](found, None), (embedding @ text.T).mT, rtol=1e-4, atol=1e-5)
 
 
-REFUSED = {  # trunk, timm_pool, timm_proj, and what the message says
-    "average pool": ("resnet50_clip_gap", "avg", "linear", "resnet50_clip_gap with the pool avg"),
-    "no pool": ("resnet50_clip", "", "", "resnet50_clip with the pool of timm"),
-    "two pools": ("resnet50_clip", "abs_attn", "", "resnet50_clip with the pool abs_attn"),
-    "average of a trunk with a pool": ("resnet50_clip", "avg", "linear", "resnet50_clip with the pool avg"),
-    "MLP behind the pool": ("resnet50_clip_gap", "rot_attn", "mlp", "the pool rot_attn and the projection mlp"),
-    "no projection": ("resnet50_clip", "token", "none", "the pool token and the projection none"),
-    "another ResNet": ("resnet50", "rot_attn", "", "resnet50 with the pool rot_attn"),
-    "map of a trunk without pool": ("resnet50_clip_gap", "token", "", "resnet50_clip_gap with the pool token"),
+REFUSED = {  # trunk, timm_pool, timm_proj
+    "average pool": ("resnet50_clip_gap", "avg", "linear"),
+    "no pool": ("resnet50_clip", "", ""),
+    "two pools": ("resnet50_clip", "abs_attn", ""),
+    "average of a trunk with a pool": ("resnet50_clip", "avg", "linear"),
+    "MLP behind the pool": ("resnet50_clip_gap", "rot_attn", "mlp"),
+    "MLP behind the trunk's pool": ("resnet50_clip", "token", "mlp"),
+    "no projection": ("resnet50_clip", "token", "none"),
+    "another ResNet": ("resnet50", "rot_attn", ""),
+    "map of a trunk without pool": ("resnet50_clip_gap", "token", ""),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_other_pools_and_projections_are_refused_before_weights_are_loaded(tmp_path, case):
-    trunk, pool, projection, message = REFUSED[case]
+    trunk, pool, projection = REFUSED[case]
     vision = {"image_size": 96, "timm_model_name": trunk, "timm_pool": pool, "timm_proj": projection}
     (tmp_path / "m.json").write_text(json.dumps(TINY | {"vision_cfg": vision}))
-    with pytest.raises(NadpipeError, match=rf"image tower is .*{message}; nadpipe needs .*a CLIP-ResNet of timm"):
+    with pytest.raises(NadpipeError, match=rf"image tower is {trunk} with .*; nadpipe needs .*a CLIP-ResNet of timm"):
         load_model(str(tmp_path / "m.json"), str(tmp_path / "no.pt"), "cpu")
+
+
+def test_the_same_weights_give_the_same_pairs_as_open_clips_own_tower(tmp_path):
+    """timm converts the names of open_clip's weights. A trunk of width 8 has the channels and heads of `_small_trunks`."""
+    torch.manual_seed(5)
+    config = TINY | {"vision_cfg": {"image_size": 224, "layers": [1, 1, 1, 2], "width": 8, "head_width": 64}}
+    clip = stir(open_clip.CLIP(**copy.deepcopy(config)).eval().requires_grad_(False))
+    (tmp_path / "rn.json").write_text(json.dumps(config))
+    state = {name: value.contiguous() for name, value in clip.state_dict().items()}
+    save_file(state, tmp_path / "rn.safetensors")
+    (tmp_path / "timm.json").write_text(json.dumps(config_of("own pool", image_size=224)))
+    trunk = open_clip.CLIP(**config_of("own pool", image_size=224)).visual.trunk
+    converted = {f"visual.trunk.{name}": value for name, value in byobnet.checkpoint_filter_fn(state, trunk).items()}
+    others = {name: value for name, value in state.items() if not name.startswith("visual.")}
+    save_file(others | converted, tmp_path / "timm.safetensors")
+    pixels, found = torch.randn(2, 3, 160, 160), []
+    for name in ("rn", "timm"):
+        model = load_model(str(tmp_path / f"{name}.json"), str(tmp_path / f"{name}.safetensors"), "cpu")
+        tower = model.image_tower(image_size=160)
+        found.append((coefficients(trace(tower.features(pixels)["activation"], tower.pool), tower.readout), tower.readout))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    for name in ("value", "value_bias", "output", "output_bias"):
+        torch.testing.assert_close(*(getattr(readout, name) for _, readout in found), rtol=0, atol=0)
 
 
 def test_an_image_size_that_is_no_whole_number_of_tokens_is_refused(tmp_path):

@@ -130,10 +130,7 @@ def _describe(config: dict[str, Any]) -> str:
     """Return the image tower of a model config in words."""
     vision = config["vision_cfg"]
     if "timm_model_name" in vision:
-        projection = vision.get("timm_proj", "linear")
-        layers = [f"the pool {vision.get('timm_pool', 'avg') or 'of timm'}"]
-        layers += [f"the projection {projection}"] if projection in ("mlp", "none") else []
-        return f"{vision['timm_model_name']} with {' and '.join(layers)}"
+        return f"{vision['timm_model_name']} with the pool {vision.get('timm_pool', 'avg') or 'of timm'}"
     settings = [name for name in vit.UNSUPPORTED if vision.get(name)]
     settings += [f"pool_type {vision['pool_type']}"] if vision.get("pool_type", "tok") != "tok" else []
     return " with ".join(["a vision transformer", ", ".join(settings)]) if settings else "unknown"
