@@ -29,7 +29,7 @@ MAY_IMPORT = {  # packages and top-level modules, besides the package itself
     "needs": {"data"},
     "outcome": set(),
     "preflight": {"config", "data", "errors"},
-    "config": {"circuit", "data", "store", "errors"},
+    "config": {"config_file", "circuit", "data", "store", "errors"},
     "config_file": {"store", "errors"},
     "cli": {"errors"},
     "__main__": {"cli"},

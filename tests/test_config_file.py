@@ -156,8 +156,6 @@ def test_the_workflow_refuses_a_repeated_key(tmp_path):
     ("case", "options"),
     [
         ("sections that repeat each other", []),
-        ("sections that merge each other", []),
-        ("section that contains itself", []),
         ("lists that repeat each other", ["--configfile", "config.yaml"]),
     ],
 )

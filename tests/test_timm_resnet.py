@@ -220,6 +220,7 @@ def test_an_earlier_block_and_bfloat16(tmp_path):
         model.image_tower(block=0)
 
 
+@pytest.mark.slow
 def test_the_stages_run_and_every_method_segments(tmp_path):
     config = config_of("rotary positions, then linear")
     run = Run(tmp_path, make_clip(config), config)
@@ -245,6 +246,7 @@ def test_the_stages_run_and_every_method_segments(tmp_path):
     assert np.isfinite(table["coefficient_std"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["own pool", "learned positions", "rotary positions"])
 def test_the_exported_readout_is_right_for_smaller_crops(tmp_path, form):
     """Positions are for 7 × 7 tokens in the weights, for 3 × 3 in the readout, and for 2 × 2 in the crops."""
