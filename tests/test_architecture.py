@@ -21,7 +21,7 @@ MAY_IMPORT = {  # packages and top-level modules, besides the package itself
     "pages": {"data", "store", "circuit", "errors", "progress"},
     "demo": {"errors", "progress"},
     "looks": {"stages", "pages", "data", "towers", "store", "circuit", "errors", "progress"},
-    "start": {"errors"},
+    "start": {"config_file", "errors"},
     "stages": {"pages", "data", "towers", "store", "circuit", "demo", "errors", "progress", "fingerprint"},
     "errors": set(),
     "progress": set(),
