@@ -231,6 +231,7 @@ _PLUMBING = [
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
     *("looks/__init__", "looks/explain", "looks/search", "looks/segment", "looks/serve", "looks/show"),
+    *("start/__init__", "start/init", "start/run"),
     *(
         "store/__init__",
         "store/arrays",
@@ -257,7 +258,7 @@ _PLUMBING = [
     *("store/kinds/images", "store/kinds/model", "store/kinds/segmentation", "store/kinds/shift", "store/kinds/texts"),
     *("store/kinds/units", "towers/model_config"),
 ]
-_TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "vit")
+_TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "timm_resnet", "vit")
 EDITS = {
     **{f"stages/{stage}.py": plan for stage, plan in STAGES.items()},
     **{f"{name}.py": {} for name in _PLUMBING},
