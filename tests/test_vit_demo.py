@@ -63,19 +63,21 @@ def test_the_shares_of_the_ledger_are_those_of_the_stores_and_sum_to_1(results):
     of_discovery = [xr.open_zarr(path) for path in sorted(results.glob("artifacts/discovery/contributions/*.zarr"))]
     embedding, rest = (np.concatenate([store[name] for store in of_discovery]) for name in ("embedding", "rest"))
     energy = ((embedding - rest) * embedding).sum(1).mean() / np.square(embedding).sum(1).mean()
-    of_pairs = ledger[ledger["part"].isin(("pairs", "constants"))]["energy"].sum()  # `rest` has no constants of the heads
-    assert of_pairs == pytest.approx(energy, abs=1e-4)
-    variance = ledger.loc[ledger["part"] == "pairs", "variance"].sum()
-    assert 0 < variance < 0.9
+    pairs = ledger[ledger["part"] == "pairs"]
+    assert pairs["energy"].sum() == pytest.approx(energy, abs=1e-5)
+    assert 0.05 < pairs["variance"].sum() < 0.5  # a part of the embedding only
 
 
 @pytest.mark.slow
 def test_the_tables_find_what_the_model_sees(results):
     scores = pd.read_csv(results / "segmentation.csv").set_index("method")
     assert scores["miou"].between(0, 1).all()
-    assert scores.loc["sclip", "miou"] > 0.3  # chance is below 0.1
+    assert scores.loc[["nad", "nad_centred"], "miou"].min() > 0.2  # chance is below 0.1
     shift = pd.read_csv(results / "shift.csv")
-    assert shift.groupby("concept")["auroc"].max().max() > 0.9
+    auroc = shift.groupby("concept")["auroc"].max()
+    assert auroc["sky"] > 0.95
+    assert auroc["blue"] > 0.9
+    assert auroc.min() > 0.6
     assert set(shift["group"]) == set(range(2018, 2026))
 
 
