@@ -4,6 +4,8 @@ A job of the small demo spends two to five seconds on imports and a fraction of 
 of its time on imports. Runs of the tests call `python` of this module's `bin` folder, which is also first in their PATH. It
 sends the command to the server, which forks, imports the checkout's own nadpipe in the fork and runs the command there. Every
 other command goes to the real Python. Runs that are killed, runs on Slurm and .ci/run's demo use plain processes.
+
+Snakemake computes a fingerprint of every stage's code. The forks share the server's syntax trees of unchanged modules.
 """
 
 import atexit
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 PRELOADED = (
@@ -26,6 +29,8 @@ PRELOADED = (
     *("scipy.io", "scipy.sparse", "jaxtyping", "tyro", "rich.table", "pydantic", "snakemake.cli"),
 )
 MODULES = ("nadpipe", "snakemake")  # run in forks
+ROOT = Path(__file__).parents[1]
+FINGERPRINT = "nadpipe/fingerprint.py"
 CLIENT = """#!{python} -ES
 import json, os, socket, sys
 if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {modules}:
@@ -70,6 +75,7 @@ def serve(address: str) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     sys.modules["snakemake.cli"].get_argument_parser()  # imports Snakemake's plugins
+    parsed = _parse_package()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
@@ -82,11 +88,30 @@ def serve(address: str) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                status = _answer(connection)
+                status = _answer(connection, parsed)
                 with contextlib.suppress(BrokenPipeError):
                     connection.sendall(bytes([status]))
                 os._exit(status)
             connection.close()
+
+
+def _parse_package() -> dict[str, Callable]:
+    """Compute the fingerprints of all stages. Return the functions of their module that remember results by text."""
+    sys.path.insert(0, str(ROOT))
+    fingerprint = importlib.import_module("nadpipe.fingerprint")
+    for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py"):
+        fingerprint.code_fingerprint(f"nadpipe.stages.{path.stem}")
+    sys.path.remove(str(ROOT))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nadpipe"]:
+        del sys.modules[name]
+    return {name: getattr(fingerprint, name) for name in ("_parse", "_unparse")}
+
+
+def _share(parsed: dict[str, Callable]) -> None:
+    """Have the fingerprints of the package in the current folder use what is parsed, if they are computed by the same code."""
+    own = Path(FINGERPRINT)
+    if own.is_file() and own.read_bytes() == (ROOT / FINGERPRINT).read_bytes():
+        vars(importlib.import_module("nadpipe.fingerprint")).update(parsed)
 
 
 def _reap() -> None:
@@ -96,7 +121,7 @@ def _reap() -> None:
             pass
 
 
-def _answer(connection: socket.socket) -> int:
+def _answer(connection: socket.socket, parsed: dict[str, Callable]) -> int:
     """Run the command that a connection sends; return its exit status."""
     header, streams, _, _ = socket.recv_fds(connection, 8, 3)
     with connection.makefile("rb") as received:
@@ -110,6 +135,8 @@ def _answer(connection: socket.socket) -> int:
     _limit_threads()
     sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = request["command"]
+    if sys.argv[0] == "snakemake":
+        _share(parsed)
     atexit._clear()  # what the server registered
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
