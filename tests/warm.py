@@ -157,13 +157,12 @@ def _answer(connection: socket.socket, parsed: dict[str, Callable]) -> int:
 
 
 def _limit_threads() -> None:
-    """Use the number of threads that Snakemake gives to the job, as torch does on import."""
+    """Use one thread: the workers of the tests share the cores, and threads that wait for each other take CPU time."""
     import threadpoolctl
     import torch
 
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
-    torch.set_num_threads(threads)
-    threadpoolctl.threadpool_limits(threads)
+    torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
 
 
 if __name__ == "__main__":
