@@ -10,6 +10,7 @@ Snakemake computes a fingerprint of every stage's code. The forks share the serv
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -76,6 +77,8 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     sys.modules["snakemake.cli"].get_argument_parser()  # imports Snakemake's plugins
     parsed = _parse_package()
+    gc.collect()
+    gc.freeze()  # forks neither look through the objects of the server nor copy their pages
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
