@@ -1,4 +1,6 @@
+import gc
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -154,6 +156,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         whole_run = item.path.stem in FIRST or item.path.parent.name == "hostile" or WHOLE_RUNS & set(item.fixturenames)
         if not whole_run and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
+
+
+def pytest_configure() -> None:
+    """Keep the bytecode of the package and of the tests: hundreds of processes would compile it again."""
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over modules and tests, which live as long as the process."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the garbage collector find everything again: libraries report what is left at exit."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
