@@ -3,7 +3,7 @@
 A job of the small demo spends two to five seconds on imports and a fraction of a second on its work. A dry run spends a third
 of its time on imports. Runs of the tests call `python` of this module's `bin` folder, which is also first in their PATH. It
 sends the command to the server, which forks, imports the checkout's own nadpipe in the fork and runs the command there. Every
-other command goes to the real Python. Runs that are killed, runs on Slurm and .ci/run's demo use plain processes.
+other command goes to the real Python. Runs that are killed and .ci/run's demo use plain processes.
 
 Snakemake computes a fingerprint of every stage's code. The forks share the server's syntax trees of unchanged modules.
 """
@@ -38,7 +38,8 @@ if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {modules}:
     os.execv("{python}", ["{python}", *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect("{address}")
-    request = json.dumps({{"command": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+    origin = {{"python": sys.argv[0], "folder": os.getcwd(), "environment": dict(os.environ)}}
+    request = json.dumps({{"command": sys.argv[2:]}} | origin).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     status = server.recv(1)
@@ -137,7 +138,7 @@ def _answer(connection: socket.socket, parsed: dict[str, Callable]) -> int:
     os.environ.update(request["environment"])
     _limit_threads()
     sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = request["command"]
+    sys.argv, sys.executable = request["command"], request["python"]  # jobs of Snakemake on Slurm run it
     if sys.argv[0] == "snakemake":
         _share(parsed)
     atexit._clear()  # what the server registered
