@@ -1,4 +1,4 @@
-"""A server that runs Snakemake and `python -m nadpipe` in forks of a process that has already imported torch and the like.
+"""A server that runs Snakemake, `python -m nadpipe` and scripts in forks of a process that has imported torch and the like.
 
 A job of the small demo spends two to five seconds on imports and a fraction of a second on its work. A dry run spends a third
 of its time on imports. Runs of the tests call `python` of this module's `bin` folder, which is also first in their PATH. It
@@ -34,12 +34,13 @@ ROOT = Path(__file__).parents[1]
 FINGERPRINT = "nadpipe/fingerprint.py"
 CLIENT = """#!{python} -ES
 import json, os, socket, sys
-if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {modules}:
+command = sys.argv[2:] if sys.argv[1:2] == ["-m"] else sys.argv[1:]
+if not command or command[0] not in {modules} and not command[0].endswith(".py"):
     os.execv("{python}", ["{python}", *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect("{address}")
     origin = {{"python": sys.argv[0], "folder": os.getcwd(), "environment": dict(os.environ)}}
-    request = json.dumps({{"command": sys.argv[2:]}} | origin).encode()
+    request = json.dumps({{"command": command}} | origin).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     status = server.recv(1)
@@ -137,13 +138,18 @@ def _answer(connection: socket.socket, parsed: dict[str, Callable]) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     _limit_threads()
-    sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    program = request["command"][0]
+    first = str(Path(program).parent) if program.endswith(".py") else ""
+    sys.path[:0] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv, sys.executable = request["command"], request["python"]  # jobs of Snakemake on Slurm run it
-    if sys.argv[0] == "snakemake":
+    if program == "snakemake":
         _share(parsed)
     atexit._clear()  # what the server registered
     try:
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as exit:
         if exit.code is not None and not isinstance(exit.code, int):
             print(exit.code, file=sys.stderr)
