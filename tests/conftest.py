@@ -3,6 +3,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -134,8 +135,8 @@ def run(tmp_path, tiny_clip):
 
 
 FIRST = (
-    *("test_changes", "test_slurm", "test_kills", "test_s3", "test_docs", "test_workflow", "test_pages", "test_looks"),
-    "test_benchmarks",
+    *("test_changes", "test_slurm", "test_kills", "test_s3", "test_benchmarks", "test_docs", "test_workflow", "test_pages"),
+    *("test_looks", "test_new_analysis"),
 )
 WHOLE_RUNS = {"finished", "checkout", "browser", "run", "vit_run"}  # fixtures
 
@@ -147,13 +148,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if few else os.cpu_count() + waiting
 
 
+def _is_never_quick(path: Path) -> bool:
+    """Return True for a file whose tests run stages, Snakemake or a browser, or are of hostile input."""
+    return path.stem in FIRST or path.parent.name == "hostile"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files without quick tests if only quick tests run."""
+    return True if config.option.markexpr == "quick" and _is_never_quick(collection_path) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest. Mark tests as quick that run no stages, no browser and no hostile input."""
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
-        whole_run = item.path.stem in FIRST or item.path.parent.name == "hostile" or WHOLE_RUNS & set(item.fixturenames)
+        whole_run = _is_never_quick(item.path) or WHOLE_RUNS & set(item.fixturenames)
         if not whole_run and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
 
