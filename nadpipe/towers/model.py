@@ -13,14 +13,14 @@ from open_clip.transform import merge_preprocess_dict
 
 from nadpipe.errors import NadpipeError, first_line, printable
 from nadpipe.store.stamp import Stamp
-from nadpipe.towers import clip_resnet, vit
+from nadpipe.towers import clip_resnet, timm_resnet, vit
 from nadpipe.towers.checkpoints import check_fit, read_state, state_sha256
 from nadpipe.towers.devices import find_device
 from nadpipe.towers.family import Family, ImageTower, Precision
 from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
 from nadpipe.towers.sources import display_name, find_checkpoint, read_config
 
-FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, vit.FAMILY)
+FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, timm_resnet.FAMILY, vit.FAMILY)
 
 
 @dataclasses.dataclass(frozen=True)
