@@ -222,7 +222,6 @@ def test_blocks_without_heads_behind_them_are_refused():
 
 REFUSED = {
     "average pool": ({"pool_type": "avg"}, "pool_type avg"),
-    "attentional pool": ({"attentional_pool": True, "attn_pooler_heads": 4}, "attentional_pool"),
     "norm behind attention": ({"scale_attn": True}, "scale_attn"),
     "scaled heads": ({"scale_heads": True, "qk_norm": True}, "scale_heads, qk_norm"),
 }

@@ -44,7 +44,13 @@ def compute_contributions(
     source = open_features(features, exported)
     views, spatial = source["activation"].shape[:2]
     pool = exported.pool_at(round(spatial**0.5))
-    sizes = {"view": views, "head": weights.heads, "neuron": weights.neurons, "token": exported.prefix + spatial, "embed": weights.embed}
+    sizes = {
+        "view": views,
+        "head": weights.heads,
+        "neuron": weights.neurons,
+        "token": exported.prefix + spatial,
+        "embed": weights.embed,
+    }
     stamp, first = model.made_by(__name__), {"token": 1 - exported.prefix}
     attributes = {name: source.attributes[name] for name in ("shard", "shards", "images")} | {"tolerance": tolerance}
     attended, attention_mean, part_mean, part_product, largest_residual = Mean(), Mean(), Mean(), Mean(), 0.0

@@ -154,7 +154,13 @@ def _sliding_sizes(native: int, token: int, scale: float, crop: float) -> tuple[
 def _sizes(tower: ImageTower, views: int) -> dict[str, int]:
     readout, spatial = tower.readout, tower.grid**2
     sizes = {"view": views, "token": spatial, "neuron": readout.neurons, "embed": readout.embed, "head": readout.heads}
-    recorded = {"key": tower.prefix + spatial, "prefix": tower.prefix, "layer": len(readout.layers), "part": len(tower.parts), "stream": readout.value.shape[2]}
+    recorded = {
+        "key": tower.prefix + spatial,
+        "prefix": tower.prefix,
+        "layer": len(readout.layers),
+        "part": len(tower.parts),
+        "stream": readout.value.shape[2],
+    }
     return sizes | recorded | {"recipe": len(tower.recipes)}
 
 

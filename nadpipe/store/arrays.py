@@ -155,8 +155,8 @@ def create_zarr(
     """Create a store of a kind. It appears under its final name only if the block succeeds.
 
     sizes: length of every axis of the kind. dtype: of arrays that are not stored as float32 or int64. texts: values of the
-    `text` axis, if the kind has one. attributes: of the store, beyond the stamp. omit: optional arrays to leave out. first: first index of an axis, if not
-    the kind's own.
+    `text` axis, if the kind has one. attributes: of the store, beyond the stamp. omit: optional arrays to leave out. first:
+    first index of an axis, if not the kind's own.
 
     Raises ValueError if an array is incomplete at the end of the block.
     """

@@ -27,7 +27,10 @@ def write_pool(path: Path, pool: AttentionPool, stamp: Stamp, attributes: Mappin
 def write_weights(
     path: Path, readout: Readout, pool: AttentionPool | None, stamp: Stamp, attributes: Mapping[str, Any]
 ) -> None:
-    """Write a readout and, if there is a pool, the weights of its attention. attributes: with grid, tokens and block (`Weights`)."""
+    """Write a readout and, if there is a pool, the weights of its attention.
+
+    attributes: with grid, tokens and block (`Weights`).
+    """
     attention = None if pool is None else {name: getattr(pool, name) for name in _ATTENTION}
     write_readout(path, readout, stamp, attributes, attention)
 

@@ -75,10 +75,8 @@ class ClassTokenTower(TransformerTower):
                 run.paths.append(added[:, 0])
             return self._record(run, stream[:, 0], reads) | embedded
 
-    def _embed_tokens(
-        self, block: Block, stream: Float[Tensor, "view key stream"]
-    ) -> Float[Tensor, "view recipe token embed"]:
-        """Compute embeddings of the spatial tokens by the recipes of `change_block`; the last norm and the projection follow."""
+    def _embed_tokens(self, block: Block, stream: Float[Tensor, "view key stream"]) -> Float[Tensor, "view recipe token embed"]:
+        """Compute embeddings of the spatial tokens by `change_block`, the last norm and the projection."""
         changed = change_block(block, stream)
         written = torch.stack([changed[name][:, self.prefix :] for name in self.recipes], dim=1)
         return self.projection(self.norm(written))

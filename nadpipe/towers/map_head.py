@@ -70,7 +70,8 @@ class MapHead(Family):
         problem = timm_trunk.find_problem(visual)
         if problem is not None:
             return problem
-        trunk, pool = visual.trunk, visual.trunk.attn_pool
+        trunk: Any = visual.trunk
+        pool = trunk.attn_pool
         if type(pool) is not AttentionPoolLatent or pool.latent_len != 1 or pool.mlp is None:
             return f"the pool {trunk.global_pool}"
         if pool.pos_embed is not None or not isinstance(pool.k_norm, torch.nn.Identity):
@@ -115,7 +116,7 @@ def _read_head(visual: TimmModel) -> _MapHead:
         width = pool.proj.weight.shape[0]
         projection = Linear(torch.eye(width, device=pool.proj.weight.device))
     query = pool.q(pool.latent[0, 0]).unflatten(0, (pool.num_heads, -1))
-    reads_prefix = isinstance(trunk, Eva) or trunk.pool_include_prefix
+    reads_prefix = isinstance(trunk, Eva) or getattr(trunk, "pool_include_prefix", False)
     return _MapHead(
         norm=Norm.of(trunk.norm),
         heads=pool.num_heads,

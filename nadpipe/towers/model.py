@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import open_clip
 import torch
@@ -22,7 +22,7 @@ from nadpipe.towers.sources import display_name, find_checkpoint, read_config
 
 FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, vit.FAMILY, timm_vit.FAMILY, map_head.FAMILY, coca.FAMILY)
 
-Clip = open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa
+Clip: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,9 +44,9 @@ def describe_config(config: dict[str, Any]) -> str:
 
 def find_problem(visual: torch.nn.Module) -> str | None:
     """Return what prevents nadpipe from reading the blocks of a tower, in words; None for nothing."""
-    if not isinstance(visual, TimmModel) or type(visual.trunk) not in (VisionTransformer, Eva):
-        return f"a {type(getattr(visual, 'trunk', visual)).__name__}"
-    trunk = visual.trunk
+    trunk: Any = getattr(visual, "trunk", visual)
+    if not isinstance(visual, TimmModel) or type(trunk) not in (VisionTransformer, Eva):
+        return f"the class {type(trunk).__name__}"
     rows, columns = trunk.patch_embed.grid_size
     checks = {
         "a grid of tokens that is not square": rows != columns,
@@ -61,10 +61,10 @@ def find_problem(visual: torch.nn.Module) -> str | None:
 
 
 def _find_block_problem(block: PlainBlock | EvaBlock) -> str | None:
-    attention = block.attn
+    attention: Any = block.attn
     if type(attention) not in (PlainAttention, AttentionRope, EvaAttention):
         return f"attention of the class {type(attention).__name__}"
-    if attention.gate is not None:
+    if getattr(attention, "gate", None) is not None:
         return "a gate behind the heads"
     if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
         return "heads that share values"
@@ -98,7 +98,7 @@ def read_projection(visual: TimmModel) -> Linear | None:
 
 def token_size(visual: TimmModel) -> int:
     """Return the side of a spatial token in pixels."""
-    return visual.trunk.patch_embed.img_size[0] // visual.trunk.patch_embed.grid_size[0]
+    return visual.trunk.patch_embed.feat_ratio(as_scalar=True)
 
 
 def at_size(visual: TimmModel, preprocessing: Preprocessing, image_size: int | None) -> tuple[TimmModel, Preprocessing]:
@@ -119,13 +119,13 @@ def at_size(visual: TimmModel, preprocessing: Preprocessing, image_size: int | N
     return resized.requires_grad_(False), preprocessing
 
 
-def read_trunk(visual: TimmModel) -> Trunk:
+def read_trunk(visual: Any) -> Trunk:
     """Return the weights of all blocks of a tower without problems."""
-    trunk = visual.trunk
-    rotation = None
-    if isinstance(trunk, Eva) and trunk.rope is not None:
-        cached = hasattr(trunk.rope, "feat_shape") and not trunk.dynamic_img_size
-        rotation = trunk.rope.get_embed() if cached else trunk.rope.get_embed(shape=trunk.patch_embed.grid_size)
+    trunk: Any = visual.trunk
+    rotation, rope = None, getattr(trunk, "rope", None)
+    if rope is not None:
+        cached = hasattr(rope, "feat_shape") and not trunk.dynamic_img_size
+        rotation = rope.get_embed() if cached else rope.get_embed(shape=trunk.patch_embed.grid_size)
 
     def embed(pixels: Float[Tensor, "view 3 row column"]) -> Float[Tensor, "view key stream"]:
         """Compute the stream before the first block. Patch dropout is for training and drops nothing here."""
@@ -136,8 +136,9 @@ def read_trunk(visual: TimmModel) -> Trunk:
     return Trunk(embed, blocks, prefix=trunk.num_prefix_tokens, grid=trunk.patch_embed.grid_size[0])
 
 
-def _read_block(block: PlainBlock | EvaBlock, rotation: Float[Tensor, "spatial rotation"] | None, prefix: int) -> Block:
-    module = block.attn
+def _read_block(block: Any, rotation: Float[Tensor, "spatial rotation"] | None, prefix: int) -> Block:
+    module: Any = block.attn
+    mlp: Any = block.mlp
     plain = isinstance(block, PlainBlock)
     scales = (block.ls1, block.ls2) if plain else (block.gamma_1, block.gamma_2)
     scale_1, scale_2 = (scale.gamma if isinstance(scale, LayerScale) else scale for scale in scales)
@@ -157,15 +158,15 @@ def _read_block(block: PlainBlock | EvaBlock, rotation: Float[Tensor, "spatial r
         norm_1=Norm.of(block.norm1),
         attention=attention,
         norm_2=Norm.of(block.norm2),
-        hidden=_read_hidden(block.mlp),
-        output=Linear.of(block.mlp.fc2),
+        hidden=_read_hidden(mlp),
+        output=Linear.of(mlp.fc2),
         scale_1=scale_1 if isinstance(scale_1, Tensor) else None,
         scale_2=scale_2 if isinstance(scale_2, Tensor) else None,
     )
 
 
-def _read_projections(module: PlainAttention | AttentionRope | EvaAttention) -> tuple[Linear, ...]:
-    """Return the layers of queries, keys and values, joined or apart."""
+def _read_projections(module: Any) -> tuple[Linear, ...]:
+    """Return the layers of queries, keys and values of a module of attention, joined or apart."""
     if module.qkv is None:
         return tuple(map(Linear.of, (module.q_proj, module.k_proj, module.v_proj)))
     if getattr(module, "q_bias", None) is None:

@@ -34,7 +34,7 @@ class TimmVit(Family):
         problem = timm_trunk.find_problem(visual)
         if problem is not None:
             return problem
-        trunk = visual.trunk
+        trunk: Any = visual.trunk
         norms = [norm for norm in (trunk.norm, trunk.fc_norm) if not isinstance(norm, torch.nn.Identity)]
         if trunk.global_pool != "token" or trunk.attn_pool is not None:
             return f"the pool {trunk.global_pool}"

@@ -282,8 +282,9 @@ class TransformerTower(ImageTower):
 
 
 def change_block(block: Block, stream: Float[Tensor, "view key stream"]) -> dict[str, Float[Tensor, "view key stream"]]:
-    """Compute the tokens that published recipes make of the last block. stream: before this block. Registers stay among the keys.
+    """Compute the tokens that published recipes make of the last block. Class token and registers stay among the keys.
 
+    stream: before this block.
     maskclip (arXiv 2112.01071): each token's own value. sclip (arXiv 2312.01597): values mixed by softmax(QQ^T) +
     softmax(KK^T), then residual connection and MLP. clearclip (arXiv 2407.12442): values mixed by softmax(QQ^T).
     """
@@ -307,9 +308,7 @@ def choose_block(block: int | None, shown_block: int | None, blocks: int, needed
         raise NadpipeError("model: the vision transformer has one block, so no head reads neurons; choose a deeper one")
     block = last if block is None else block
     if not 0 <= block <= last:
-        raise NadpipeError(
-            f"model.block: no head reads the neurons of block {block} of {blocks}; choose one from 0 to {last}"
-        )
+        raise NadpipeError(f"model.block: no head reads the neurons of block {block} of {blocks}; choose one from 0 to {last}")
     return block
 
 
@@ -335,7 +334,9 @@ def normalised(
     return scale, middle * scale[..., None]
 
 
-def read_values(layer: Linear, norm: Norm, heads: int) -> tuple[Float[Tensor, "head width stream"], Float[Tensor, "head width"]]:
+def read_values(
+    layer: Linear, norm: Norm, heads: int
+) -> tuple[Float[Tensor, "head width stream"], Float[Tensor, "head width"]]:
     """Return W_V and b_V of heads with γ, β and the centring of the norm before them, in float64."""
     weight = layer.weight.double()
     value = centred(weight * norm.weight.double()).unflatten(0, (heads, -1))
