@@ -9,12 +9,13 @@ include: "rules/common.smk"
 
 
 # A config given on the command line replaces the demo's, so that nothing is inherited from it. Without one, the config.yaml of
-# the working directory counts.
+# the working directory counts. A workflow that imports this one gives a `config`; without it, the module is the demo.
 OWN_CONFIG = "config.yaml"
-if not os.path.exists(OWN_CONFIG):
-    OWN_CONFIG = f"{workflow.basedir}/config.yaml"
-check_config_files(workflow.overwrite_configfiles or [OWN_CONFIG])
-if not workflow.overwrite_configfiles:
+if IMPORTED or not os.path.exists(OWN_CONFIG):
+    OWN_CONFIG = f"{FOLDER}/config.yaml"
+if not IMPORTED:
+    check_config_files(workflow.overwrite_configfiles or [OWN_CONFIG])
+if IMPORTED or not workflow.overwrite_configfiles:
 
     configfile: OWN_CONFIG
 
@@ -30,9 +31,10 @@ MISSING = missing_needs(config)
 UNMASKED = missing_masks(config)
 check_requested()
 FINAL_TABLES = final_tables(MISSING)
-shell.prefix(command_prefix())
-if workflow.is_main_process:
-    begin_run()
+if not IMPORTED:
+    shell.prefix(command_prefix())
+    if workflow.is_main_process:
+        begin_run()
 
 
 onstart:

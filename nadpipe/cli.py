@@ -1,4 +1,4 @@
-"""Run `nadpipe COMMAND --option …`: one command per stage of the workflow, and commands on results."""
+"""Run `nadpipe COMMAND --option …`: commands that start a study, one per stage of the workflow, and those on results."""
 
 import ast
 import errno
@@ -20,7 +20,12 @@ from nadpipe import __version__
 from nadpipe.errors import BAD_INPUT, NadpipeError, printable, visible
 
 _PACKAGE = Path(__file__).parent
-_GROUPS = {"looks": "Commands on results:", "stages": "Stages, which the workflow runs:"}
+_GROUPS = {
+    "start": "Commands that start a study:",
+    "looks": "Commands on results:",
+    "stages": "Stages, which the workflow runs:",
+}
+_UNPARSED = {"run"}  # commands that take all words as they are
 # Errors of the user's disk and paths, not of the code, with what to do. Other errors keep their traceback.
 _PERMISSION = "change its permissions"
 _PATH = "correct the path"
@@ -95,10 +100,12 @@ def _run(arguments: list[str]) -> int:
         print(refusal.read_text(encoding="utf-8"), file=sys.stderr)
         return BAD_INPUT
     function = getattr(importlib.import_module(modules[command]), command.replace("-", "_"))
-    import tyro  # imported here because it takes longer than the overview
-
     settings = [option for option in options if option.startswith(_SETTINGS)]
     try:
+        if command in _UNPARSED:
+            return function(options)
+        import tyro  # imported here because it takes longer than the overview
+
         function = _with_settings(function, settings)
         tyro.cli(function, prog=f"nadpipe {command}", args=[option for option in options if option not in settings])
     except NadpipeError as error:

@@ -8,10 +8,23 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(workflow.basedir))
+# True if another workflow imports this one by a `module` statement. Then the installed package is used, and nothing outside of
+# this module is changed: no search path, no shell prefix.
+IMPORTED = not workflow.modifier.is_main_snakefile()
+FOLDER = os.path.dirname(workflow.current_basedir.get_path_or_uri(secret_free=True))
+PREFIX = workflow.modifier.path_modifier.prefix or ""  # of all paths of this module
+if not IMPORTED:
+    sys.path.insert(0, FOLDER)
+elif not shutil.which("nadpipe"):
+    print(
+        f"{FOLDER}: a workflow that imports nadpipe calls its commands; install nadpipe in the same environment",
+        file=sys.stderr,
+    )
+    sys.exit(65)
 
 from nadpipe.analyses import (
     FINAL,
@@ -69,10 +82,9 @@ def checked_config():
 
 def check_folder():
     """Exit with one line if the path of this clone has braces: Snakemake would replace them in commands and environments."""
-    folder = str(workflow.basedir)
-    if "{" in folder or "}" in folder:
+    if "{" in FOLDER or "}" in FOLDER:
         print(
-            f"{visible(folder)}: contains braces, which Snakemake would replace; rename the folder",
+            f"{visible(FOLDER)}: contains braces, which Snakemake would replace; rename the folder",
             file=sys.stderr,
         )
         sys.exit(BAD_INPUT)
@@ -124,7 +136,7 @@ def requested():
 def command_prefix():
     """Return shell code that makes `nadpipe` in a rule run the code next to this Snakefile, in any job environment."""
     return (
-        f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+        f"export PYTHONPATH={shlex.quote(FOLDER)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
         'nadpipe() {{ python -m nadpipe "$@"; }}; '
     )
 

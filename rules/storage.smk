@@ -37,8 +37,8 @@ def found_at(path):
         return str(storage(path))
     if is_copied(path):
         provider = workflow.storage_registry.default_storage_provider
-        return str(provider.object(f"{STORED_BELOW}{path}").local_path())
-    return path
+        return str(provider.object(f"{STORED_BELOW}{PREFIX}{path}").local_path())
+    return f"{PREFIX}{path}" if Path(path).is_relative_to(DEMO_FOLDER) else path
 
 
 def written(path):

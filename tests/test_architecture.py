@@ -21,6 +21,7 @@ MAY_IMPORT = {  # packages and top-level modules, besides the package itself
     "pages": {"data", "store", "circuit", "errors", "progress"},
     "demo": {"errors", "progress"},
     "looks": {"stages", "pages", "data", "towers", "store", "circuit", "errors", "progress"},
+    "start": {"errors"},
     "stages": {"pages", "data", "towers", "store", "circuit", "demo", "errors", "progress", "fingerprint"},
     "errors": set(),
     "progress": set(),
@@ -41,7 +42,7 @@ ALONE = {  # libraries that one package alone knows; the demo trains a model of 
     "timm": {"towers"},
     "matplotlib": {"pages"},
     "altair": {"pages"},
-    "snakemake": set(),
+    "snakemake": {"start"},
 }
 
 

@@ -177,7 +177,9 @@ def examine_image(path: str) -> ImageInfo:
         height, width = _upright_size(image)
         if max(height, width) > _LARGEST_ASPECT * min(height, width):
             raise ValueError(f"{width} × {height} is longer than {_LARGEST_ASPECT} times its short side, crop it")
-        _to_rgb(image)
+        image.load()
+        if image.mode != "RGB":
+            _to_rgb(image)
     return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
 
 

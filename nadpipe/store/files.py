@@ -41,7 +41,9 @@ def open_regular(path: str | Path, largest: int, what: str = "file") -> Iterator
 def read_regular(path: str | Path, largest: int, what: str = "file") -> bytes:
     """Return the content of a regular file. Raises NadpipeError as `open_regular` does, or if reading fails."""
     with open_regular(path, largest, what) as stream:
+        size = os.fstat(stream.fileno()).st_size
         try:
-            return stream.read(largest + 1)
+            content = stream.read(size + 1)  # asking for more would make room for it
+            return content + stream.read(largest - size) if len(content) > size else content
         except OSError as error:
             raise NadpipeError(f"{printable(str(path))}: cannot read this {what} ({error.strerror}); replace it") from None

@@ -33,7 +33,10 @@ def text_tables(name):
 
 def cache_option():
     """Return the option for the text cache, quoted for the shell because a resource is one string, not a list."""
-    return shlex.join(settings(cache=config["text"]["cache"]))
+    cache = config["text"]["cache"]
+    if cache is not None and Path(cache).is_relative_to("results"):
+        cache = f"{PREFIX}{cache}"
+    return shlex.join(settings(cache=cache))
 
 
 def selection_section(name):

@@ -1,0 +1,1 @@
+"""Commands that start a study and run the workflow on it."""
