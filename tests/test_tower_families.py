@@ -36,7 +36,7 @@ from nadpipe.circuit.attention import view_trace
 from nadpipe.circuit.readout import coefficients, other_paths, residual, sum_pairs, write_vectors
 from nadpipe.errors import NadpipeError
 from nadpipe.towers import model as models
-from nadpipe.towers import sources, timm_vit
+from nadpipe.towers import sources, timm_vit, vit
 from nadpipe.towers.model import FAMILIES as KNOWN
 from nadpipe.towers.model import load_model
 from nadpipe.towers.model_config import check_model_config
@@ -70,6 +70,7 @@ def test_pairs_paths_and_recipes_are_those_of_a_float64_reference(family, block)
     rest = other_paths(trace, readout)
     summed = sum_pairs(coefficient, readout)
     reference = tower.reference_embedding(pixels())
+    assert residual(tower.reference_embedding(pixels(), torch.float64), reference.double()).max() < 1e-5
     assert residual(summed + rest, reference).max() < 1e-5
     assert residual(tower.rebuild(features), reference).max() < 1e-5
     for term in (summed, rest):  # none is too small to matter
@@ -260,11 +261,20 @@ def tiny_model(family):
     return clip
 
 
-SOURCES = ["safetensors", "pt", "bin", "hub"]
+SOURCES = [
+    *(("siglip", source) for source in ("safetensors", "pt", "bin", "hub")),
+    *(("coca", source) for source in ("pt", "hub")),
+    *(("pe core", source) for source in ("bin", "hub")),
+    *(("eva02", source) for source in ("safetensors", "hub")),
+]
 
 
-@pytest.mark.parametrize("family", ["siglip", "pe core", "eva02", "coca"])
-@pytest.mark.parametrize("source", SOURCES)
+@functools.cache
+def tokenizer():
+    return open_clip.SimpleTokenizer(context_length=16)
+
+
+@pytest.mark.parametrize(("family", "source"), SOURCES)
 def test_every_source_loads_images_and_texts_as_open_clip(tmp_path, monkeypatch, family, source):
     clip, config = tiny_model(family), tiny_config(family)
     path = tmp_path / f"open_clip_model.{'safetensors' if source == 'hub' else source}"
@@ -291,8 +301,24 @@ def test_every_source_loads_images_and_texts_as_open_clip(tmp_path, monkeypatch,
     texts = ["fish", "a photo of a very long list of things", ""]
     with torch.inference_mode():
         embedded = text_tower(model).embed_texts(texts, 2)
-        encoded = clip.encode_text(open_clip.SimpleTokenizer(context_length=16)(texts), normalize=False)
+        encoded = clip.encode_text(tokenizer()(texts), normalize=False)
     torch.testing.assert_close(embedded, encoded, rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_token_may_have_a_text_decoder_beside_it(tmp_path):
+    """coca_base has no attentional pooler."""
+    config = tiny_config("coca")
+    config["vision_cfg"] |= {"attentional_pool": False}
+    torch.manual_seed(2)
+    clip = stir(open_clip.CoCa(**copy.deepcopy({key: config[key] for key in config if key != "custom_text"})).eval())
+    torch.nn.init.zeros_(clip.text_decoder.text_projection)
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, tmp_path / "w.safetensors")
+    (tmp_path / "m.json").write_text(json.dumps(config))
+    model = load_model(str(tmp_path / "m.json"), str(tmp_path / "w.safetensors"), "cpu")
+    assert model.family is vit.FAMILY
+    with torch.inference_mode():
+        expected = clip.encode_image(pixels(), normalize=False)
+        assert residual(model.image_tower().embedding(pixels()), expected).max() < 1e-5
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
@@ -313,7 +339,7 @@ REFUSED_NAMES = {
     "mobileclip2-s": "timm_pool avg, which has no heads",
     "eva02-e": "a norm behind the heads and the MLP",
     "vit_relpos": "other layers than a vision transformer",
-    "vit_medium_patch16_gap": "timm_pool empty, which has no heads",
+    "vit_medium_patch16_gap": "timm_pool empty, which is neither token nor map",
     "clipa": "pool_type avg",
 }
 COUNT = 101  # of the 143 configs of open_clip 3.3.0

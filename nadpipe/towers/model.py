@@ -151,8 +151,10 @@ def _describe(config: dict[str, Any]) -> str:
     vision = config["vision_cfg"]
     name, pool = vision.get("timm_model_name"), vision.get("timm_pool", "avg")
     if name is not None:
-        if timm_trunk.is_transformer(config) or pool == "avg":
-            return f"{name} with timm_pool {pool or 'empty'}, which has no heads that are read out"
+        if pool == "avg":
+            return f"{name} with timm_pool avg, which has no heads that are read out"
+        if timm_trunk.is_transformer(config):
+            return f"{name} with timm_pool {pool or 'empty'}, which is neither token nor map"
         return f"{name} with {timm_trunk.describe_config(config)}"
     settings = [name for name in vit.UNSUPPORTED if vision.get(name)]
     settings += [f"pool_type {vision['pool_type']}"] if vision.get("pool_type", "tok") != "tok" else []
