@@ -494,7 +494,7 @@ class Segmentation(_Section):
     datasets: Annotated[list[str], AfterValidator(_check_distinct), _allowed("list of names in `datasets`")] = Field(
         [],
         description="Data sets to segment, with or without masks; without any, nothing is segmented. `discovery` and "
-        "`monitoring` are not allowed, because their images are seen as one centre crop.",
+        "`monitoring` are not allowed, because their images are seen as one view.",
     )
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         ["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "attention"],
@@ -666,7 +666,7 @@ class Config(_Section):
             dataset = self.datasets[name]
             if name in ("discovery", "monitoring"):
                 raise ValueError(
-                    f"segmentation.datasets: {name} is seen as one centre crop per image; list its images under another name"
+                    f"segmentation.datasets: {name} is seen as one view per image; list its images under another name"
                 )
             if dataset.classes is None and not LAYOUTS[dataset.layout].has_classes:
                 raise ValueError(

@@ -81,7 +81,7 @@ NAMED = {"classes": ["cat", "dog"]}
         ("datasets.segmentation.classes", ["a: ", "b"], "datasets.segmentation.classes: .*title: name"),
         ("datasets.segmentation.area_threshold", 1, "datasets.segmentation.area_threshold: 1 .*; .*less than 1"),
         ("segmentation.datasets", ["voc"], "segmentation.datasets: no data set 'voc'; .*discovery, segmentation"),
-        ("segmentation.datasets", ["discovery"], "segmentation.datasets: discovery .*centre crop.*; .*another name"),
+        ("segmentation.datasets", ["discovery"], "segmentation.datasets: discovery .*one view.*; .*another name"),
         ("dense.datasets", ["voc"], "dense.datasets: no data set 'voc'; .*discovery"),
         ("analyses.dataset", "voc", "analyses.dataset: no data set 'voc'; .*discovery"),
         ("directions.top_images", 601, "directions.top_images: 601 exceeds demo.discovery_images, 600; lower it$"),
