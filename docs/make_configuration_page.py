@@ -35,7 +35,7 @@ disk are looked at, without opening an image. These are refused:
   that you raised beyond the images;
 - more pairs than the model has, and a token (`segmentation.sink`) or block that it lacks;
 - a `shift.reference` that is no group, and a column that is named like a concept but is not 0/1;
-- more than 100,000 values in the config. Lists that repeat each other through YAML aliases count each time.
+- more than 100,000 values in the config. Lists and sections that YAML aliases repeat count each time.
 
 Groups, labels and 0/1 columns are optional: with fewer than two groups or labels, `all` leaves out the results that need them.
 

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from nadpipe.circuit.methods import METHODS
+from nadpipe.config_file import MOST_VALUES, exceeds
 from nadpipe.data.classes import first_repeated, parse_names
 from nadpipe.data.dictionaries import TEMPLATE_SETS, check_templates, is_named
 from nadpipe.data.layouts import LAYOUTS, SOURCE_KEYS
@@ -45,7 +46,6 @@ _GENERATED = {DEMO_FOLDER / name for name in ("model.json", "model.safetensors",
 _GENERATED |= {DEMO_FOLDER / f"{name}{suffix}" for name in _DEMO_SETS for suffix in ("", ".csv")}
 _WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # what Snakemake replaces in paths
 _MOST_SHARDS = 1000  # Snakemake plans each of the five jobs of a shard: 30 s for 1,000 shards
-_MOST_VALUES = 100_000  # in the whole config; YAML aliases can stand for billions
 _LONGEST_LINE = 1000  # characters of a message
 _LARGEST_MODEL_CONFIG = 2**20  # bytes
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -835,9 +835,9 @@ def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
     Raises NadpipeError if the config has errors. The message has one line per error: the full key, what is wrong, and what
     to do.
     """
-    if _exceeds(config, _MOST_VALUES):
+    if exceeds(config, _children):
         raise NadpipeError(
-            f"{source}: more than {_MOST_VALUES:,} values; remove aliases (*name) that repeat lists, or name a file instead"
+            f"{source}: more than {MOST_VALUES:,} values; remove aliases (*name) that repeat lists, or name a file instead"
         )
     broken = next(_broken_texts(config), None)
     if broken is not None:
@@ -850,18 +850,10 @@ def check(config: dict[str, Any], source: str = "config") -> dict[str, Any]:
         raise NadpipeError("\n".join(_shorten(f"{source}: {line}") for line in lines)) from None
 
 
-def _exceeds(config: Any, most: int) -> bool:
-    """Return True if a config has more than `most` values, counting repeated ones. The time does not depend on their number."""
-    waiting = [config]
-    for _ in range(most):
-        if not waiting:
-            return False
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return True
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _shorten(line: str) -> str:

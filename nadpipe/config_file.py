@@ -1,11 +1,12 @@
 """Check a config file as text, before Snakemake's YAML turns it into values.
 
 YAML 1.1 silently keeps the last of two equal keys, reads 010 as 8 and 1:30 as 90. After parsing, this can no longer be seen.
+Aliases let a few lines stand for more values than memory holds. Snakemake expands them when it merges sections.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from nadpipe.errors import NadpipeError, first_line, printable
 from nadpipe.store.files import read_regular
 
 LARGEST_CONFIG = 2**20  # bytes
+MOST_VALUES = 100_000  # in a whole config; YAML aliases can stand for billions
 _ANOTHER_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal, or to base 60
 
 
 def check_config_file(path: Path) -> None:
     """Raise NadpipeError if a YAML or JSON file is not UTF-8, repeats a key or contains a number in another base than it seems.
 
-    The message has one line per error.
+    A YAML file with more than MOST_VALUES values is refused too. The message has one line per error.
     """
     name = printable(str(path))
     content = read_regular(path, LARGEST_CONFIG, "config file")
@@ -60,8 +62,32 @@ def _yaml_problems(text: str, name: str) -> list[str]:
         raise NadpipeError(f"{name}: {line}not valid YAML ({first_line(error.problem)}); correct it") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise NadpipeError(f"{name}: not valid YAML ({first_line(error)}); correct it") from None
+    if root and exceeds(root, _child_nodes):
+        raise NadpipeError(
+            f"{name}: more than {MOST_VALUES:,} values, counting aliases (*name) each time; remove aliases, or name a file "
+            "instead"
+        )
     problems = sorted((node.start_mark.line + 1, problem) for node, problem in _node_problems(root)) if root else []
     return [f"line {line}: {problem}" for line, problem in problems]
+
+
+def exceeds(root: Any, children: Callable[[Any], Iterable[Any]]) -> bool:
+    """Return True if a tree has more than MOST_VALUES values, counting repeated ones.
+
+    The time does not depend on their number, and a value may contain itself. children: function that returns those of a value.
+    """
+    waiting = [root]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return False
+        waiting += children(waiting.pop())
+    return bool(waiting)
+
+
+def _child_nodes(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [value for _, value in node.value]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _node_problems(root: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:

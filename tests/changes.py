@@ -257,7 +257,7 @@ _PLUMBING = [
     *("store/kinds/images", "store/kinds/model", "store/kinds/segmentation", "store/kinds/shift", "store/kinds/texts"),
     *("store/kinds/units", "towers/model_config"),
 ]
-_TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "vit")
+_TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "timm_resnet", "vit")
 _TOWERS += ("class_token", "coca", "map_head", "query_pool", "timm_trunk", "timm_vit", "transformer")
 EDITS = {
     **{f"stages/{stage}.py": plan for stage, plan in STAGES.items()},

@@ -55,6 +55,7 @@ SIZES = {
     "embed": 3,
     "stream": 6,
     "width": 3,
+    "frequency": 2,
     "component": 2,
     "text": 3,
     "rank": 4,

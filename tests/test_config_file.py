@@ -12,6 +12,23 @@ from nadpipe.config_file import LARGEST_CONFIG, check_config_file
 from nadpipe.errors import BAD_INPUT, NadpipeError
 
 ROOT = Path(__file__).parents[1]
+MANY = "more than 100,000 values, counting aliases (*name) each time; remove aliases, or name a file instead"
+
+
+def bomb(first, link):
+    """Return YAML in which each of 60 lines repeats the one before twice. link: value of a line, # for the number before it."""
+    lines = [f"a0: &a0 {first}", *(f"a{n + 1}: &a{n + 1} {link.replace('#', str(n))}" for n in range(59))]
+    return "\n".join([*lines, "shift: *a59\n"]).encode()
+
+
+BOMBS = {
+    "lists that repeat each other": bomb("[lol, lol]", "[*a#, *a#]"),
+    "sections that repeat each other": bomb("{x: 1}", "{left: *a#, right: *a#}"),
+    "sections that merge each other": bomb("{x: 1}", "{<<: [*a#, *a#], key#: 1}"),
+    "list that contains itself": b"shift: {concepts: &x [*x]}\n",
+    "section that contains itself": b"shift: &x {k: *x}\n",
+    "100,000 texts and their lists": b"a: &x [" + b"a," * 1000 + b"]\nb: [" + b"*x," * 99 + b"]\n",
+}
 CASES = {
     "repeated key": (b"seed: 1\ndevice: cpu\nseed: 2\n", "line 3: key 'seed' occurs twice; keep one"),
     "repeated section": (b"shift: {k: 1}\nseed: 1\nshift: {k: 2}\n", "line 3: key 'shift' occurs twice; keep one"),
@@ -47,6 +64,15 @@ def test_a_doubtful_config_file_is_refused(tmp_path, tally, case):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_file_with_too_many_values_is_refused_before_they_are_expanded(tmp_path, tally, case):
+    (tmp_path / "config.yaml").write_bytes(BOMBS[case])
+    with pytest.raises(NadpipeError) as error:
+        check_config_file(tmp_path / "config.yaml")
+    tally("config files", "\n" not in str(error.value))
+    assert str(error.value) == f"{tmp_path / 'config.yaml'}: {MANY}"
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: None])
 def test_a_config_that_is_no_file_is_refused(tmp_path, tally, make):
     make(tmp_path / "config.yaml")
@@ -60,7 +86,8 @@ GOOD = [
     b"# nothing\n",
     b"seed: 0\nshift: {reference: '1:30', concepts: ['010', a b]}\n",
     b"a: 1_000\nb: 0.5\nc: 0\nd: -0\ne: 1e-3\nf: 00x\ng: 2020-01-01\nh: 12:30 h\n",
-    b"a: &x {k: 1}\nb: {<<: *x, c: 1}\nc: &y [*y]\n",
+    b"a: &x {k: 1}\nb: {<<: *x, c: 1}\nc: [*x, *x]\n",
+    b"a: &x [" + b"a," * 1000 + b"]\nb: [" + b"*x," * 98 + b"]\n",  # 99,101 values
     b'{"a": {"k": 1}, "b": {"k": 1}}',
     "a: ünïcode 图\n".encode(),
     b"a: 0x10\n",
@@ -122,3 +149,20 @@ def test_the_workflow_refuses_a_repeated_key(tmp_path):
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert run.returncode == BAD_INPUT
         assert run.stderr.rstrip().endswith("config.yaml: line 2: key 'seed' occurs twice; keep one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("sections that repeat each other", []),
+        ("lists that repeat each other", ["--configfile", "config.yaml"]),
+    ],
+)
+def test_the_workflow_refuses_too_many_values_in_seconds(tmp_path, case, options):
+    """Snakemake alone expands sections without end, and does so if they are in a file after --configfile (docs/security.md)."""
+    (tmp_path / "config.yaml").write_bytes(BOMBS[case])
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", *options]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == BAD_INPUT
+    assert run.stderr.rstrip().splitlines()[-1].endswith(f"config.yaml: {MANY}")

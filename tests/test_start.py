@@ -99,6 +99,17 @@ def test_run_refuses_another_snakefile(study, snakemake, capsys, words):
     assert snakemake == []
 
 
+@pytest.mark.parametrize("option", ["--configfile", "--configfiles", "--configfile good.yaml"])
+def test_run_refuses_a_config_that_snakemake_would_expand_without_end(study, snakemake, capsys, option):
+    lines = ["a0: &a0 {x: 1}", *(f"a{number}: &a{number} {{l: *a{number - 1}, r: *a{number - 1}}}" for number in range(1, 60))]
+    (study / "bomb.yaml").write_text("\n".join(lines))
+    (study / "good.yaml").write_text("seed: 1\n")
+    assert main(["run", "results/pairs.parquet", "-n", *option.split(), "bomb.yaml"]) == BAD_INPUT
+    assert capsys.readouterr().err.startswith("nadpipe run: bomb.yaml: more than 100,000 values")
+    assert snakemake == []
+    assert main(["run", "-n", "--configfile", "good.yaml"]) == 3
+
+
 def test_run_explains_itself(capsys):
     assert main(["run", "--help"]) == 0
     text = capsys.readouterr().out

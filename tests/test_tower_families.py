@@ -332,13 +332,13 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 
 REFUSED_NAMES = {
     "large_d": r"an MLP behind the pool \(timm_proj mlp\)",
-    "convnext": "other layers than a vision transformer",
-    "swin": "other layers than a vision transformer",
-    "vitamin": "other layers than a vision transformer",
+    "convnext": "layers or a pool that nadpipe cannot read",
+    "swin": "layers or a pool that nadpipe cannot read",
+    "vitamin": "layers or a pool that nadpipe cannot read",
     "mobileclip-s": "timm_pool avg, which has no heads",
     "mobileclip2-s": "timm_pool avg, which has no heads",
     "eva02-e": "a norm behind the heads and the MLP",
-    "vit_relpos": "other layers than a vision transformer",
+    "vit_relpos": "layers or a pool that nadpipe cannot read",
     "vit_medium_patch16_gap": "timm_pool empty, which is neither token nor map",
     "clipa": "pool_type avg",
 }
@@ -410,7 +410,7 @@ INVALID = {
     "too many tokens": ("siglip", {"vision_cfg": {"image_size": 4096}}, "vision_cfg.image_size: 4096 pixels are 65536 tokens"),
     "no token": ("siglip", {"vision_cfg": {"image_size": 15}}, "vision_cfg.image_size: 15 pixels are 0 tokens"),
     "not square": ("siglip", {"vision_cfg": {"image_size": [64, 96]}}, r"image_size \[64, 96\] is not square"),
-    "unknown name": ("siglip", {"vision_cfg": {"timm_model_name": "vit_evil"}}, "other layers than a vision transformer"),
+    "unknown name": ("siglip", {"vision_cfg": {"timm_model_name": "vit_evil"}}, "layers or a pool that nadpipe cannot read"),
     "path": ("siglip", {"vision_cfg": {"timm_model_name": "local-dir:/x"}}, "vision_cfg.timm_model_name"),
     "no tokens for the decoder": ("coca", {"text_cfg": {"output_tokens": False}}, "multimodal_cfg: a text decoder needs"),
     "tokens without a decoder": ("siglip", {"text_cfg": {"output_tokens": True}}, "text_cfg.output_tokens: only a model with"),

@@ -199,7 +199,7 @@ def test_later_blocks_continue_from_the_activations_of_an_earlier_block(config, 
     tower, last = model.image_tower(shown_block=1), model.image_tower()
     assert (tower.block, last.block) == (1, 2)
     maps = z_of(tower, pixels).transpose(1, 2).unflatten(2, (2, 2))
-    torch.testing.assert_close(last.visual.layer4[2](maps).flatten(2).transpose(1, 2), z_of(last, pixels))
+    torch.testing.assert_close(last.blocks[2](maps).flatten(2).transpose(1, 2), z_of(last, pixels))
     torch.testing.assert_close(z_of(model.image_tower(shown_block=2), pixels), z_of(last, pixels))
     torch.testing.assert_close(tower.embedding(pixels), tower.reference_embedding(pixels), rtol=1e-4, atol=1e-6)
     for block in (3, -1):

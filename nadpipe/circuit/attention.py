@@ -5,6 +5,7 @@ by row. All functions keep the dtype and device of their inputs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import overload
 
@@ -18,7 +19,10 @@ from nadpipe.circuit.readout import Readout, Trace
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPool:
-    """Weights of a single-query attention pool: its readout, and the weights of its attention."""
+    """Weights of a single-query attention pool: its readout, and the weights of its attention.
+
+    A pool with rotary positions turns queries and keys by angles that depend on the token; its positional embedding is 0.
+    """
 
     readout: Readout
     positional_embedding: Float[Tensor, "token stream"]
@@ -26,6 +30,7 @@ class AttentionPool:
     query_bias: Float[Tensor, "head width"]
     key: Float[Tensor, "head width stream"]  # W_K^h
     key_bias: Float[Tensor, "head width"]
+    frequency: Float[Tensor, " frequency"] | None = None  # radians across the image's side; None without rotary positions
 
     @property
     def heads(self) -> int:
@@ -56,6 +61,21 @@ class AttentionPool:
     def grid(self) -> int:
         """Side of the square of spatial tokens."""
         return round((self.tokens - 1) ** 0.5)
+
+    @functools.cached_property
+    def rotation(self) -> tuple[Float[Tensor, "token width"], Float[Tensor, "token width"]]:
+        """Compute cosine and sine of the angle by which each entry of a query or key is turned.
+
+        The first half of the entries turns with the token's row, the second half with its column. Two neighbouring entries
+        share an angle. Token 0 is not turned. Raises ValueError for a pool without rotary positions.
+        """
+        if self.frequency is None:
+            raise ValueError("the pool has no rotary positions")
+        angle = torch.arange(self.grid, device=self.frequency.device)[:, None] / self.grid * self.frequency
+        by_row, by_column = angle.repeat_interleave(self.grid, 0), angle.repeat(self.grid, 1)
+        spatial = torch.cat([by_row, by_column], dim=1).repeat_interleave(2, dim=1)
+        angles = torch.cat([torch.zeros_like(spatial[:1]), spatial])
+        return angles.cos(), angles.sin()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +127,10 @@ def at_grid(pool: AttentionPool, grid: int) -> AttentionPool: ...
 @overload
 def at_grid(pool: RecordedAttention, grid: int) -> RecordedAttention: ...
 def at_grid(pool: AttentionPool | RecordedAttention, grid: int) -> AttentionPool | RecordedAttention:
-    """Return the pool for views of another size: its positional embedding interpolated to `grid` × `grid`."""
+    """Return the pool for views of another size: its positional embedding interpolated to `grid` × `grid`.
+
+    Rotary positions follow from the grid.
+    """
     if grid == pool.grid:
         return pool
     if isinstance(pool, RecordedAttention):
@@ -124,11 +147,15 @@ def attention(x: Float[Tensor, "view token neuron"], pool: AttentionPool) -> Flo
     """Compute a[h, t] = softmax_t(q_h · k_ht / sqrt(d)), with the query of token 0 alone.
 
     The query is pulled back through W_K instead of projecting every token: C² + HTC multiplications per view instead of TC².
+    Keys with rotary positions are turned after the projection, so every token is projected.
     """
     query = (x[:, 0] @ pool.query.flatten(0, 1).T + pool.query_bias.flatten()).unflatten(1, (pool.heads, -1))
-    pulled = torch.einsum("vhd,hdn->vhn", query, pool.key)
-    constant = torch.einsum("vhd,hd->vh", query, pool.key_bias)
-    score = pulled @ x.transpose(1, 2) + constant[..., None]
+    if pool.frequency is None:
+        pulled = torch.einsum("vhd,hdn->vhn", query, pool.key)
+        constant = torch.einsum("vhd,hd->vh", query, pool.key_bias)
+        score = pulled @ x.transpose(1, 2) + constant[..., None]
+    else:
+        score = torch.einsum("vhd,vhtd->vht", query, token_keys(x, pool))
     return torch.softmax(score * query.shape[-1] ** -0.5, dim=2)
 
 
@@ -158,8 +185,37 @@ def view_trace(features: Mapping[str, Tensor], pool: AttentionPool | None) -> Tr
 def token_queries_and_keys(
     x: Float[Tensor, "view token neuron"], pool: AttentionPool
 ) -> tuple[Float[Tensor, "view head token width"], Float[Tensor, "view head token width"]]:
-    """Compute every token's own query and key, per head."""
-    query = x @ pool.query.flatten(0, 1).T + pool.query_bias.flatten()
+    """Compute every token's own query and key, per head, turned if the pool has rotary positions."""
+    query = (x @ pool.query.flatten(0, 1).T + pool.query_bias.flatten()).unflatten(2, (pool.heads, -1)).transpose(1, 2)
+    return _rotate(query, pool), token_keys(x, pool)
+
+
+def token_keys(x: Float[Tensor, "view token neuron"], pool: AttentionPool) -> Float[Tensor, "view head token width"]:
+    """Compute every token's key, per head, turned if the pool has rotary positions."""
     key = x @ pool.key.flatten(0, 1).T + pool.key_bias.flatten()
-    query, key = (values.unflatten(2, (pool.heads, -1)).transpose(1, 2) for values in (query, key))
-    return query, key
+    return _rotate(key.unflatten(2, (pool.heads, -1)).transpose(1, 2), pool)
+
+
+def rotated_products(
+    query: Float[Tensor, "row width"], key: Float[Tensor, "row width"], pool: AttentionPool
+) -> Float[Tensor, "row turned_token"]:
+    """Compute the inner product of each row's query with its key as turned at each token.
+
+    Without rotary positions it is the same at all tokens, and the result has one column.
+    """
+    if pool.frequency is None:
+        return (query * key).sum(1, keepdim=True)
+    cosine, sine = pool.rotation
+    return (query * key) @ cosine.T + (query * _quarter_turn(key)) @ sine.T
+
+
+def _rotate(vectors: Float[Tensor, "view head token width"], pool: AttentionPool) -> Float[Tensor, "view head token width"]:
+    if pool.frequency is None:
+        return vectors
+    cosine, sine = pool.rotation
+    return vectors * cosine + _quarter_turn(vectors) * sine
+
+
+def _quarter_turn(vectors: Float[Tensor, "*row width"]) -> Float[Tensor, "*row width"]:
+    """Turn each two neighbouring entries (a, b) to (-b, a)."""
+    return torch.stack([-vectors[..., 1::2], vectors[..., ::2]], dim=-1).flatten(-2)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from nadpipe.circuit.attention import AttentionPool, attention, tokens
+from nadpipe.circuit.attention import AttentionPool, attention, rotated_products, token_keys, tokens
 from nadpipe.circuit.readout import sum_pairs, token_values
 
 
@@ -58,21 +58,23 @@ def zero_neurons(z: Float[Tensor, "spatial neuron"], token: int, pool: Attention
         q·k_t -> q·k_t - δ_t q·W_K[:, n] - δ_0 W_Q[:, n]·k_t + δ_0 δ_t W_Q[:, n]·W_K[:, n]
         v_t -> v_t - δ_t W_V[:, n]
 
-    so the tower does not run again. Heads are processed one by one, so (neuron, token) is the largest array.
+    so the tower does not run again. With rotary positions, k_t and W_K are turned as at token t. Heads are processed one by
+    one, so (neuron, token) is the largest array.
     """
     x, readout = tokens(z[None], pool)[0], pool.readout
     scale = (pool.neurons // pool.heads) ** -0.5
     delta = torch.cat([z.mean(0, keepdim=True), z]).T  # neuron token
     query = (pool.query.flatten(0, 1) @ x[0] + pool.query_bias.flatten()).unflatten(0, (pool.heads, -1))
-    keys = (x @ pool.key.flatten(0, 1).T + pool.key_bias.flatten()).unflatten(1, (pool.heads, -1))
+    keys = token_keys(x[None], pool)[0]
     values = token_values(x[None], readout)[0]
     full_attention = attention(x[None], pool)[0]
     drop = torch.zeros(pool.neurons)
     change = torch.zeros(pool.neurons, pool.embed)
     for head in range(pool.heads):
         mean_delta, q_weight, k_weight = delta[:, :1], pool.query[head], pool.key[head]
-        score = query[head] @ keys[:, head].T - delta * (query[head] @ k_weight)[:, None]
-        score = score - mean_delta * (q_weight.T @ keys[:, head].T) + mean_delta * delta * (q_weight * k_weight).sum(0)[:, None]
+        score = query[head] @ keys[head].T - delta * rotated_products(query[head].expand_as(k_weight.T), k_weight.T, pool)
+        score = score - mean_delta * (q_weight.T @ keys[head].T)
+        score = score + mean_delta * delta * rotated_products(q_weight.T, k_weight.T, pool)
         changed = torch.softmax(score * scale, dim=1)
         drop += full_attention[head, token + 1] - changed[:, token + 1]
         written = changed @ values[head] - (changed * delta).sum(1, keepdim=True) * readout.value[head].T

@@ -244,7 +244,7 @@ def sclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text spati
     """
     if tokens.recorded is not None:
         return _cosine(tokens.recorded["sclip"], tokens.query)
-    queries, keys = pooling.token_queries_and_keys(tokens.x[:, 1:], tokens.pool)
+    queries, keys = (vectors[:, :, 1:] for vectors in pooling.token_queries_and_keys(tokens.x, tokens.pool))
     value = _joined(_self_attention(queries).add_(_self_attention(keys)) @ tokens.values[:, :, 1:])
     return _cosine(_project(value, tokens.query), tokens.query)
 
@@ -266,8 +266,8 @@ def clearclip(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text s
     """
     if tokens.recorded is not None:
         return _cosine(tokens.recorded["clearclip"], tokens.query)
-    queries, _ = pooling.token_queries_and_keys(tokens.x[:, 1:], tokens.pool)
-    value = _joined(_self_attention(queries) @ tokens.values[:, :, 1:])
+    queries, _ = pooling.token_queries_and_keys(tokens.x, tokens.pool)
+    value = _joined(_self_attention(queries[:, :, 1:]) @ tokens.values[:, :, 1:])
     return _cosine(_project(value, tokens.query), tokens.query)
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nadpipe.config_file import check_config_file
 from nadpipe.errors import NadpipeError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -44,7 +45,8 @@ results go to results/. Without a {_CONFIG}, the embedded demo runs; `nadpipe in
 def run(arguments: Sequence[str]) -> int:
     """Run Snakemake on this package's workflow and return its exit code.
 
-    arguments: targets and options of Snakemake. Raises NadpipeError if they name another Snakefile.
+    arguments: targets and options of Snakemake. Raises NadpipeError if they name another Snakefile or a doubtful config file
+    (`check_config_file`), which Snakemake would read before the workflow can check it.
     """
     folder = workflow_folder()
     if arguments[:1] in (["-h"], ["--help"]):
@@ -57,9 +59,11 @@ def run(arguments: Sequence[str]) -> int:
     # Jobs call `python`: it must be this one, also if its environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     cores = [] if _uses(arguments, _CHOSEN) else ["--cores", "all"]
-    from snakemake.cli import main  # takes a second to import
+    from snakemake.cli import get_argument_parser, main  # takes a second to import
 
     try:
+        for path in get_argument_parser().parse_args(list(arguments)).configfile or ():
+            check_config_file(Path(path))
         main(["--snakefile", str(folder / "Snakefile"), *arguments, *cores])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

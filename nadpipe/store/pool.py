@@ -17,6 +17,7 @@ from nadpipe.store.readout import load_readout, write_readout
 from nadpipe.store.stamp import Stamp
 
 _ATTENTION = ("query", "query_bias", "key", "key_bias", "positional_embedding")
+_ROTARY = "frequency"
 
 
 def write_pool(path: Path, pool: AttentionPool, stamp: Stamp, attributes: Mapping[str, Any]) -> None:
@@ -31,7 +32,8 @@ def write_weights(
 
     attributes: with grid, tokens and block (`Weights`).
     """
-    attention = None if pool is None else {name: getattr(pool, name) for name in _ATTENTION}
+    weights = {} if pool is None else {name: getattr(pool, name) for name in (*_ATTENTION, _ROTARY)}
+    attention = {name: values for name, values in weights.items() if values is not None}
     write_readout(path, readout, stamp, attributes, attention)
 
 
@@ -69,7 +71,8 @@ def read_weights(path: Path) -> Weights:
     store = open_zarr(path, READOUT)
     readout = load_readout(store)
     recorded = any(name not in store for name in _ATTENTION)
-    pool = None if recorded else AttentionPool(readout=readout, **{name: store.tensor(name) for name in _ATTENTION})
+    names = (*_ATTENTION, _ROTARY) if _ROTARY in store else _ATTENTION
+    pool = None if recorded else AttentionPool(readout=readout, **{name: store.tensor(name) for name in names})
     grid = store.attributes["grid"]
     return Weights(readout, pool, grid, store.attributes["tokens"] - grid**2, store.attributes["block"], store.stamp)
 

@@ -13,7 +13,7 @@ from open_clip.transform import merge_preprocess_dict
 
 from nadpipe.errors import NadpipeError, first_line, printable
 from nadpipe.store.stamp import Stamp
-from nadpipe.towers import clip_resnet, coca, map_head, timm_trunk, timm_vit, vit
+from nadpipe.towers import clip_resnet, coca, map_head, timm_resnet, timm_trunk, timm_vit, vit
 from nadpipe.towers.checkpoints import check_fit, read_state, state_sha256
 from nadpipe.towers.devices import find_device
 from nadpipe.towers.family import Family, ImageTower, Precision
@@ -21,7 +21,14 @@ from nadpipe.towers.model_config import MOST_TOKENS
 from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
 from nadpipe.towers.sources import display_name, find_checkpoint, read_config
 
-FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, vit.FAMILY, timm_vit.FAMILY, map_head.FAMILY, coca.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    clip_resnet.FAMILY,
+    timm_resnet.FAMILY,
+    vit.FAMILY,
+    timm_vit.FAMILY,
+    map_head.FAMILY,
+    coca.FAMILY,
+)
 
 Clip: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa
 

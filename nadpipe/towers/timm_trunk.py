@@ -39,7 +39,7 @@ def describe_config(config: dict[str, Any]) -> str:
         return "a norm behind the heads and the MLP of each block"
     if vision.get("timm_proj") == "mlp":
         return "an MLP behind the pool (timm_proj mlp)"
-    return "other layers than a vision transformer"
+    return "layers or a pool that nadpipe cannot read"
 
 
 def find_problem(visual: torch.nn.Module) -> str | None:

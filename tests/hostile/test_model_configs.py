@@ -165,6 +165,53 @@ def test_an_invalid_vision_transformer_is_refused(tmp_path, tally, case):
     assert message in refused(tmp_path / "m.json", tally)
 
 
+TIMM = TINY | {"vision_cfg": {"image_size": 64, "timm_model_name": "resnet50_clip_gap", "timm_pool": "rot_attn"}}
+WRONG_TIMM = ["a b", "../evil", [], {"a": 1}, -1, 10**9, 1.5, 1e300]
+TIMM_KEYS = [
+    "timm_model_name",
+    "timm_model_pretrained",
+    "timm_pool",
+    "timm_proj",
+    "timm_proj_bias",
+    "timm_drop",
+    "timm_drop_path",
+]
+
+
+@pytest.mark.parametrize("key", [*TIMM_KEYS, "image_size"])
+def test_a_key_of_timm_of_another_type_is_refused(tmp_path, tally, key):
+    for value in WRONG_TIMM:
+        (tmp_path / "m.json").write_text(json.dumps(with_value(TIMM, f"vision_cfg.{key}", value)))
+        assert f"vision_cfg.{key}" in refused(tmp_path / "m.json", tally)
+
+
+UNFIT_TIMM = {  # of valid type, but for no tower that nadpipe reads or timm builds
+    "average pool": ("timm_pool", "avg", "nadpipe needs"),
+    "two pools": ("timm_model_name", "resnet50_clip", "nadpipe needs"),
+    "MLP": ("timm_proj", "mlp", "nadpipe needs"),
+    "unknown pool": ("timm_pool", "evil", "nadpipe needs"),
+    "unknown trunk": ("timm_model_name", "resnet50_evil", "nadpipe needs"),
+    "trunk that begins like a known one": ("timm_model_name", "resnet50_clip_gap_evil", "nadpipe needs"),
+    "unknown weights of a trunk": ("timm_model_name", "resnet50_clip_gap.evil", "open_clip cannot build this model config"),
+    "trunk for which the checkpoint is too small": ("timm_model_name", "resnet50x64_clip_gap", "does not fit"),
+    "weights of timm": ("timm_model_pretrained", True, "does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT_TIMM)
+def test_a_timm_tower_that_does_not_fit_is_refused_without_its_weights(tmp_path, tiny_clip, monkeypatch, tally, case):
+    """timm may neither download weights nor make those of the trunk."""
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **options: pytest.fail("weights are loaded"))
+    save_file({name: value.contiguous() for name, value in tiny_clip.state_dict().items()}, tmp_path / "w.safetensors")
+    key, value, message = UNFIT_TIMM[case]
+    (tmp_path / "m.json").write_text(json.dumps(with_value(TIMM, f"vision_cfg.{key}", value)))
+    with pytest.raises(NadpipeError, match=message) as error:
+        load_model(str(tmp_path / "m.json"), str(tmp_path / "w.safetensors"), "cpu")
+    tally("model configs", "\n" not in str(error.value))
+    assert "\n" not in str(error.value)
+    assert "m.json" in str(error.value)
+
+
 PREPROCESSING = {
     "mean of two": {"mean": [0.5, 0.5]},
     "mean is a text": {"mean": "0.5"},

@@ -22,6 +22,7 @@ READOUT = StoreKind(
         "key": Array(("head", "width", "stream"), "float", "weight", "W_K^h"),
         "key_bias": Array(("head", "width"), "float", "bias", "b_K^h"),
         "positional_embedding": Array(("token", "stream"), "float", "activation", "added to the tokens that heads read"),
+        "frequency": Array(("frequency",), "float", "weight", "rotary positions: radians across the image's side"),
     },
-    optional=("write", "query", "query_bias", "key", "key_bias", "positional_embedding"),
+    optional=("write", "query", "query_bias", "key", "key_bias", "positional_embedding", "frequency"),
 )
