@@ -258,6 +258,7 @@ _PLUMBING = [
     *("store/kinds/units", "towers/model_config"),
 ]
 _TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "vit")
+_TOWERS += ("class_token", "coca", "map_head", "query_pool", "timm_trunk", "timm_vit", "transformer")
 EDITS = {
     **{f"stages/{stage}.py": plan for stage, plan in STAGES.items()},
     **{f"{name}.py": {} for name in _PLUMBING},

@@ -86,13 +86,14 @@ def explain(
 class _Decomposition:
     """The embedding of one image, split into pairs and into tokens.
 
-    crop: the part of the image that the model sees. weight: of each token in the coefficients. text: of unit length. pairs,
-    tokens: the amount that each adds to the cosine with each text. other_paths: the amount that the rest adds. cosine, length:
-    cosine and norm of the model's own image embedding.
+    crop: the part of the image that the model sees. prefix: tokens before the spatial ones. weight: of each token in the
+    coefficients. text: of unit length. pairs, tokens: the amount that each adds to the cosine with each text. other_paths: the
+    amount that the rest adds. cosine, length: cosine and norm of the model's own image embedding.
     """
 
     crop: Image.Image
     readout: Readout
+    prefix: int
     x: Float[Tensor, "token neuron"]
     weight: Float[Tensor, "head token"]
     text: Float[Tensor, "text embed"]
@@ -104,11 +105,11 @@ class _Decomposition:
 
 
 def _decompose(model: Model, block: int | None, photograph: Image.Image, prompts: list[str]) -> _Decomposition:
-    """Decompose the embedding of the centre crop that the model's own preprocessing takes."""
+    """Decompose the embedding of the view that the model's own preprocessing takes."""
     tower = model.image_tower(block=block)
     preprocessing, readout = tower.preprocessing, tower.readout
-    [box] = centre_box(photograph.height, photograph.width, preprocessing.image_size)
-    pixels = torch.from_numpy(crop_pixels(photograph, [box], preprocessing.interpolation))
+    [box] = centre_box(photograph.height, photograph.width, preprocessing.image_size, preprocessing.resize_mode)
+    pixels = torch.from_numpy(crop_pixels(photograph, [box], preprocessing.interpolation, preprocessing.fill_color))
     with torch.inference_mode():
         normalised = preprocessing.normalise(pixels.to(tower.device))
         embedding = tower.reference_embedding(normalised)
@@ -123,7 +124,8 @@ def _decompose(model: Model, block: int | None, photograph: Image.Image, prompts
     cosine = (normalise(embedding) @ text.T)[0]
     length = float(embedding.norm())
     scores = (pairs.cpu(), tokens.cpu(), (text @ rest / length).cpu(), cosine.cpu())
-    return _Decomposition(crop, readout, view.activation[0], token_weights(view, readout)[0], text, *scores, length)
+    traced = (view.activation[0], token_weights(view, readout)[0])
+    return _Decomposition(crop, readout, tower.prefix, *traced, text, *scores, length)
 
 
 def _pair_names(results: Path, model: Model) -> dict[tuple[int, int], str]:
@@ -144,7 +146,8 @@ def _section(
     listed = torch.cat([order[:most], order[-most:]]).unique_consecutive()
     heads, neurons = listed // decomposition.readout.neurons, listed % decomposition.readout.neurons
     view = (decomposition.weight, decomposition.x, heads, neurons, decomposition.text[index], decomposition.length)
-    pair_maps, token_map = cosine_maps(*view, decomposition.readout).cpu(), decomposition.tokens[index, 1:]
+    pair_maps = cosine_maps(*view, decomposition.readout, decomposition.prefix).cpu()
+    token_map = decomposition.tokens[index, decomposition.prefix :]
     pair_reach, token_reach = float(pair_maps.abs().max()), float(token_map.abs().max())
     side = round(len(token_map) ** 0.5)
     head_name = head_names(decomposition.readout.layer.tolist())
