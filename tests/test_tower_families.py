@@ -374,6 +374,40 @@ def test_towers_that_nadpipe_cannot_read_are_refused_in_one_line(tmp_path, case)
         load_model(str(tmp_path / "m.json"), "no_such_tag", "cpu")
 
 
+INVALID = {
+    "too many tokens": ("siglip", {"vision_cfg": {"image_size": 4096}}, "vision_cfg.image_size: 4096 pixels are 65536 tokens"),
+    "no token": ("siglip", {"vision_cfg": {"image_size": 15}}, "vision_cfg.image_size: 15 pixels are 0 tokens"),
+    "not square": ("siglip", {"vision_cfg": {"image_size": [64, 96]}}, r"image_size \[64, 96\] is not square"),
+    "unknown name": ("siglip", {"vision_cfg": {"timm_model_name": "vit_evil"}}, "other layers than a vision transformer"),
+    "path": ("siglip", {"vision_cfg": {"timm_model_name": "local-dir:/x"}}, "vision_cfg.timm_model_name"),
+    "no tokens for the decoder": ("coca", {"text_cfg": {"output_tokens": False}}, "multimodal_cfg: a text decoder needs"),
+    "tokens without a decoder": ("siglip", {"text_cfg": {"output_tokens": True}}, "text_cfg.output_tokens: only a model with"),
+    "heads of the pooler": ("coca", {"vision_cfg": {"attn_pooler_heads": 5}}, "attn_pooler_heads: 5 does not divide"),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_configs_are_refused_in_one_line(tmp_path, case):
+    family, change, words = INVALID[case]
+    config = tiny_config(family)
+    save_file({name: value.contiguous() for name, value in tiny_model(family).state_dict().items()}, tmp_path / "w.safetensors")
+    changed = {section: config[section] | values for section, values in change.items()}
+    (tmp_path / "m.json").write_text(json.dumps(config | changed))
+    with pytest.raises(NadpipeError, match=rf"m\.json[^\n]*{words}[^\n]*$"):
+        load_model(str(tmp_path / "m.json"), str(tmp_path / "w.safetensors"), "cpu")
+
+
+def test_images_of_another_size_than_the_default_of_timm(tmp_path):
+    clip = tiny_model("pe core")
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, tmp_path / "w.safetensors")
+    config = tiny_config("pe core")
+    (tmp_path / "m.json").write_text(json.dumps(config | {"vision_cfg": config["vision_cfg"] | {"image_size": 96}}))
+    tower = load_model(str(tmp_path / "m.json"), str(tmp_path / "w.safetensors"), "cpu").image_tower()
+    clip.visual.set_input_size((96, 96))
+    assert tower.grid == 6
+    assert residual(tower.embedding(pixels(96)), clip.encode_image(pixels(96), normalize=False)).max() < 1e-5
+
+
 def test_unknown_names_list_supported_models_only():
     with pytest.raises(NadpipeError, match="PE-Core-B-16") as caught:
         sources.read_config("ViT-Z-99", lambda config: any(family.accepts(config) for family in models.FAMILIES))

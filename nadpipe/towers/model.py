@@ -17,6 +17,7 @@ from nadpipe.towers import clip_resnet, coca, map_head, timm_trunk, timm_vit, vi
 from nadpipe.towers.checkpoints import check_fit, read_state, state_sha256
 from nadpipe.towers.devices import find_device
 from nadpipe.towers.family import Family, ImageTower, Precision
+from nadpipe.towers.model_config import MOST_TOKENS
 from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
 from nadpipe.towers.sources import display_name, find_checkpoint, read_config
 
@@ -89,6 +90,12 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
     if openai or checkpoint.quick_gelu:
         config["quick_gelu"] = True  # OpenAI trained with QuickGELU; another activation embeds texts differently
     preprocessing = read_preprocessing(architecture, config["vision_cfg"].get("image_size", 224), preprocess)
+    tokens = (preprocessing.image_size // family.token_size(outline.visual)) ** 2
+    if not 0 < tokens <= MOST_TOKENS:
+        raise NadpipeError(
+            f"{printable(architecture)}: model config: vision_cfg.image_size: {preprocessing.image_size} pixels are {tokens} "
+            f"tokens; it should be from 1 to {MOST_TOKENS}"
+        )
     check_fit(outline.state_dict(), state, checkpoint.path, architecture)
     clip = _build(build, architecture, config)
     clip.load_state_dict(state, strict=False)  # without num_batches_tracked, which old checkpoints lack
