@@ -29,7 +29,7 @@ from nadpipe.store.kinds.model import READOUT
 from nadpipe.store.kinds.texts import TEXT
 from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.manifest import read_images
-from nadpipe.store.schema import FORMAT, CsvKind, StoreKind, TableKind
+from nadpipe.store.schema import CsvKind, StoreKind, TableKind
 from nadpipe.store.stamp import Stamp
 from nadpipe.store.tables import TYPES, read_parquet, read_stamp, write_csv, write_parquet
 
