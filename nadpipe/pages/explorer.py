@@ -120,7 +120,7 @@ class Explorer:
             raise NadpipeError(f"search: no text that names a pair contains {text!r}; search for another word")
         return sorted(matches, key=lambda name: (name.lower() != query, query not in name.lower().split(), len(name)))
 
-    def pairs_of(self, text: str) -> dict[str, list[tuple[int, int, float, int]]]:
+    def pairs_of(self, text: str) -> dict[str, list[Any]]:
         """Return head, neuron, weight and rank of the pairs with one of `texts`, by naming rule."""
         number = self.texts.index(text)
         pairs = self.load(f"texts/{number // self.sizes['texts']}")[str(number)]
