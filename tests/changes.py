@@ -230,6 +230,7 @@ _PLUMBING = [
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
     *("looks/__init__", "looks/explain", "looks/search", "looks/segment", "looks/serve", "looks/show"),
+    *("library/__init__", "library/decomposition", "library/results", "library/segmentation"),
     *("start/__init__", "start/init", "start/run"),
     *(
         "store/__init__",

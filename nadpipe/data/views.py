@@ -160,7 +160,7 @@ def read_image(path: str, sha256: str | None = None) -> Image.Image:
     """
     with opened_image(path, sha256=sha256) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return to_rgb(image)
 
 
 def examine_image(path: str) -> ImageInfo:
@@ -179,7 +179,7 @@ def examine_image(path: str) -> ImageInfo:
             raise ValueError(f"{width} × {height} is longer than {_LARGEST_ASPECT} times its short side, crop it")
         image.load()
         if image.mode != "RGB":
-            _to_rgb(image)
+            to_rgb(image)
     return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
 
 
@@ -252,7 +252,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if quarter_turn else (height, width)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB as open_clip does, but scale 16-bit greyscale to its whole range, which Pillow would clip."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
