@@ -26,7 +26,7 @@ from nadpipe.stages.index_images import index_images
 from nadpipe.store.arrays import open_zarr
 from nadpipe.store.kinds.features import FEATURES
 
-TRANSFORMERS = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
+TRANSFORMERS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-B-16-SigLIP")
 
 
 def main() -> None:

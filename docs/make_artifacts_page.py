@@ -26,7 +26,8 @@ opens a file. Current format: {FORMAT}.
 `segmentation.datasets` (with or without masks), or any other. `<shard>` counts from 0.
 
 - **Zarr stores** use format 3 with zstd, shards, consolidated metadata and named axes. They open with `xarray.open_zarr`.
-  Index 0 of the axis `token` is the pooled token; spatial tokens follow row by row.
+  Spatial tokens count from 1 along the axis `token`, row by row. Lower indices are tokens before them: 0 is the pooled token or
+  the class token.
 - **Parquet tables** use zstd. Each column stores its comment in the schema
   (`pyarrow.parquet.read_schema(path).field(name).metadata`).
 - **Stamps.** Every Zarr store and Parquet table stores its kind, format, model (a hash of weights, model config and

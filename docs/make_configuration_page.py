@@ -52,9 +52,9 @@ A code edit also reruns the stages whose results it can change; [changes.md](cha
 """
 TAIL = """## Models
 
-`model.architecture` is a name in open_clip: a CLIP-ResNet, such as RN50 or RN50x16, or a vision transformer with a class token,
-such as ViT-B-32 or ViT-L-14. It can also be `hf-hub:<org>/<name>`, or the path of a model config in JSON. Other models are
-refused; [towers.md](towers.md) has the table of families.
+`model.architecture` is a name in open_clip: a CLIP-ResNet, such as RN50 or RN50x16, or a vision transformer, such as ViT-B-32,
+EVA02-B-16, ViT-B-16-SigLIP, PE-Core-B-16 or coca_ViT-B-32. It can also be `hf-hub:<org>/<name>`, or the path of a model config
+in JSON. Other models are refused; [towers.md](towers.md) has the table of families.
 
 `model.pretrained` is an open_clip tag or a local file: safetensors, the output of `torch.save(model.state_dict())`, or the
 TorchScript archive published by OpenAI. Only tensors are read from the file. OpenAI's weights were trained with QuickGELU;

@@ -290,14 +290,15 @@ class ModelSection(_Section):
         str,
         AfterValidator(_check_architecture),
         _allowed("name in open_clip, `hf-hub:<org>/<name>`, path or URL of a JSON file"),
-    ] = Field(description="CLIP model that open_clip can build: a CLIP-ResNet, or a vision transformer with a class token.")
+    ] = Field(description="CLIP model that open_clip can build: a CLIP-ResNet, or a vision transformer (docs/towers.md).")
     pretrained: (
         Annotated[str, AfterValidator(_check_checkpoint), _allowed("tag of open_clip, path or URL of a checkpoint")] | None
     ) = Field(None, description="Weights of the model. null is for `hf-hub:` models, which bring their own.")
     block: Annotated[Annotated[Integer, Field(ge=0)] | None, BeforeValidator(_parse_null)] = Field(
         None,
         description="Block of a vision transformer whose MLP neurons are decomposed, from 0. The heads of all later blocks "
-        "read them. null is the last block but one. A CLIP-ResNet has no choice.",
+        "read them, or those of the pool behind the last block. null is the last block that a head reads. A CLIP-ResNet has no "
+        "choice.",
     )
 
 
@@ -494,7 +495,7 @@ class Segmentation(_Section):
     datasets: Annotated[list[str], AfterValidator(_check_distinct), _allowed("list of names in `datasets`")] = Field(
         [],
         description="Data sets to segment, with or without masks; without any, nothing is segmented. `discovery` and "
-        "`monitoring` are not allowed, because their images are seen as one centre crop.",
+        "`monitoring` are not allowed, because their images are seen as one view.",
     )
     methods: Annotated[list[Method], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         ["nad", "nad_centred", "nad_shifted", "heads", "neurons", "maskclip", "sclip", "attention"],
@@ -666,7 +667,7 @@ class Config(_Section):
             dataset = self.datasets[name]
             if name in ("discovery", "monitoring"):
                 raise ValueError(
-                    f"segmentation.datasets: {name} is seen as one centre crop per image; list its images under another name"
+                    f"segmentation.datasets: {name} is seen as one view per image; list its images under another name"
                 )
             if dataset.classes is None and not LAYOUTS[dataset.layout].has_classes:
                 raise ValueError(
@@ -713,7 +714,7 @@ class Config(_Section):
         if sizes is None:
             return self
         if sizes.pairs == 0:
-            raise ValueError(f"model.block: {self.model.block} is not below the last block of {name}; lower it")
+            raise ValueError(f"model.block: no head of {name} reads the neurons of block {self.model.block}; lower it")
         for key, k in [("segmentation.k", max(self.segmentation.k)), ("shift.k", self.shift.k)]:
             if k > sizes.pairs:
                 raise ValueError(f"{key}: {k} exceeds the {sizes.pairs} pairs of {name}; lower it")
@@ -801,7 +802,8 @@ def _model_sizes(architecture: str, block: int | None) -> _ModelSizes | None:
     """Return the sizes of a model, or None if its config is not on this machine.
 
     A CLIP-ResNet of width w has 32 w neurons, heads of width `head_width` (64 by default) over as many channels, and tokens of
-    32 × 32 pixels. A vision transformer of width w has w · `mlp_ratio` neurons, and the heads of all blocks after `block`.
+    32 × 32 pixels. A vision transformer of width w has w · `mlp_ratio` neurons, and the heads of all blocks after `block`, or
+    of its attentional pooler. The sizes of timm's models are not in their configs.
     """
     path = Path(architecture)
     if not architecture.endswith(".json"):
@@ -818,6 +820,8 @@ def _model_sizes(architecture: str, block: int | None) -> _ModelSizes | None:
             return _ModelSizes(neurons * heads, (side // 32) ** 2, layers[-1])
         heads = vision["width"] // vision.get("head_width", 64)
         late = 1 if block is None else max(0, layers - 1 - block)
+        if vision.get("attentional_pool"):
+            heads, late = vision.get("attn_pooler_heads", 8), int(block is None or block < layers)
         neurons = int(vision["width"] * vision.get("mlp_ratio", 4))
         return _ModelSizes(neurons * heads * late, (side // vision.get("patch_size", 16)) ** 2, None)
     except (NadpipeError, ValueError, TypeError, LookupError, AttributeError, ZeroDivisionError, OverflowError, RecursionError):

@@ -164,8 +164,11 @@ def memory(megabytes):
 
 
 def code(stage):
-    """Return the fingerprint of a stage's code, a param of its rule, because Snakemake does not see edits in imported modules."""
-    return code_fingerprint(f"nadpipe.stages.{stage}")
+    """Return a param of a stage's rule: the fingerprint of its code, because Snakemake does not see edits in imported modules.
+
+    It is computed for rules that have jobs only. A job on a cluster reads this file again.
+    """
+    return lambda wildcards: code_fingerprint(f"nadpipe.stages.{stage}")
 
 
 def final(path):

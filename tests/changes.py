@@ -231,6 +231,7 @@ _PLUMBING = [
     *(f"{package}/__init__" for package in ("circuit", "data", "demo", "pages", "pages/figures", "stages", "towers")),
     *("demo/train", "pages/explorer"),
     *("looks/__init__", "looks/explain", "looks/search", "looks/segment", "looks/serve", "looks/show"),
+    *("library/__init__", "library/decomposition", "library/results", "library/segmentation"),
     *("start/__init__", "start/init", "start/run"),
     *(
         "store/__init__",
@@ -259,6 +260,7 @@ _PLUMBING = [
     *("store/kinds/units", "towers/model_config"),
 ]
 _TOWERS = ("checkpoints", "clip_resnet", "devices", "family", "model", "preprocessing", "sources", "timm_resnet", "vit")
+_TOWERS += ("class_token", "coca", "map_head", "query_pool", "timm_trunk", "timm_vit", "transformer")
 EDITS = {
     **{f"stages/{stage}.py": plan for stage, plan in STAGES.items()},
     **{f"{name}.py": {} for name in _PLUMBING},

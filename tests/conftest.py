@@ -1,18 +1,18 @@
+"""Fixtures, tiny models and hooks of all tests.
+
+The process that distributes the tests to workers also loads this file, so functions import packages that take seconds.
+"""
+
+import gc
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
-import open_clip
 import pytest
-import torch
 from checkout import Checkout
 from filelock import FileLock
-from open_clip.modified_resnet import AttentionPool2d
-from PIL import Image
-
-from nadpipe.circuit.attention import AttentionPool
-from nadpipe.circuit.readout import Readout
 
 # heads, neurons, embed, side of the token grid: few and many of each, odd grids, more embed than neurons and less
 SHAPES = [(2, 8, 12, 2), (4, 64, 16, 3), (1, 6, 5, 1), (16, 32, 24, 3), (3, 96, 10, 5)]
@@ -20,6 +20,12 @@ SHAPES = [(2, 8, 12, 2), (4, 64, 16, 3), (1, 6, 5, 1), (16, 32, 24, 3), (3, 96, 
 
 def make_pool(heads, neurons, embed, grid, seed=0):
     """Return open_clip's own attention pool with random weights and biases, and the same weights for nadpipe."""
+    import torch
+    from open_clip.modified_resnet import AttentionPool2d
+
+    from nadpipe.circuit.attention import AttentionPool
+    from nadpipe.circuit.readout import Readout
+
     torch.manual_seed(seed)
     module = AttentionPool2d(grid, neurons, heads, embed).eval().requires_grad_(False)
     for layer in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
@@ -48,12 +54,17 @@ def pool(module_and_pool):
 
 def activations(pool, views, seed=1):
     """Return random spatial activations like those after a ReLU: none is negative, and many are zero."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(views, pool.tokens - 1, pool.neurons, generator=generator).clamp(min=0)
 
 
 def ink(path):
     """Return the share of a picture's pixels that differ from the background, the colour of its first pixel."""
+    import numpy as np
+    from PIL import Image
+
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return (np.abs(pixels - pixels[0, 0]).max(axis=2) > 16).mean()
 
@@ -68,6 +79,9 @@ TINY = {
 @pytest.fixture(scope="session")
 def tiny_clip():
     """A random CLIP-ResNet with 4 heads and 128 neurons on 64-pixel images, its batch norms unlike the identity."""
+    import open_clip
+    import torch
+
     torch.manual_seed(3)
     clip = open_clip.CLIP(**TINY).eval().requires_grad_(False)
     for block in (clip.visual.layer1, clip.visual.layer2, clip.visual.layer3, clip.visual.layer4):
@@ -98,6 +112,8 @@ TINY_VIT = TINY | {
 
 def stir(module, seed=0):
     """Move norms, biases and layer scales of a module away from their initial values."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     for name, values in module.named_parameters():
         if values.ndim == 1:
@@ -109,6 +125,9 @@ def stir(module, seed=0):
 @pytest.fixture(scope="session")
 def tiny_vit():
     """Return a random CLIP-ViT with 4 blocks of 4 heads, 96 neurons each, on images that are no whole number of tokens."""
+    import open_clip
+    import torch
+
     torch.manual_seed(5)
     clip = open_clip.CLIP(**TINY_VIT).eval().requires_grad_(False)
     stir(clip.visual)
@@ -132,8 +151,8 @@ def run(tmp_path, tiny_clip):
 
 
 FIRST = (
-    *("test_changes", "test_slurm", "test_kills", "test_s3", "test_docs", "test_workflow", "test_pages", "test_looks"),
-    "test_benchmarks",
+    *("test_changes", "test_slurm", "test_kills", "test_s3", "test_benchmarks", "test_docs", "test_workflow", "test_pages"),
+    *("test_looks", "test_new_analysis"),
 )
 WHOLE_RUNS = {"finished", "checkout", "browser", "run", "vit_run"}  # fixtures
 
@@ -145,21 +164,50 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if few else os.cpu_count() + waiting
 
 
+def _is_never_quick(path: Path) -> bool:
+    """Return True for a file whose tests run stages, Snakemake or a browser, or are of hostile input."""
+    return path.stem in FIRST or path.parent.name == "hostile"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files without quick tests if only quick tests run."""
+    return True if config.option.markexpr == "quick" and _is_never_quick(collection_path) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest. Mark tests as quick that run no stages, no browser and no hostile input."""
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
-        whole_run = item.path.stem in FIRST or item.path.parent.name == "hostile" or WHOLE_RUNS & set(item.fixturenames)
+        whole_run = _is_never_quick(item.path) or WHOLE_RUNS & set(item.fixturenames)
         if not whole_run and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
+
+
+def pytest_configure() -> None:
+    """Keep the bytecode of the package and of the tests: hundreds of processes would compile it again."""
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over modules and tests, which live as long as the process."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the garbage collector find everything again: libraries report what is left at exit."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_per_worker() -> None:
     """Use one thread per worker, so that parallel workers do not compete for cores."""
     if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
         torch.set_num_threads(1)
 
 

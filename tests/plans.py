@@ -37,6 +37,7 @@ def plan_edits(folder: Path, edits: list[dict[str, str]]) -> list[Plan]:
 
 def _ask(folder: Path, requests: list[dict]) -> list[Plan]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # bytecode of an edit would be valid for another edit in the same second
     done = subprocess.run(
         [sys.executable, __file__], cwd=folder, env=environment, input=json.dumps(requests), capture_output=True, text=True
     )

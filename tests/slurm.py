@@ -16,7 +16,10 @@ from checkout import Checkout
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 CONFIG = Path("/etc/slurm/slurm.conf")  # the executor strips SLURM_* variables, so no other path works
-WITHOUT_ACCOUNTING = ("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "9")
+OPTIONS = (
+    *("--profile", "profiles/slurm", "--slurm-status-command", "squeue"),  # without accounting
+    *("--slurm-init-seconds-before-status-checks", "6"),
+)
 _MARK = "# made by nadpipe's tests"
 
 
@@ -129,15 +132,17 @@ class Slurm:
             name.unlink(missing_ok=True)
 
 
-def run_the_demo(folder: Path, running: "Slurm", *targets: str) -> str:
-    """Run a small demo in bounded time; kill the first job that encodes images, and return its id."""
-    checkout = Checkout(folder)
+def run_and_kill(checkout: Checkout, running: "Slurm", target: str) -> str:
+    """Make a store of features by plain processes in bounded time; kill the first job and return its id."""
+    logs = checkout.folder / "logs" / "extract_features"
+    earlier = {path: path.stat().st_mtime_ns for path in logs.rglob("*.log")}
+
+    def began() -> bool:
+        return any(path.stat().st_mtime_ns != earlier.get(path) for path in logs.rglob("*.log"))
+
     with ThreadPoolExecutor(1) as pool:
-        options = ("--profile", "profiles/slurm", *WITHOUT_ACCOUNTING)
-        ended = pool.submit(checkout.run, *targets, *options, timeout=1800, warm=False)
-        killed = running.kill(
-            "rule_extract_features", lambda: any((folder / "logs" / "extract_features").rglob("*.log")), seconds=900
-        )
+        ended = pool.submit(checkout.run, target, *OPTIONS, timeout=900, warm=False)
+        killed = running.kill("rule_extract_features", began, seconds=450)
         ended.result()
     return killed
 

@@ -29,7 +29,7 @@ from nadpipe.store.kinds.model import READOUT
 from nadpipe.store.kinds.texts import TEXT
 from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.manifest import read_images
-from nadpipe.store.schema import FORMAT, CsvKind, StoreKind, TableKind
+from nadpipe.store.schema import CsvKind, StoreKind, TableKind
 from nadpipe.store.stamp import Stamp
 from nadpipe.store.tables import TYPES, read_parquet, read_stamp, write_csv, write_parquet
 
@@ -44,6 +44,7 @@ SIZES = {
     "neuron": 6,
     "token": 4,
     "key": 5,
+    "prefix": 1,
     "layer": 2,
     "part": 3,
     "recipe": 2,
@@ -362,7 +363,7 @@ def test_a_store_of_another_model_kind_or_format_is_refused(tmp_path, kind):
         open_zarr(path, another, MODEL)
     zarr.open_group(str(path), mode="a").attrs["format"] = 99
     list_files(path)
-    with pytest.raises(NadpipeError, match=f"has format 99, this nadpipe reads format {FORMAT}"):
+    with pytest.raises(NadpipeError, match=f"has format 99, this nadpipe reads format {kind.format}"):
         open_zarr(path, kind, MODEL)
 
 

@@ -81,7 +81,7 @@ NAMED = {"classes": ["cat", "dog"]}
         ("datasets.segmentation.classes", ["a: ", "b"], "datasets.segmentation.classes: .*title: name"),
         ("datasets.segmentation.area_threshold", 1, "datasets.segmentation.area_threshold: 1 .*; .*less than 1"),
         ("segmentation.datasets", ["voc"], "segmentation.datasets: no data set 'voc'; .*discovery, segmentation"),
-        ("segmentation.datasets", ["discovery"], "segmentation.datasets: discovery .*centre crop.*; .*another name"),
+        ("segmentation.datasets", ["discovery"], "segmentation.datasets: discovery .*one view.*; .*another name"),
         ("dense.datasets", ["voc"], "dense.datasets: no data set 'voc'; .*discovery"),
         ("analyses.dataset", "voc", "analyses.dataset: no data set 'voc'; .*discovery"),
         ("directions.top_images", 601, "directions.top_images: 601 exceeds demo.discovery_images, 600; lower it$"),
@@ -181,7 +181,7 @@ def test_more_pairs_than_a_transformer_has_behind_its_block_are_refused(block, h
 def test_a_block_behind_which_no_head_reads_is_refused():
     for block in (11, 99):
         with pytest.raises(
-            NadpipeError, match=rf"^config: model\.block: {block} is not below the last block of ViT-B-32; lower it"
+            NadpipeError, match=rf"^config: model\.block: no head of ViT-B-32 reads the neurons of block {block}; lower it"
         ):
             check({**MINIMAL, "model": {"architecture": "ViT-B-32", "pretrained": "openai", "block": block}})
     with pytest.raises(NadpipeError, match=r"^config: model\.block"):
@@ -189,7 +189,15 @@ def test_a_block_behind_which_no_head_reads_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "pairs"), [("RN50", 65_536), ("RN50x16-quickgelu", 147_456), ("model.json", 4 * 128), ("hf-hub:o/m", None)]
+    ("architecture", "pairs"),
+    [
+        ("RN50", 65_536),
+        ("RN50x16-quickgelu", 147_456),
+        ("model.json", 4 * 128),
+        ("coca_ViT-B-32", 8 * 3072),
+        ("ViT-B-16-SigLIP", None),
+        ("hf-hub:o/m", None),
+    ],
 )
 def test_more_pairs_than_the_model_has_are_refused_where_its_config_is_here(architecture, pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -153,7 +153,8 @@ def test_texts_without_a_reference_are_not_centred(run):
 def test_images_are_resized_by_the_model_s_filter_or_as_opencv_does(run):
     """Features of an image resized by cv2's rule equal those of the resized image, which no filter changes any more."""
     pixels = noise(1, 70, 95)
-    resized = crop_pixels(Image.fromarray(pixels[0]), [Box(0, 0, 87, 64, 87)], OPENCV)[0]
+    left, right = crop_pixels(Image.fromarray(pixels[0]), [Box(0, 0, 64, 64, 87), Box(0, 23, 64, 64, 87)], OPENCV)
+    resized = np.hstack([left[:, :23], right])
     activations = {}
     for name, images, resize in (("opencv", pixels, "opencv"), ("own", pixels, "model"), ("before", [resized], "model")):
         run.write_images(images)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from nadpipe.data.views import OPENCV, Box, centre_box, crop_pixels, examine_mask, read_image, resized_size, sliding_boxes
 from nadpipe.errors import NadpipeError
+from nadpipe.pages.pictures import crop_to_square
 
 
 @settings(deadline=None)
@@ -36,6 +37,31 @@ def test_the_last_crop_is_shifted_back_to_the_border():
 def test_one_crop_is_enough_for_a_square():
     assert len(sliding_boxes(333, 333, 64, 64, 0.5)) == 1
     assert centre_box(333, 333, 64) == sliding_boxes(333, 333, 64, 64, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("shortest", Box(0, 32, 64, 64, 128)),
+        ("longest", Box(-16, 0, 64, 32, 64)),
+        ("squash", Box(0, 0, 64, 64, 64)),
+    ],
+)
+def test_a_view_is_mapped_back_to_the_pixels_of_its_image(mode, expected):
+    """The left half is red, the right half blue. The grid of an overlay lies on the thumbnail of the same view."""
+    picture = Image.new("RGB", (200, 100), "red")
+    picture.paste("blue", (100, 0, 200, 100))
+    [box] = centre_box(100, 200, 64, mode)
+    assert box == expected
+    view = crop_pixels(picture, [box], "bicubic", fill=128)[0]
+    corner = (box.crop_top, box.crop_left, box.crop_size, box.resized_height, box.resized_width)
+    thumbnail = np.asarray(crop_to_square(picture, *corner, 256))
+    inside, inside_thumbnail = (slice(17, 47), slice(68, 188)) if mode == "longest" else (slice(None), slice(None))
+    assert (view[inside, [30, 34]].argmax(-1) == [0, 2]).all()
+    assert (thumbnail[inside_thumbnail, [120, 136]].argmax(-1) == [0, 2]).all()
+    if mode == "longest":
+        assert (view[[0, 15, 48, 63]] == 128).all()
+        assert (thumbnail[[0, 60, 195, 255]] == 0).all()
 
 
 def test_a_larger_short_side_takes_more_crops():

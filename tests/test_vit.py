@@ -141,7 +141,7 @@ def test_a_neuron_removed_from_the_running_model_takes_its_pairs_away(neuron):
     alone = coefficients(trace, readout)
     alone[:, :, [other for other in range(60) if other != neuron]] = 0
     pairs = sum_pairs(alone, readout).double()
-    at_class_token = features["query_activation"][:, neuron, None].double() * written
+    at_class_token = features["prefix_activation"][:, 0, neuron, None].double() * written
     centred = at_class_token - at_class_token.mean(1, keepdim=True)
     own = centred * features["gain"][:, None] * visual.ln_post.weight @ visual.proj.double()
     assert residual(pairs, change - own).max() < 1e-4
@@ -167,7 +167,7 @@ def test_the_sum_of_pairs_and_rest_finds_a_wrong_readout(part):
     assert residual(wrong.rebuild(features), features["embedding"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["activation", "query_activation", "attention", "scale", "gain"])
+@pytest.mark.parametrize("name", ["activation", "prefix_activation", "attention", "scale", "gain"])
 def test_the_sum_of_pairs_and_rest_finds_a_wrong_trace(name):
     tower = open_tower(make_visual(), block=0)
     features = tower.features(pixels())
@@ -222,7 +222,6 @@ def test_blocks_without_heads_behind_them_are_refused():
 
 REFUSED = {
     "average pool": ({"pool_type": "avg"}, "pool_type avg"),
-    "attentional pool": ({"attentional_pool": True, "attn_pooler_heads": 4}, "attentional_pool"),
     "norm behind attention": ({"scale_attn": True}, "scale_attn"),
     "scaled heads": ({"scale_heads": True, "qk_norm": True}, "scale_heads, qk_norm"),
 }

@@ -73,7 +73,7 @@ def test_half_precision_stores_its_error_and_a_larger_one_is_refused(vit_run):
     vit_run.write_images(noise(3))
     [path] = vit_run.decompose(dtype="float16")
     features, contributions = read(vit_run.folder / "d-features-0.zarr"), read(path)
-    assert features["activation"].dtype == features["query_activation"].dtype == np.float16
+    assert features["activation"].dtype == features["prefix_activation"].dtype == np.float16
     assert 1e-6 < float(features["rounding"].max()) < 1e-2
     assert float((contributions["residual"] - features["rounding"]).max()) < 1e-5
     vit_run.decompose()
@@ -216,7 +216,7 @@ def test_maps_are_the_parts_of_the_coefficient(explored):
             weight = weight * features["scale"].values[view, head // 4]
             expected = weight[1:] * features["activation"].values[view, :, neuron] * sign[head, neuron]
             np.testing.assert_allclose(shown.ravel(), expected, atol=pair["scale"] / 120)
-            class_token = weight[0] * features["query_activation"].values[view, neuron] * sign[head, neuron]
+            class_token = weight[0] * features["prefix_activation"].values[view, 0, neuron] * sign[head, neuron]
             assert expected.sum() + class_token == pytest.approx(value, rel=1e-3, abs=1e-6)
             assert contributions["coefficient"].values[view, head, neuron] * sign[head, neuron] == pytest.approx(
                 value, rel=1e-3

@@ -1,13 +1,16 @@
-"""A server that runs Snakemake and `python -m nadpipe` in forks of a process that has already imported torch and the like.
+"""A server that runs Snakemake, `python -m nadpipe` and scripts in forks of a process that has imported torch and the like.
 
 A job of the small demo spends two to five seconds on imports and a fraction of a second on its work. A dry run spends a third
 of its time on imports. Runs of the tests call `python` of this module's `bin` folder, which is also first in their PATH. It
 sends the command to the server, which forks, imports the checkout's own nadpipe in the fork and runs the command there. Every
-other command goes to the real Python. Runs that are killed, runs on Slurm and .ci/run's demo use plain processes.
+other command goes to the real Python. Runs that are killed and .ci/run's demo use plain processes.
+
+Snakemake computes a fingerprint of every stage's code. The forks share the server's syntax trees of unchanged modules.
 """
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 PRELOADED = (
@@ -26,13 +30,17 @@ PRELOADED = (
     *("scipy.io", "scipy.sparse", "jaxtyping", "tyro", "rich.table", "pydantic", "snakemake.cli"),
 )
 MODULES = ("nadpipe", "snakemake")  # run in forks
+ROOT = Path(__file__).parents[1]
+FINGERPRINT = "nadpipe/fingerprint.py"
 CLIENT = """#!{python} -ES
 import json, os, socket, sys
-if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {modules}:
+command = sys.argv[2:] if sys.argv[1:2] == ["-m"] else sys.argv[1:]
+if not command or command[0] not in {modules} and not command[0].endswith(".py"):
     os.execv("{python}", ["{python}", *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect("{address}")
-    request = json.dumps({{"command": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+    origin = {{"python": sys.argv[0], "folder": os.getcwd(), "environment": dict(os.environ)}}
+    request = json.dumps({{"command": command}} | origin).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     status = server.recv(1)
@@ -70,6 +78,9 @@ def serve(address: str) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     sys.modules["snakemake.cli"].get_argument_parser()  # imports Snakemake's plugins
+    parsed = _parse_package()
+    gc.collect()
+    gc.freeze()  # forks neither look through the objects of the server nor copy their pages
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
@@ -82,11 +93,30 @@ def serve(address: str) -> None:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                status = _answer(connection)
+                status = _answer(connection, parsed)
                 with contextlib.suppress(BrokenPipeError):
                     connection.sendall(bytes([status]))
                 os._exit(status)
             connection.close()
+
+
+def _parse_package() -> dict[str, Callable]:
+    """Compute the fingerprints of all stages. Return the functions of their module that remember results by text."""
+    sys.path.insert(0, str(ROOT))
+    fingerprint = importlib.import_module("nadpipe.fingerprint")
+    for path in (ROOT / "nadpipe" / "stages").glob("[a-z]*.py"):
+        fingerprint.code_fingerprint(f"nadpipe.stages.{path.stem}")
+    sys.path.remove(str(ROOT))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nadpipe"]:
+        del sys.modules[name]
+    return {name: getattr(fingerprint, name) for name in ("_parse", "_unparse")}
+
+
+def _share(parsed: dict[str, Callable]) -> None:
+    """Have the fingerprints of the package in the current folder use what is parsed, if they are computed by the same code."""
+    own = Path(FINGERPRINT)
+    if own.is_file() and own.read_bytes() == (ROOT / FINGERPRINT).read_bytes():
+        vars(importlib.import_module("nadpipe.fingerprint")).update(parsed)
 
 
 def _reap() -> None:
@@ -96,7 +126,7 @@ def _reap() -> None:
             pass
 
 
-def _answer(connection: socket.socket) -> int:
+def _answer(connection: socket.socket, parsed: dict[str, Callable]) -> int:
     """Run the command that a connection sends; return its exit status."""
     header, streams, _, _ = socket.recv_fds(connection, 8, 3)
     with connection.makefile("rb") as received:
@@ -108,11 +138,18 @@ def _answer(connection: socket.socket) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     _limit_threads()
-    sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = request["command"]
+    program = request["command"][0]
+    first = str(Path(program).parent) if program.endswith(".py") else ""
+    sys.path[:0] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv, sys.executable = request["command"], request["python"]  # jobs of Snakemake on Slurm run it
+    if program == "snakemake":
+        _share(parsed)
     atexit._clear()  # what the server registered
     try:
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as exit:
         if exit.code is not None and not isinstance(exit.code, int):
             print(exit.code, file=sys.stderr)
@@ -130,13 +167,12 @@ def _answer(connection: socket.socket) -> int:
 
 
 def _limit_threads() -> None:
-    """Use the number of threads that Snakemake gives to the job, as torch does on import."""
+    """Use one thread: the workers of the tests share the cores, and threads that wait for each other take CPU time."""
     import threadpoolctl
     import torch
 
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
-    torch.set_num_threads(threads)
-    threadpoolctl.threadpool_limits(threads)
+    torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,14 @@ def firing(
     x: Float[Tensor, "token neuron"],
     head: Int[Tensor, " pair"],
     neuron: Int[Tensor, " pair"],
+    prefix: int = 1,
 ) -> Float[Tensor, "pair spatial"]:
     """Compute where pairs fire in a view: weight · x_t[n], the part of the coefficient from each spatial token.
 
-    weight: `token_weights` of the view. x: activations. With token 0 the parts sum to the coefficient.
+    weight: `token_weights` of the view. x: activations. Both start with `prefix` tokens that are not spatial; with these, the
+    parts sum to the coefficient.
     """
-    return weight[head, 1:] * x[1:, neuron].T
+    return weight[head, prefix:] * x[prefix:, neuron].T
 
 
 def cosine_maps(
@@ -48,14 +50,15 @@ def cosine_maps(
     text: Float[Tensor, " embed"],
     length: float,
     readout: Readout,
+    prefix: int = 1,
 ) -> Float[Tensor, "pair spatial"]:
     """Compute what pairs add to the cosine of a view and a text at each spatial token: a[h, t] x_t[n] ⟨w[h, n], q⟩ / ‖y‖.
 
-    text: q, of unit length. length: ‖y‖, the norm of the view's embedding. With token 0 and ⟨b[h], q⟩ / ‖y‖, the maps sum to
-    the scores of `pair_scores`.
+    text: q, of unit length. length: ‖y‖, the norm of the view's embedding. prefix: as in `firing`. With
+    the first `prefix` tokens and ⟨b[h], q⟩ / ‖y‖, the maps sum to the scores of `pair_scores`.
     """
     write = torch.stack([write_vectors(readout, h)[n] for h, n in zip(head.tolist(), neuron.tolist(), strict=True)])
-    return firing(weight, x, head, neuron) * (write @ text / length)[:, None]
+    return firing(weight, x, head, neuron, prefix) * (write @ text / length)[:, None]
 
 
 def as_bytes(maps: Float[Tensor, "*map spatial"]) -> tuple[Int8[Tensor, "*map spatial"], Float[Tensor, "*map"]]:

@@ -53,6 +53,11 @@ class AttentionPool:
         return self.positional_embedding.shape[0]
 
     @property
+    def prefix(self) -> int:
+        """Number of tokens before the spatial ones: the pooled one."""
+        return 1
+
+    @property
     def grid(self) -> int:
         """Side of the square of spatial tokens."""
         return round((self.tokens - 1) ** 0.5)
@@ -75,10 +80,14 @@ class AttentionPool:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedAttention:
-    """Stand for the pool of a tower that records its attention: a readout on a square of spatial tokens, and token 0."""
+    """Stand for the pool of a tower that records its attention: a readout on a square of spatial tokens.
+
+    prefix: number of tokens before the spatial ones.
+    """
 
     readout: Readout
     grid: int
+    prefix: int = 1
 
     @property
     def heads(self) -> int:
@@ -92,22 +101,25 @@ class RecordedAttention:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens including that of the query, T."""
-        return self.grid**2 + 1
+        """Number of tokens that heads read, T."""
+        return self.prefix + self.grid**2
 
 
-def resize_tokens(values: Float[Tensor, "*head token width"], grid: int) -> Float[Tensor, "*head resized_token width"]:
+def resize_tokens(
+    values: Float[Tensor, "*head token width"], grid: int, prefix: int = 1
+) -> Float[Tensor, "*head resized_token width"]:
     """Resize values per token to a grid of another side.
 
-    Spatial tokens are resized bicubic and antialiased, as open_clip resizes positional embeddings. Token 0 is kept.
+    Spatial tokens are resized bicubic and antialiased, as open_clip resizes positional embeddings. The first `prefix` tokens
+    are kept.
     """
-    pooled, spatial = values[..., :1, :], values[..., 1:, :]
+    kept, spatial = values[..., :prefix, :], values[..., prefix:, :]
     side = round(spatial.shape[-2] ** 0.5)
     if side == grid:
         return values
     maps = spatial.transpose(-1, -2).unflatten(-1, (side, side))
     flat = F.interpolate(maps.flatten(0, -4), size=(grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([pooled, flat.unflatten(0, maps.shape[:-3]).flatten(-2).transpose(-1, -2)], dim=-2)
+    return torch.cat([kept, flat.unflatten(0, maps.shape[:-3]).flatten(-2).transpose(-1, -2)], dim=-2)
 
 
 @overload
@@ -160,7 +172,7 @@ def view_trace(features: Mapping[str, Tensor], pool: AttentionPool | None) -> Tr
     """
     if pool is not None:
         return trace(features["activation"], pool)
-    activation = torch.cat([features["query_activation"][:, None], features["activation"]], dim=1)
+    activation = torch.cat([features[name] for name in ("prefix_activation", "activation") if name in features], dim=1)
     return Trace(
         activation=activation,
         attention=features["attention"],

@@ -29,7 +29,7 @@ class Readout:
     value_bias: Float[Tensor, "head width"]  # b_V^h
     output: Float[Tensor, "head embed width"]  # W_O^h
     output_bias: Float[Tensor, " embed"]  # b_O
-    layer: Int[Tensor, " head"]  # block of the tower that each head belongs to; 0 for a pool
+    layer: Int[Tensor, " head"]  # block of the tower that each head is in; see store.kinds.model
     write: Float[Tensor, "neuron stream"] | None = None  # U: what each neuron writes; None for the identity
     scaled: bool = False  # True if a norm behind the heads scales biases by each view's gain; they are then part of the rest
 

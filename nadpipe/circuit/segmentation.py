@@ -43,7 +43,7 @@ class Query:
         if grid == self.pool.grid:
             return self
         pool = pooling.at_grid(self.pool, grid)
-        mean = pooling.resize_tokens(self.value_mean, grid) * (self.pool.tokens / pool.tokens)
+        mean = pooling.resize_tokens(self.value_mean, grid, self.pool.prefix) * (self.pool.tokens / pool.tokens)
         return dataclasses.replace(self, pool=pool, value_mean=mean, sink=move_token(self.sink, self.pool.grid, grid))
 
     @functools.cached_property
@@ -155,9 +155,9 @@ class Tokens:
         """
         query, pool, readout = self.query, self.query.pool, self.query.pool.readout
         value = self.attention[..., None] * self.values
-        value, constant = value[:, :, 1:], readout.output_bias / (pool.heads * pool.tokens)
+        value, constant = value[:, :, pool.prefix :], readout.output_bias / (pool.heads * pool.tokens)
         if centred:
-            value, constant = value - query.value_mean[:, 1:], torch.zeros_like(constant)
+            value, constant = value - query.value_mean[:, pool.prefix :], torch.zeros_like(constant)
         value = mend_vectors(value, query)
         along = torch.einsum("hed,e->hd", readout.output, constant)
         squared = ((value @ query.gram + 2 * along[:, None]) * value).sum(3) + constant.square().sum()
@@ -284,7 +284,7 @@ def attention(tokens: Tokens, pairs: Pairs | None) -> Float[Tensor, "view text s
     """
     query, pool = tokens.query, tokens.query.pool
     weighed = tokens.attention[..., None] * tokens.values
-    inner = torch.einsum("vhtd,hdp->vpt", weighed[:, :, 1:], query.pulled)
+    inner = torch.einsum("vhtd,hdp->vpt", weighed[:, :, pool.prefix :], query.pulled)
     inner = inner + (query.text @ pool.readout.output_bias / pool.tokens)[:, None]
     return mend(inner * (pool.tokens / tokens.pooled_length)[:, None, None], query)
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,7 +26,10 @@ OPENCV = "opencv"  # filter of `crop_pixels`: bilinear without antialiasing, as 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A square crop of `crop_size` pixels from an image resized to (resized_height, resized_width)."""
+    """A square crop of `crop_size` pixels from an image resized to (resized_height, resized_width).
+
+    A crop that is larger than the resized image starts at a negative top or left, and is padded.
+    """
 
     crop_top: int
     crop_left: int
@@ -54,8 +58,20 @@ def resized_size(height: int, width: int, short_side: int, nearest: bool = False
     return int(short_side * height / width + half), short_side
 
 
-def centre_box(height: int, width: int, size: int) -> list[Box]:
-    """Return the single crop of the model's own preprocessing: scale the short side to `size`, crop the centre."""
+def centre_box(
+    height: int, width: int, size: int, resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+) -> list[Box]:
+    """Return the single view of the model's own preprocessing, `size` × `size` pixels.
+
+    resize_mode: shortest scales the short side to `size` and crops the centre. longest scales the long side to `size`, and the
+    crop reaches beyond the image on both sides. squash scales both sides to `size`. Sizes and offsets are those of open_clip.
+    """
+    if resize_mode == "squash":
+        return [Box(0, 0, size, size, size)]
+    if resize_mode == "longest":
+        ratio = max(height, width) / size
+        rows, columns = (max(1, round(side / ratio)) for side in (height, width))
+        return [Box(-((size - rows) // 2), -((size - columns) // 2), size, rows, columns)]
     rows, columns = resized_size(height, width, size)
     return [Box(round((rows - size) / 2), round((columns - size) / 2), size, rows, columns)]
 
@@ -89,10 +105,12 @@ def _count(length: int, crop: int, step: int) -> int:
     return math.ceil((length - crop) / step) + 1
 
 
-def crop_pixels(image: Image.Image, boxes: list[Box], resize_filter: str) -> UInt8[np.ndarray, "view row column 3"]:
+def crop_pixels(
+    image: Image.Image, boxes: list[Box], resize_filter: str, fill: int = 0
+) -> UInt8[np.ndarray, "view row column 3"]:
     """Return the pixels of each box, 0 to 255. The image is resized once, so all boxes must have the same resized size.
 
-    resize_filter: a filter of Pillow, such as bicubic, or `OPENCV`.
+    resize_filter: a filter of Pillow, such as bicubic, or `OPENCV`. fill: grey level outside the image.
     """
     size = (boxes[0].resized_width, boxes[0].resized_height)
     if image.size == size:
@@ -101,9 +119,19 @@ def crop_pixels(image: Image.Image, boxes: list[Box], resize_filter: str) -> UIn
         resized = _resize_bilinear(np.asarray(image), (size[1], size[0]))
     else:
         resized = np.asarray(image.resize(size, Image.Resampling[resize_filter.upper()]))
-    return np.stack(
-        [resized[box.crop_top : box.crop_top + box.crop_size, box.crop_left : box.crop_left + box.crop_size] for box in boxes]
-    )
+    return np.stack([_crop(resized, box, fill) for box in boxes])
+
+
+def _crop(pixels: UInt8[np.ndarray, "row column channel"], box: Box, fill: int) -> UInt8[np.ndarray, "side side2 channel"]:
+    """Return the pixels of a box, with a grey level outside the image."""
+    top, left = max(0, box.crop_top), max(0, box.crop_left)
+    inside = pixels[top : box.crop_top + box.crop_size, left : box.crop_left + box.crop_size]
+    if inside.shape[:2] == (box.crop_size, box.crop_size):
+        return inside
+    cropped = np.full((box.crop_size, box.crop_size, pixels.shape[2]), fill, np.uint8)
+    row, column = top - box.crop_top, left - box.crop_left
+    cropped[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    return cropped
 
 
 def _resize_bilinear(
@@ -132,7 +160,7 @@ def read_image(path: str, sha256: str | None = None) -> Image.Image:
     """
     with opened_image(path, sha256=sha256) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return to_rgb(image)
 
 
 def examine_image(path: str) -> ImageInfo:
@@ -151,7 +179,7 @@ def examine_image(path: str) -> ImageInfo:
             raise ValueError(f"{width} × {height} is longer than {_LARGEST_ASPECT} times its short side, crop it")
         image.load()
         if image.mode != "RGB":
-            _to_rgb(image)
+            to_rgb(image)
     return ImageInfo(height, width, hashlib.sha256(content).hexdigest())
 
 
@@ -224,7 +252,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if quarter_turn else (height, width)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB as open_clip does, but scale 16-bit greyscale to its whole range, which Pillow would clip."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)

@@ -1,6 +1,5 @@
 """Explain an image's similarity to texts: the pairs that cause it, and where they fire."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,20 +12,17 @@ from rich.table import Table
 from torch import Tensor
 
 from nadpipe.circuit.activity import cosine_maps
-from nadpipe.circuit.attention import view_trace
-from nadpipe.circuit.naming import normalise
-from nadpipe.circuit.readout import Readout, coefficients, other_paths, pair_scores, token_scores, token_weights
+from nadpipe.circuit.readout import pair_scores, token_scores, token_weights
 from nadpipe.circuit.unit_kinds import head_names
-from nadpipe.data.views import centre_box, crop_pixels, read_image
+from nadpipe.data.views import read_image
 from nadpipe.errors import NadpipeError, visible
+from nadpipe.library.decomposition import Decomposition, decompose
+from nadpipe.library.results import read_names
 from nadpipe.pages.html import image_source, render_template
-from nadpipe.pages.pictures import colour_bar, crop_to_square, heat_overlay
+from nadpipe.pages.pictures import colour_bar, heat_overlay
 from nadpipe.store.atomic import atomic_path
-from nadpipe.store.kinds.units import UNIT_TABLES
 from nadpipe.store.results import read_settings
-from nadpipe.store.tables import read_parquet
-from nadpipe.towers.model import Model, load_model
-from nadpipe.towers.text import text_tower
+from nadpipe.towers.model import load_model
 
 _SIDE = 256  # pixels
 
@@ -66,14 +62,14 @@ def explain(
         architecture, pretrained, block = (model_settings.get(key) for key in ("architecture", "pretrained", "block"))
     photograph = read_image(str(image))
     model = load_model(architecture, pretrained, device)
-    decomposition = _decompose(model, block, photograph, [template.replace("{}", text) for text in texts])
-    names = _pair_names(results, model)
-    sections = [_section(decomposition, index, text, names, most) for index, text in enumerate(texts)]
+    decomposition = decompose(model, photograph, block, read_names(results, model.stamp))
+    embedded = decomposition.embed_texts(texts, (template,))
+    sections = [_section(decomposition, text, query, most) for text, query in zip(texts, embedded, strict=True)]
     page = render_template(
         "explained.html.j2",
         name=image.name,
         architecture=model.stamp.architecture,
-        source=_source(decomposition.crop),
+        source=_source(decomposition.crops[0]),
         sections=sections,
     )
     with atomic_path(output) as partial:
@@ -82,81 +78,32 @@ def explain(
     print(f"made: {output.resolve()}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decomposition:
-    """The embedding of one image, split into pairs and into tokens.
+def _section(decomposition: Decomposition, text: str, query: Float[Tensor, " embed"], most: int) -> dict[str, Any]:
+    """Return the content of the page for one text: the pairs that add or subtract most, and the sum of all others.
 
-    crop: the part of the image that the model sees. weight: of each token in the coefficients. text: of unit length. pairs,
-    tokens: the amount that each adds to the cosine with each text. other_paths: the amount that the rest adds. cosine, length:
-    cosine and norm of the model's own image embedding.
+    query: the text's embedding, of unit length.
     """
-
-    crop: Image.Image
-    readout: Readout
-    x: Float[Tensor, "token neuron"]
-    weight: Float[Tensor, "head token"]
-    text: Float[Tensor, "text embed"]
-    pairs: Float[Tensor, "text head neuron"]
-    tokens: Float[Tensor, "text token"]
-    other_paths: Float[Tensor, " text"]
-    cosine: Float[Tensor, " text"]
-    length: float
-
-
-def _decompose(model: Model, block: int | None, photograph: Image.Image, prompts: list[str]) -> _Decomposition:
-    """Decompose the embedding of the centre crop that the model's own preprocessing takes."""
-    tower = model.image_tower(block=block)
-    preprocessing, readout = tower.preprocessing, tower.readout
-    [box] = centre_box(photograph.height, photograph.width, preprocessing.image_size)
-    pixels = torch.from_numpy(crop_pixels(photograph, [box], preprocessing.interpolation))
-    with torch.inference_mode():
-        normalised = preprocessing.normalise(pixels.to(tower.device))
-        embedding = tower.reference_embedding(normalised)
-        text = normalise(text_tower(model).embed_texts(prompts))
-        view = view_trace(tower.features(normalised), tower.pool)
-        others = other_paths(view, readout)
-        rest = torch.zeros_like(embedding[0]) if others is None else others[0]
-        pairs = pair_scores(coefficients(view, readout)[0], text, readout, rest)
-        tokens = token_scores(view, text, readout, rest)
-    corner = (box.crop_top, box.crop_left, box.crop_size, box.resized_height, box.resized_width)
-    crop = crop_to_square(photograph, *corner, _SIDE)
-    cosine = (normalise(embedding) @ text.T)[0]
-    length = float(embedding.norm())
-    scores = (pairs.cpu(), tokens.cpu(), (text @ rest / length).cpu(), cosine.cpu())
-    return _Decomposition(crop, readout, view.activation[0], token_weights(view, readout)[0], text, *scores, length)
-
-
-def _pair_names(results: Path, model: Model) -> dict[tuple[int, int], str]:
-    """Return the text of each pair by head and neuron, or nothing if the results have no table of pairs."""
-    path = results / "pairs.parquet"
-    if not path.exists():
-        return {}
-    table = read_parquet(path, UNIT_TABLES["pair"], model.stamp, columns=["head", "neuron", "active_text"])
-    return dict(zip(zip(table["head"], table["neuron"], strict=True), table["active_text"], strict=True))
-
-
-def _section(
-    decomposition: _Decomposition, index: int, text: str, names: dict[tuple[int, int], str], most: int
-) -> dict[str, Any]:
-    """Return the content of the page for one text: the pairs that add or subtract most, and the sum of all others."""
-    scores = decomposition.pairs[index]
+    readout, prefix = decomposition.readout, decomposition.prefix
+    rest, length = decomposition.rest[0], float(decomposition.embedding[0].norm())
+    scores = pair_scores(decomposition.coefficient[0], query[None], readout, rest)[0].cpu()
     order = scores.flatten().argsort(descending=True)
     listed = torch.cat([order[:most], order[-most:]]).unique_consecutive()
-    heads, neurons = listed // decomposition.readout.neurons, listed % decomposition.readout.neurons
-    view = (decomposition.weight, decomposition.x, heads, neurons, decomposition.text[index], decomposition.length)
-    pair_maps, token_map = cosine_maps(*view, decomposition.readout).cpu(), decomposition.tokens[index, 1:]
+    heads, neurons = listed // readout.neurons, listed % readout.neurons
+    weight, x = token_weights(decomposition.trace, readout)[0], decomposition.trace.activation[0]
+    pair_maps = cosine_maps(weight, x, heads, neurons, query, length, readout, prefix).cpu()
+    token_map = token_scores(decomposition.trace, query[None], readout, rest)[0, prefix:].cpu()
     pair_reach, token_reach = float(pair_maps.abs().max()), float(token_map.abs().max())
     side = round(len(token_map) ** 0.5)
-    head_name = head_names(decomposition.readout.layer.tolist())
+    head_name = head_names(readout.layer.tolist())
 
     def overlay(values: Tensor, reach: float) -> str:
-        return _source(heat_overlay(decomposition.crop, values.reshape(side, side).numpy() / (reach or 1)))
+        return _source(heat_overlay(decomposition.crops[0], values.reshape(side, side).numpy() / (reach or 1)))
 
     rows = [
         {
             "pair": f"{head_name[head]}/{neuron}",
             "score": float(scores[head, neuron]),
-            "name": names.get((head, neuron)),
+            "name": decomposition.names.get((head, neuron)),
             "source": overlay(values, pair_reach),
         }
         for head, neuron, values in zip(heads.tolist(), neurons.tolist(), pair_maps, strict=True)
@@ -164,9 +111,9 @@ def _section(
     total = float(scores.double().sum())
     return {
         "text": text,
-        "cosine": float(decomposition.cosine[index]),
+        "cosine": float(query @ decomposition.embedding[0] / length),
         "sum": total,
-        "other_paths": float(decomposition.other_paths[index]),
+        "other_paths": float(query @ rest / length),
         "rest": total - sum(float(scores[head, neuron]) for head, neuron in zip(heads, neurons, strict=True)),
         "others": scores.numel() - len(rows),
         "rows": rows,

@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nadpipe.errors import NadpipeError, visible
+from nadpipe.errors import visible
 from nadpipe.pages.explorer import NAMING_RULES, Explorer
 from nadpipe.store.atomic import atomic_path
 
@@ -27,25 +27,18 @@ def search(
         png: PNG to write: images of the first pairs by correlation, or by direction if no pair has the text by correlation.
     """
     explorer = Explorer(results / "explorer")
-    query = text.strip().lower()
-    matches = [name for name in explorer.texts if query and query in name.lower()]
-    if not matches:
-        raise NadpipeError(f"search: no text that names a pair contains {text!r}; search for another word")
-    best, *others = sorted(matches, key=lambda name: (name.lower() != query, query not in name.lower().split(), len(name)))
-    number = explorer.texts.index(best)
-    pairs_by_rule = explorer.load(f"texts/{number // explorer.sizes['texts']}")[str(number)]
+    best, *others = explorer.find_texts(text)
+    pairs_by_rule = explorer.pairs_of(best)
     console = Console(markup=False, emoji=False)
-    for rule, title in NAMING_RULES.items():
-        if rule not in pairs_by_rule:
-            continue
-        table = Table(title=f"{visible(best)}: {title}")
+    for rule, found in pairs_by_rule.items():
+        table = Table(title=f"{visible(best)}: {NAMING_RULES[rule]}")
         for name in ("pair", "weight", "rank"):
             table.add_column(name, justify="left" if name == "pair" else "right")
-        for head, neuron, weight, rank in pairs_by_rule[rule][:most]:
+        for head, neuron, weight, rank in found[:most]:
             table.add_row(explorer.pair_name(head, neuron), f"{weight:.3f}", str(rank))
         console.print(table)
     if png is not None:
-        first = next(pairs_by_rule[rule] for rule in NAMING_RULES if rule in pairs_by_rule)[: min(most, _DRAWN)]
+        first = next(iter(pairs_by_rule.values()))[: min(most, _DRAWN)]
         pairs = [(explorer.load(f"neurons/{neuron}")["pairs"][head], neuron) for head, neuron, *_ in first]
         with atomic_path(png) as partial:
             explorer.sheet(best, pairs).save(partial, "PNG")

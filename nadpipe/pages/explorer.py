@@ -109,6 +109,23 @@ class Explorer:
             ]
         return contact_sheet(title, sections, {})
 
+    def find_texts(self, text: str) -> list[str]:
+        """Return the texts that name pairs and contain a text, in any case; whole words and short texts first.
+
+        Raises NadpipeError if there is none.
+        """
+        query = text.strip().lower()
+        matches = [name for name in self.texts if query and query in name.lower()]
+        if not matches:
+            raise NadpipeError(f"search: no text that names a pair contains {text!r}; search for another word")
+        return sorted(matches, key=lambda name: (name.lower() != query, query not in name.lower().split(), len(name)))
+
+    def pairs_of(self, text: str) -> dict[str, list[Any]]:
+        """Return head, neuron, weight and rank of the pairs with one of `texts`, by naming rule."""
+        number = self.texts.index(text)
+        pairs = self.load(f"texts/{number // self.sizes['texts']}")[str(number)]
+        return {rule: pairs[rule] for rule in NAMING_RULES if rule in pairs}
+
     def format_texts(self, texts: Sequence[Sequence[int | float]]) -> str:
         """Return texts with their weights as one line. texts: number and weight of each."""
         return visible(", ".join(f"{self.texts[int(number)]} ({weight:.2f})" for number, weight in texts)) or "–"

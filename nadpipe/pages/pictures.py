@@ -91,10 +91,21 @@ def colour_bar(reach: float) -> Image.Image:
 def crop_to_square(
     image: Image.Image, top: int, left: int, size: int, resized_height: int, resized_width: int, side: int
 ) -> Image.Image:
-    """Return a view of an image at `side` pixels: a square crop of `size` pixels in the resized image."""
+    """Return a view of an image at `side` pixels: a square crop of `size` pixels in the resized image.
+
+    The crop may reach beyond the image, whose surroundings are black.
+    """
     x_scale, y_scale = image.width / resized_width, image.height / resized_height
-    box = (left * x_scale, top * y_scale, (left + size) * x_scale, (top + size) * y_scale)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    x, y = (max(0, left), min(resized_width, left + size)), (max(0, top), min(resized_height, top + size))
+    box = (x[0] * x_scale, y[0] * y_scale, x[1] * x_scale, y[1] * y_scale)
+    x_place, y_place = ([round((end - start) * side / size) for end in ends] for ends, start in ((x, left), (y, top)))
+    shape = (max(1, x_place[1] - x_place[0]), max(1, y_place[1] - y_place[0]))
+    resized = image.resize(shape, Image.Resampling.BICUBIC, box=box)
+    if shape == (side, side):
+        return resized
+    view = Image.new(image.mode, (side, side))
+    view.paste(resized, (x_place[0], y_place[0]))
+    return view
 
 
 def panel(pictures: Mapping[str, Image.Image], legend: Mapping[str, Colour], longest: int = 480) -> Image.Image:

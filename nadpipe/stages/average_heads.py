@@ -21,8 +21,8 @@ def average_heads(means: tuple[Path, ...], output: Path) -> None:
     views = [store.attributes["views"] for store in stores]
     head, token, width = stores[0]["value_mean"].shape
     sizes = {"head": head, "token": token, "width": width}
-    stamp = stores[0].stamp.made_by(__name__)
-    with create_zarr(output, HEAD_MEANS, stamp, sizes, attributes={"views": sum(views)}) as store:
+    stamp, first = stores[0].stamp.made_by(__name__), {"token": int(stores[0].read("token")[0])}
+    with create_zarr(output, HEAD_MEANS, stamp, sizes, attributes={"views": sum(views)}, first=first) as store:
         for name in track(HEAD_MEANS.arrays, "averaging", "array"):
             mean = np.average(np.stack([shard.read(name) for shard in stores]), axis=0, weights=views)
             store.write(name, mean.astype(np.float32))

@@ -44,11 +44,17 @@ def compute_contributions(
     source = open_features(features, exported)
     views, spatial = source["activation"].shape[:2]
     pool = exported.pool_at(round(spatial**0.5))
-    sizes = {"view": views, "head": weights.heads, "neuron": weights.neurons, "token": spatial + 1, "embed": weights.embed}
-    stamp = model.made_by(__name__)
+    sizes = {
+        "view": views,
+        "head": weights.heads,
+        "neuron": weights.neurons,
+        "token": exported.prefix + spatial,
+        "embed": weights.embed,
+    }
+    stamp, first = model.made_by(__name__), {"token": 1 - exported.prefix}
     attributes = {name: source.attributes[name] for name in ("shard", "shards", "images")} | {"tolerance": tolerance}
     attended, attention_mean, part_mean, part_product, largest_residual = Mean(), Mean(), Mean(), Mean(), 0.0
-    with create_zarr(output, CONTRIBUTIONS, stamp, sizes, {"coefficient": dtype}, attributes=attributes) as store:
+    with create_zarr(output, CONTRIBUTIONS, stamp, sizes, {"coefficient": dtype}, attributes=attributes, first=first) as store:
         store.write("image_id", source.read("image_id"))
         for start in track(range(0, views, batch_size), "decomposing", "batch"):
             rows = slice(start, start + batch_size)
@@ -81,7 +87,7 @@ def compute_contributions(
     sizes["part"] = len(part_names)
     attributes |= {"views": views, "largest_residual": largest_residual, "parts": part_names}
     precise = dict.fromkeys(("part_mean", "part_product"), "float64")  # their differences count
-    with create_zarr(output_means, SHARD_MEANS, stamp, sizes, precise, attributes=attributes) as store:
+    with create_zarr(output_means, SHARD_MEANS, stamp, sizes, precise, attributes=attributes, first=first) as store:
         shares = attention_mean.result().float()
         store.write("attention_mean", shares)
         store.write("value_mean", circuit.project_attended(attended.result().float(), shares, weights))

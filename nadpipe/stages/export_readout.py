@@ -23,7 +23,7 @@ def export_readout(architecture: str, output: Path, pretrained: str | None = Non
         "sha256": model.weights_sha256,
         "heads": tower.readout.heads,
         "neurons": tower.readout.neurons,
-        "tokens": tower.grid**2 + 1,
+        "tokens": tower.prefix + tower.grid**2,
         "grid": tower.grid,
         "block": tower.block,
         **dataclasses.asdict(model.preprocessing),

@@ -58,7 +58,7 @@ def extract_features(
         architecture: Model name of open_clip, hf-hub:org/name, or path of a model config JSON.
         output: Zarr store.
         pretrained: Pretrained tag or checkpoint file; none for hf-hub.
-        views: centre: the crop of the model's own preprocessing. sliding: overlapping crops that cover the image.
+        views: centre: the view of the model's own preprocessing. sliding: overlapping crops that cover the image.
         scale: Short side of images for sliding crops, as a multiple of the model's native size.
         crop: Side of sliding crops, as a multiple of the model's native size, rounded to whole tokens. Positional embeddings
             are interpolated unless it is 1.
@@ -92,7 +92,8 @@ def extract_features(
     with create_zarr(output, FEATURES, stamp, sizes, dtypes, attributes=attributes, omit=_unrecorded(tower, views)) as store:
         for name, values in _view_table(rows, boxes).items():
             store.write(name, values)
-        crops = track(_decode(rows, boxes, resize_filter, batch_size, workers), "encoding", "image", len(rows))
+        decoded = _decode(rows, boxes, (resize_filter, tower.preprocessing.fill_color), batch_size, workers)
+        crops = track(decoded, "encoding", "image", len(rows))
         for number, pixels in enumerate(_in_batches(crops, batch_size)):
             with torch.inference_mode():
                 normalised = tower.preprocessing.normalise(pixels.to(tower.device))
@@ -122,7 +123,7 @@ def _place_crops(
     """
     native = model.preprocessing.image_size
     if views == "centre":
-        return native, [centre_box(row.height, row.width, native) for row in rows.itertuples()]
+        return native, [centre_box(row.height, row.width, native, model.preprocessing.resize_mode) for row in rows.itertuples()]
     short_side, side = _sliding_sizes(native, model.token_size, scale, crop)
     for row in rows.itertuples():
         crops = count_boxes(row.height, row.width, short_side, side, stride, resize == "opencv")
@@ -153,7 +154,13 @@ def _sliding_sizes(native: int, token: int, scale: float, crop: float) -> tuple[
 def _sizes(tower: ImageTower, views: int) -> dict[str, int]:
     readout, spatial = tower.readout, tower.grid**2
     sizes = {"view": views, "token": spatial, "neuron": readout.neurons, "embed": readout.embed, "head": readout.heads}
-    recorded = {"key": spatial + 1, "layer": len(readout.layers), "part": len(tower.parts), "stream": readout.value.shape[2]}
+    recorded = {
+        "key": tower.prefix + spatial,
+        "prefix": tower.prefix,
+        "layer": len(readout.layers),
+        "part": len(tower.parts),
+        "stream": readout.value.shape[2],
+    }
     return sizes | recorded | {"recipe": len(tower.recipes)}
 
 
@@ -161,7 +168,11 @@ def _unrecorded(tower: ImageTower, views: Literal["centre", "sliding"]) -> list[
     """Return the optional arrays that a tower does not record of these views."""
     if tower.pool is not None:
         return list(FEATURES.optional)
-    absent = {"gain": not tower.readout.scaled, "token_embedding": views != "sliding"}
+    absent = {
+        "prefix_activation": tower.prefix == 0,
+        "gain": not tower.readout.scaled,
+        "token_embedding": views != "sliding",
+    }
     return [name for name, is_absent in absent.items() if is_absent]
 
 
@@ -198,8 +209,8 @@ def _check_embeddings(tower: ImageTower, pixels: Float[Tensor, "view 3 row colum
 class _Crops(Dataset[UInt8[np.ndarray, "view row column 3"] | NadpipeError]):
     """Pixels of all crops of each image. An invalid image yields its error, because workers add lines to exceptions."""
 
-    def __init__(self, paths: list[str], checksums: list[str], boxes: list[list[Box]], resize_filter: str):
-        self.paths, self.checksums, self.boxes, self.resize_filter = paths, checksums, boxes, resize_filter
+    def __init__(self, paths: list[str], checksums: list[str], boxes: list[list[Box]], resizing: tuple[str, int]):
+        self.paths, self.checksums, self.boxes, self.resizing = paths, checksums, boxes, resizing
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -207,19 +218,19 @@ class _Crops(Dataset[UInt8[np.ndarray, "view row column 3"] | NadpipeError]):
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "view row column 3"] | NadpipeError:
         try:
             image = read_image(self.paths[index], self.checksums[index])
-            return crop_pixels(image, self.boxes[index], self.resize_filter)
+            return crop_pixels(image, self.boxes[index], *self.resizing)
         except NadpipeError as error:
             return error
 
 
 def _decode(
-    rows: pd.DataFrame, boxes: list[list[Box]], resize_filter: str, batch_size: int, workers: int
+    rows: pd.DataFrame, boxes: list[list[Box]], resizing: tuple[str, int], batch_size: int, workers: int
 ) -> Iterator[UInt8[Tensor, "view row column 3"]]:
-    """Yield the crops of each image in order, decoded ahead of the model.
+    """Yield the crops of each image in order, decoded ahead of the model. resizing: filter, and grey level outside the image.
 
     Raises NadpipeError if an image is unreadable or has changed, or if a worker dies.
     """
-    crops = _Crops(rows["path"].tolist(), rows["sha256"].tolist(), boxes, resize_filter)
+    crops = _Crops(rows["path"].tolist(), rows["sha256"].tolist(), boxes, resizing)
     ahead: dict[str, Any] = {"prefetch_factor": min(_AHEAD, max(2, batch_size // workers))} if workers else {}
     try:
         for pixels in DataLoader(crops, batch_size=None, num_workers=workers, **ahead):

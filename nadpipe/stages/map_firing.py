@@ -59,6 +59,6 @@ def map_firing(features: Path, contributions: Path, extremes: Path, directions: 
             trace = view_trace(read_features(source, slice(row, row + 1)), weights.pool)
             trace = dataclasses.replace(trace, attention=attended.tensor("attention", slice(row, row + 1)).float())
             weight = token_weights(trace, weights.readout)[0]
-            maps = activity.firing(weight, trace.activation[0], head, neuron)
+            maps = activity.firing(weight, trace.activation[0], head, neuron, weights.prefix)
             step, scale = activity.as_bytes(maps * sign[head, neuron, None].float())
             store.append(step=step, scale=scale)

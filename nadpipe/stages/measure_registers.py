@@ -53,7 +53,7 @@ def measure_registers(
             shares_of_heads = stores[shard].tensor("attention", row).float()[None]
         else:
             shares_of_heads = pooling.attention(pooling.tokens(z[None], pool), pool)
-        per_image.append(shares_of_heads.mean(1)[:, 1:])
+        per_image.append(shares_of_heads.mean(1)[:, -len(z) :])
         activation_mean.add(z[None])
     activation = activation_mean.result().float()
     attention = torch.cat(per_image).double().mean(0).float()

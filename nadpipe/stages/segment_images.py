@@ -84,7 +84,7 @@ def segment_images(
     """
     weights = read_weights(readout)
     model = weights.model
-    pool = weights.pool or RecordedAttention(weights.readout, weights.grid)
+    pool = weights.pool or RecordedAttention(weights.readout, weights.grid, weights.prefix)
     manifest = read_images(images, copy).set_index("image_id")
     has_masks = manifest["mask_path"].notna().any()
     dataset, class_list = read_classes(classes)
@@ -96,7 +96,7 @@ def segment_images(
     if selected.texts != names:
         raise NadpipeError(f"{selection}: has other texts than the names in {classes}; delete it and make it again")
     value_mean = open_zarr(head_means, HEAD_MEANS, model).tensor("value_mean")
-    sink_token = _find_sink(sink, registers, model, pool.tokens - 1)
+    sink_token = _find_sink(sink, registers, model, pool.grid**2)
     query = Query(pool, selected.query, value_mean, sink_token, sink_replacement)
     query = query.at_grid(round(store["activation"].shape[1] ** 0.5))
     labelling = _labelling(dataset, class_list, owner, temperature, background_threshold, area_threshold)

@@ -150,11 +150,13 @@ def create_zarr(
     texts: Sequence[str] = (),
     attributes: Mapping[str, Any] | None = None,
     omit: Sequence[str] = (),
+    first: Mapping[str, int] | None = None,
 ) -> Iterator[ZarrWriter]:
     """Create a store of a kind. It appears under its final name only if the block succeeds.
 
     sizes: length of every axis of the kind. dtype: of arrays that are not stored as float32 or int64. texts: values of the
-    `text` axis, if the kind has one. attributes: of the store, beyond the stamp. omit: optional arrays to leave out.
+    `text` axis, if the kind has one. attributes: of the store, beyond the stamp. omit: optional arrays to leave out. first:
+    first index of an axis, if not the kind's own.
 
     Raises ValueError if an array is incomplete at the end of the block.
     """
@@ -173,9 +175,9 @@ def create_zarr(
                 created.attrs["coordinates"] = " ".join(coordinates)
         for axis in dict.fromkeys(axis for array in arrays.values() for axis in array.axes):
             if axis in _INDEXED and axis not in arrays:
-                first = kind.first.get(axis, 0)
-                values = np.arange(first, first + sizes[axis], dtype=np.int64)
-                spec = Array((axis,), "int", "0 is the pooled token" if axis == "token" else "index", "coordinate")
+                start = (first or kind.first).get(axis, 0)
+                values = np.arange(start, start + sizes[axis], dtype=np.int64)
+                spec = Array((axis,), "int", "spatial tokens count from 1" if axis == "token" else "index", "coordinate")
                 _create_array(group, axis, spec, values.shape, "int64")[:] = values
         writer = ZarrWriter(path, group, kind, arrays)
         yield writer

@@ -22,13 +22,16 @@ _ROTARY = "frequency"
 
 def write_pool(path: Path, pool: AttentionPool, stamp: Stamp, attributes: Mapping[str, Any]) -> None:
     """Write an attention pool and its readout."""
-    write_weights(path, pool.readout, pool, stamp, {"grid": pool.grid, "block": 0, **attributes})
+    write_weights(path, pool.readout, pool, stamp, {"grid": pool.grid, "tokens": pool.tokens, "block": 0, **attributes})
 
 
 def write_weights(
     path: Path, readout: Readout, pool: AttentionPool | None, stamp: Stamp, attributes: Mapping[str, Any]
 ) -> None:
-    """Write a readout and, if there is a pool, the weights of its attention. attributes: with grid and block (`Weights`)."""
+    """Write a readout and, if there is a pool, the weights of its attention.
+
+    attributes: with grid, tokens and block (`Weights`).
+    """
     weights = {} if pool is None else {name: getattr(pool, name) for name in (*_ATTENTION, _ROTARY)}
     attention = {name: values for name, values in weights.items() if values is not None}
     write_readout(path, readout, stamp, attributes, attention)
@@ -47,12 +50,14 @@ def read_pool(path: Path) -> tuple[AttentionPool, Stamp]:
 class Weights:
     """An exported readout with the weights of its attention, if the tower's attention follows from its activations.
 
-    grid: side of the square of spatial tokens on the model's own images. block: block of the neurons.
+    grid: side of the square of spatial tokens on the model's own images. prefix: number of tokens before them. block: block of
+    the neurons.
     """
 
     readout: Readout
     pool: AttentionPool | None
     grid: int
+    prefix: int
     block: int
     model: Stamp
 
@@ -68,7 +73,8 @@ def read_weights(path: Path) -> Weights:
     recorded = any(name not in store for name in _ATTENTION)
     names = (*_ATTENTION, _ROTARY) if _ROTARY in store else _ATTENTION
     pool = None if recorded else AttentionPool(readout=readout, **{name: store.tensor(name) for name in names})
-    return Weights(readout, pool, store.attributes["grid"], store.attributes["block"], store.stamp)
+    grid = store.attributes["grid"]
+    return Weights(readout, pool, grid, store.attributes["tokens"] - grid**2, store.attributes["block"], store.stamp)
 
 
 def open_features(path: Path, weights: Weights) -> ZarrStore:

@@ -44,6 +44,11 @@ class ImageTower(abc.ABC):
         """Side of the square of spatial tokens."""
 
     @property
+    def prefix(self) -> int:
+        """Number of tokens that heads read before the spatial ones, such as a class token or the mean token of a pool."""
+        return 1
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Paths of the rest, in the order of the array `part` of the features; none without a rest."""
         return ()
@@ -90,6 +95,10 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def recognises(self, visual: torch.nn.Module) -> bool:
         """Return True if open_clip built the image tower that the family expects."""
+
+    def describe(self, visual: torch.nn.Module) -> str | None:
+        """Return in words what open_clip built, for the message about a tower that the family does not recognise."""
+        return type(visual).__name__
 
     @abc.abstractmethod
     def token_size(self, visual: torch.nn.Module) -> int:

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import open_clip
 import torch
@@ -13,14 +13,24 @@ from open_clip.transform import merge_preprocess_dict
 
 from nadpipe.errors import NadpipeError, first_line, printable
 from nadpipe.store.stamp import Stamp
-from nadpipe.towers import clip_resnet, timm_resnet, vit
+from nadpipe.towers import clip_resnet, coca, map_head, timm_resnet, timm_trunk, timm_vit, vit
 from nadpipe.towers.checkpoints import check_fit, read_state, state_sha256
 from nadpipe.towers.devices import find_device
 from nadpipe.towers.family import Family, ImageTower, Precision
+from nadpipe.towers.model_config import MOST_TOKENS
 from nadpipe.towers.preprocessing import Preprocessing, read_preprocessing
 from nadpipe.towers.sources import display_name, find_checkpoint, read_config
 
-FAMILIES: tuple[Family, ...] = (clip_resnet.FAMILY, timm_resnet.FAMILY, vit.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    clip_resnet.FAMILY,
+    timm_resnet.FAMILY,
+    vit.FAMILY,
+    timm_vit.FAMILY,
+    map_head.FAMILY,
+    coca.FAMILY,
+)
+
+Clip: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Model:
     weights_sha256: hash of all weights. stamp: identity of the model for artifacts. config: open_clip's model config.
     """
 
-    clip: open_clip.CLIP | open_clip.CustomTextCLIP
+    clip: Clip
     family: Family
     preprocessing: Preprocessing
     weights_sha256: str
@@ -75,20 +85,26 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
     """
     config, preprocess = read_config(architecture, lambda config: any(family.accepts(config) for family in FAMILIES))
     family = _find_family(architecture, config)
+    build = _find_class(config)
+    with torch.device("meta"):  # no memory, so a config that asks for more weights than the checkpoint has is refused
+        outline = _build(build, architecture, config)
+    if not family.recognises(outline.visual):
+        built = family.describe(outline.visual)
+        raise NadpipeError(f"{printable(architecture)}: image tower has {built}; nadpipe needs {_requirements()}")
     checkpoint = find_checkpoint(architecture, pretrained)
     preprocess = merge_preprocess_dict(preprocess, checkpoint.preprocessing)
     state, openai = read_state(checkpoint.path)
     if openai or checkpoint.quick_gelu:
         config["quick_gelu"] = True  # OpenAI trained with QuickGELU; another activation embeds texts differently
-    custom_text = config.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
     preprocessing = read_preprocessing(architecture, config["vision_cfg"].get("image_size", 224), preprocess)
-    build = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    with torch.device("meta"):  # no memory, so a config that asks for more weights than the checkpoint has is refused
-        outline = _build(build, architecture, config)
+    tokens = (preprocessing.image_size // family.token_size(outline.visual)) ** 2
+    if not 0 < tokens <= MOST_TOKENS:
+        raise NadpipeError(
+            f"{printable(architecture)}: model config: vision_cfg.image_size: {preprocessing.image_size} pixels are {tokens} "
+            f"tokens; it should be from 1 to {MOST_TOKENS}"
+        )
     check_fit(outline.state_dict(), state, checkpoint.path, architecture)
     clip = _build(build, architecture, config)
-    if not family.recognises(clip.visual):
-        raise NadpipeError(f"{architecture}: image tower is {type(clip.visual).__name__}; nadpipe needs {family.requirement}")
     clip.load_state_dict(state, strict=False)  # without num_batches_tracked, which old checkpoints lack
     weights = state_sha256(clip.state_dict())
     clip.eval().requires_grad_(False).to(find_device(device))
@@ -102,9 +118,17 @@ def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
     )
 
 
-def _build(build: Callable[..., Any], architecture: str, config: dict[str, Any]) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+def _find_class(config: dict[str, Any]) -> Callable[..., Clip]:
+    """Return open_clip's class for a model config, as open_clip chooses it."""
+    if not config.get("custom_text") and not config["text_cfg"].get("hf_model_name"):
+        return open_clip.CLIP
+    return open_clip.CoCa if config.get("multimodal_cfg") else open_clip.CustomTextCLIP
+
+
+def _build(build: Callable[..., Clip], architecture: str, config: dict[str, Any]) -> Clip:
     """Return open_clip's model for a config. Raises NadpipeError if open_clip cannot build it."""
     values = copy.deepcopy(config)
+    values.pop("custom_text", None)  # it chooses the class
     for section, key in (("text_cfg", "hf_model_pretrained"), ("vision_cfg", "timm_model_pretrained")):
         if values[section].get(key.replace("pretrained", "name")):
             values[section][key] = False  # the checkpoint has all weights
@@ -121,18 +145,28 @@ def _find_family(architecture: str, config: dict[str, Any]) -> Family:
     for family in FAMILIES:
         if family.accepts(config):
             return family
-    tower = _describe(config)
-    needed = ", or ".join(family.requirement for family in FAMILIES)
-    raise NadpipeError(f"{architecture}: image tower is {tower}; nadpipe needs {needed}")
+    raise NadpipeError(f"{printable(architecture)}: image tower is {_describe(config)}; nadpipe needs {_requirements()}")
+
+
+def _requirements() -> str:
+    """Return what nadpipe needs, by family."""
+    return ", or ".join(family.requirement for family in FAMILIES)
 
 
 def _describe(config: dict[str, Any]) -> str:
     """Return the image tower of a model config in words."""
     vision = config["vision_cfg"]
-    if "timm_model_name" in vision:
-        return f"{vision['timm_model_name']} with the pool {vision.get('timm_pool', 'avg') or 'of timm'}"
+    name, pool = vision.get("timm_model_name"), vision.get("timm_pool", "avg")
+    if name is not None:
+        if pool == "avg":
+            return f"{name} with timm_pool avg, which has no heads that are read out"
+        if timm_trunk.is_transformer(config):
+            return f"{name} with timm_pool {pool or 'empty'}, which is neither token nor map"
+        return f"{name} with {timm_trunk.describe_config(config)}"
     settings = [name for name in vit.UNSUPPORTED if vision.get(name)]
     settings += [f"pool_type {vision['pool_type']}"] if vision.get("pool_type", "tok") != "tok" else []
+    pooler = vision.get("attentional_pool")
+    settings += [f"attentional_pool {pooler}"] if isinstance(pooler, str) else []
     return " with ".join(["a vision transformer", ", ".join(settings)]) if settings else "unknown"
 
 

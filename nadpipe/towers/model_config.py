@@ -221,6 +221,15 @@ class _Clip(_Section):
             raise ValueError(f"vision_cfg.attn_pooler_heads: {heads} does not divide embed_dim {self.embed_dim}")
         return self
 
+    @model_validator(mode="after")
+    def _check_decoder(self) -> "_Clip":
+        """Raise ValueError unless towers return tokens to a text decoder, and text towers to nothing else."""
+        if self.multimodal_cfg is not None and not (self.vision_cfg.output_tokens and self.text_cfg.output_tokens):
+            raise ValueError("multimodal_cfg: a text decoder needs output_tokens true in vision_cfg and text_cfg")
+        if self.multimodal_cfg is None and self.text_cfg.output_tokens:
+            raise ValueError("text_cfg.output_tokens: only a model with multimodal_cfg takes tokens")
+        return self
+
 
 Channels = Annotated[list[Annotated[float, Field(ge=-1000, le=1000)]], Field(min_length=3, max_length=3)]
 Deviations = Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=3, max_length=3)]

@@ -1,7 +1,7 @@
-"""Preprocessing of images: size, resizing filter and normalisation."""
+"""Preprocessing of images: size, resizing and normalisation."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -12,12 +12,18 @@ from nadpipe.errors import NadpipeError
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Description of a tower's images: side in pixels, mean and standard deviation per channel, resizing filter."""
+    """Description of a tower's images: side in pixels, mean and standard deviation per channel, resizing filter.
+
+    resize_mode: shortest scales the short side and crops the centre, longest scales the long side and pads with grey level
+    `fill_color`, squash scales both sides.
+    """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = 0
 
     def normalise(self, pixels: UInt8[Tensor, "view row column 3"]) -> Float[Tensor, "view 3 row column"]:
         """Return the tower's input for 8-bit pixels.
@@ -31,15 +37,12 @@ class Preprocessing:
 def read_preprocessing(architecture: str, image_size: int | list[int], values: dict[str, Any]) -> Preprocessing:
     """Return the preprocessing for an image size and open_clip's preprocessing values.
 
-    Raises NadpipeError if images are not square or are not resized by their short side.
+    Raises NadpipeError if images are not square.
     """
-    if values["resize_mode"] != "shortest":
-        raise NadpipeError(
-            f"{architecture}: preprocessing has resize_mode {values['resize_mode']}; only resize_mode shortest is supported"
-        )
     if isinstance(image_size, list | tuple):
         if image_size[0] != image_size[1]:
             raise NadpipeError(f"{architecture}: image_size {image_size} is not square; choose a model with square images")
         image_size = image_size[0]
     mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
-    return Preprocessing(image_size, mean, std, values["interpolation"])
+    fill_color = values.get("fill_color", 0) if values["resize_mode"] == "longest" else 0
+    return Preprocessing(image_size, mean, std, values["interpolation"], values["resize_mode"], fill_color)

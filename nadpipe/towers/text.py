@@ -12,14 +12,14 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from nadpipe.errors import NadpipeError, first_line
-from nadpipe.towers.model import Model
+from nadpipe.towers.model import Clip, Model
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTower:
     """The text tower of a model with its tokenizer."""
 
-    clip: open_clip.CLIP | open_clip.CustomTextCLIP
+    clip: Clip
     tokenize: Callable[..., Tensor]  # takes texts, and optionally another context length than the model's own
     device: torch.device
 
@@ -38,7 +38,7 @@ class TextTower:
         for rows in order.split(batch_size or len(texts)):
             batch = text_tokens[rows].to(self.device)
             if transformer is None or end is None:
-                embeddings.append(self.clip.encode_text(batch))
+                embeddings.append(self.clip.encode_text(batch, normalize=False))
             else:
                 embeddings.append(_encode_to_end(transformer, batch, end[rows]))
         return torch.cat(embeddings)[order.argsort()]
@@ -76,7 +76,7 @@ def _tokenizer(text_config: dict[str, Any]) -> Callable[..., Tensor]:
     return open_clip.SimpleTokenizer(context_length=length, **options)
 
 
-def _transformer(clip: open_clip.CLIP | open_clip.CustomTextCLIP) -> open_clip.CLIP | TextTransformer | None:
+def _transformer(clip: Clip) -> open_clip.CLIP | TextTransformer | None:
     """Return the module with the layers of open_clip's own text transformer; None for other text towers."""
     if isinstance(clip, open_clip.CLIP):
         return clip

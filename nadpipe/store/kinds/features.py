@@ -11,16 +11,24 @@ VIEW_TABLE = {
     "resized_width": Array(("view",), "int", "pixels", "view table"),
 }
 _RECORDED = {  # by towers whose attention does not follow from the activations
-    "query_activation": Array(
-        ("view", "neuron"), "float", "activation", "z at the token of the query, such as the class token"
+    "prefix_activation": Array(
+        ("view", "prefix", "neuron"),
+        "float",
+        "activation",
+        "z at the tokens that heads read before the spatial ones: class token, registers; missing without any",
     ),
     "attention": Array(
         ("view", "head", "key"),
         "float",
         "share, sums to 1 over keys",
-        "a[h, t]; key 0 is the token of the query, then the spatial tokens",
+        "a[h, t]; class token and registers, then the spatial tokens",
     ),
-    "scale": Array(("view", "layer", "key"), "float", "1 / stream", "1/σ of the norm before each layer's heads"),
+    "scale": Array(
+        ("view", "layer", "key"),
+        "float",
+        "1 / stream",
+        "1/σ of the norm before each layer's heads, times 1/σ of an inner norm behind them",
+    ),
     "gain": Array(("view",), "float", "1 / stream", "1/σ of the norm after the heads; missing for 1"),
     "part": Array(
         ("view", "part", "embed"),
@@ -28,7 +36,12 @@ _RECORDED = {  # by towers whose attention does not follow from the activations
         "embedding units",
         "the rest by path; attribute parts has the name and the layer of each",
     ),
-    "stream": Array(("view", "layer", "key", "stream"), "float", "unit variance", "what each layer's heads read, normalised"),
+    "stream": Array(
+        ("view", "layer", "key", "stream"),
+        "float",
+        "unit variance",
+        "what each layer's heads read, normalised; last 1/σ of an inner norm, if there is one",
+    ),
     "token_embedding": Array(
         ("view", "recipe", "token", "embed"),
         "float",
@@ -36,7 +49,7 @@ _RECORDED = {  # by towers whose attention does not follow from the activations
         "embedding of each spatial token by recipes of the literature, which attribute recipes names; only of sliding views",
     ),
 }
-ACTIVATIONS = ("activation", "query_activation")
+ACTIVATIONS = ("activation", "prefix_activation")
 TRACED = ("activation", *(name for name in _RECORDED if name not in ("stream", "token_embedding")))  # what a trace consists of
 FEATURES = StoreKind(
     "features",
@@ -55,8 +68,9 @@ FEATURES = StoreKind(
         **_RECORDED,
         **VIEW_TABLE,
     },
-    first={"token": 1},  # token 0 is that of the query; in a CLIP-ResNet it has no activation of its own
+    first={"token": 1},  # spatial tokens count from 1; in a CLIP-ResNet, token 0 has no activation of its own
     optional=tuple(_RECORDED),
+    format=7,  # format 6 had query_activation, of one token
 )
 SAMPLED_VIEWS = StoreKind(
     "sampled views",

@@ -10,7 +10,12 @@ READOUT = StoreKind(
         "value_bias": Array(("head", "width"), "float", "bias", "b_V^h, with β of that norm"),
         "output": Array(("head", "embed", "width"), "float", "weight", "W_O^h, with the norm after it and the projection"),
         "output_bias": Array(("embed",), "float", "bias", "b_O, likewise"),
-        "layer": Array(("head",), "int", "index", "block of the tower that the head is in; 0 for a pool"),
+        "layer": Array(
+            ("head",),
+            "int",
+            "index",
+            "block of the tower that the head is in; for a pool, 0 in a CLIP-ResNet and the number of blocks in a transformer",
+        ),
         "write": Array(("neuron", "stream"), "float", "weight", "U: what each neuron writes; missing for unit vectors"),
         "query": Array(("head", "width", "stream"), "float", "weight", "W_Q^h"),
         "query_bias": Array(("head", "width"), "float", "bias", "b_Q^h"),

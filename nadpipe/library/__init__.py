@@ -1,0 +1,1 @@
+"""The library for notebooks and scripts. `nadpipe` itself exports all of it."""
