@@ -42,19 +42,23 @@ def main() -> None:
     """Run the workflow for both models, for every block and with random weights, and print their numbers side by side."""
     parser = make_parser(__doc__)
     add_work(parser)
+    parser.add_argument("--blocks", type=int, nargs="*", help="other blocks of the vision transformer; by default all")
+    parser.add_argument("--no-random-weights", action="store_true", help="leave out the models with random weights")
     given = parse(parser)
     config = demo_config(given.tiny)
     overlay = yaml.safe_load((ROOT / "docs" / "vit_demo.yaml").read_text())
     vit = config | {section: config[section] | keys for section, keys in overlay.items()}
     chosen = vit["model"]["block"]
     blocks = range(unpack_model(VIT_CHECKPOINT)[1]["vision_cfg"]["layers"] - 1)  # of the last block no head reads the neurons
+    others = given.blocks if given.blocks is not None else blocks[-1:] if given.tiny else blocks
     with working_folder(given.work):
-        columns = {"ResNet": compare("resnet", config, CHECKPOINT)}
-        for block in sorted({chosen, blocks[-1]}) if given.tiny else blocks:
+        untrained = not given.no_random_weights
+        columns = {"ResNet": compare("resnet", config, CHECKPOINT, untrained)}
+        for block in sorted({chosen, *others}):
             with_block = vit | {"model": vit["model"] | {"block": block}}
             name = f"ViT, block {block}"
             if block == chosen:
-                columns[name] = compare("vit", with_block, VIT_CHECKPOINT)
+                columns[name] = compare("vit", with_block, VIT_CHECKPOINT, untrained)
             else:
                 columns[name] = read_run(run(f"vit_{block}", with_block, NAMED))
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))
@@ -66,15 +70,17 @@ def main() -> None:
     report(given, "towers", "The demo's CLIP-ResNet and its vision transformer side by side, with controls", rows)
 
 
-def compare(name: str, config: Mapping[str, Any], checkpoint: Path) -> Column:
-    """Return all numbers of one model, and those of the same architecture with random weights."""
+def compare(name: str, config: Mapping[str, Any], checkpoint: Path, with_untrained: bool) -> Column:
+    """Return all numbers of one model, and, if `with_untrained`, those of the same architecture with random weights."""
     trained = run(name, config, ALL)
+    column = read_run(trained)
+    if not with_untrained:
+        return column
     with inside(f"{name}_random"):
         _, random = random_checkpoint(unpack_model(checkpoint)[1], Path())
     if "block" in config["model"]:
         random |= {"block": config["model"]["block"]}
     untrained = run(f"{name}_random", {**config, "model": random}, UNTRAINED)
-    column = read_run(trained)
     for (measure, units), value in read_run(untrained).items():
         if units in ("pairs", "method"):
             column[measure, f"{units}, random weights"] = value
