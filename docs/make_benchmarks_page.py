@@ -30,6 +30,7 @@ HEADINGS = {
     "drift_detection": "Drift detection",
     "shift_calibration": "False discoveries of shift",
     "naming": "Accuracy of names",
+    "towers": "CLIP-ResNet and vision transformer",
     "sparsity": "Sparsity",
 }
 VECTOR_UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")  # those that decide what is fast

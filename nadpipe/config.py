@@ -42,7 +42,8 @@ from nadpipe.store.files import read_regular
 DEMO_FOLDER = Path("results/demo")
 _DEMO_SETS = ("discovery", "segmentation", "monitoring")
 # The workflow generates these paths, so they need not exist when the config is checked.
-_GENERATED = {DEMO_FOLDER / name for name in ("model.json", "model.safetensors", "dictionary.txt")}
+_GENERATED = {DEMO_FOLDER / f"{name}{suffix}" for name in ("model", "vit") for suffix in (".json", ".safetensors")}
+_GENERATED |= {DEMO_FOLDER / "dictionary.txt"}
 _GENERATED |= {DEMO_FOLDER / f"{name}{suffix}" for name in _DEMO_SETS for suffix in ("", ".csv")}
 _WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # what Snakemake replaces in paths
 _MOST_SHARDS = 1000  # Snakemake plans each of the five jobs of a shard: 30 s for 1,000 shards

@@ -39,7 +39,7 @@ from nadpipe.config import DEMO_FOLDER, check, is_url
 from nadpipe.config_file import check_config_file
 from nadpipe.data.dictionaries import is_named
 from nadpipe.data.layouts import LAYOUTS
-from nadpipe.demo.files import CHECKPOINT
+from nadpipe.demo.files import CHECKPOINT, VIT_CHECKPOINT
 from nadpipe.errors import BAD_INPUT, NadpipeError, visible
 from nadpipe.fingerprint import (
     code_fingerprint,

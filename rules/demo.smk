@@ -32,15 +32,16 @@ rule make_demo_data:
 
 rule make_demo_model:
     input:
-        checkpoint=lambda wildcards: local(os.path.relpath(CHECKPOINT)),  # relative, so moving the folder reruns nothing
+        checkpoint=lambda wildcards: packaged_checkpoint(wildcards.model),
     output:
-        weights="results/demo/model.safetensors",
-        config="results/demo/model.json",
-        dictionary="results/demo/dictionary.txt",
+        weights="results/demo/{model}.safetensors",
+        config="results/demo/{model}.json",
     log:
-        "logs/make_demo_model.log",
+        "logs/make_demo_model/{model}.log",
     benchmark:
-        "results/benchmarks/make_demo_model.tsv"
+        "results/benchmarks/make_demo_model/{model}.tsv"
+    wildcard_constraints:
+        model="model|vit",
     conda:
         "../envs/nadpipe.yaml"
     threads: 1
@@ -53,6 +54,27 @@ rule make_demo_model:
         """
         nadpipe make-demo-model \
             --checkpoint {input.checkpoint:q} --output-weights {output.weights:q} \
-            --output-config {output.config:q} --output-dictionary {output.dictionary:q} \
+            --output-config {output.config:q} \
             2>{log}
+        """
+
+
+rule make_demo_dictionary:
+    output:
+        dictionary="results/demo/dictionary.txt",
+    log:
+        "logs/make_demo_dictionary.log",
+    benchmark:
+        "results/benchmarks/make_demo_dictionary.tsv"
+    conda:
+        "../envs/nadpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        code=code("make_demo_dictionary"),
+    shell:
+        """
+        nadpipe make-demo-dictionary --output {output.dictionary:q} 2>{log}
         """

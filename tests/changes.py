@@ -156,6 +156,7 @@ ALSO = {"datasets.segmentation.background_threshold": CLASSED}  # what the keys 
 STAGES = {  # after an edit of the stage's own module
     "make_demo_data": {"make_demo_data": 3, **LISTED},
     "make_demo_model": {"make_demo_model": 1, **MODEL},
+    "make_demo_dictionary": {"make_demo_dictionary": 1, "embed_texts": 1, **NAMED, "select_pairs": 1, **CONCEPTS},
     "index_images": LISTED,
     "index_classes": CLASSED,
     "check_masks": {"check_masks": 1, **SEGMENTED},
@@ -301,9 +302,9 @@ EDITS = {
     "data/tables.py": edited("index_images", "index_classes") | {"embed_texts": 2},
     "data/views.py": edited("index_images"),
     "demo/checkpoint.py": edited("make_demo_model"),
-    "demo/data.py": edited("make_demo_data", "make_demo_model"),
+    "demo/data.py": edited("make_demo_data", "make_demo_dictionary") | {"embed_texts": 2},  # labels, dictionary
     "demo/files.py": edited("make_demo_model"),
-    "demo/world.py": edited("make_demo_data", "make_demo_model"),
+    "demo/world.py": edited("make_demo_data", "make_demo_dictionary") | {"embed_texts": 2},
     "pages/charts.py": edited("make_report"),
     "pages/explorer_files.py": edited("build_explorer"),
     "pages/html.py": edited("make_report"),

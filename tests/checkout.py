@@ -39,7 +39,7 @@ class Checkout:
         for name in ("rules", "nadpipe", "envs", "profiles"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "docs").mkdir()
-        for name in ("Snakefile", "config.yaml", "README.md", "docs/published.yaml"):
+        for name in ("Snakefile", "config.yaml", "README.md", "docs/published.yaml", "docs/vit_demo.yaml"):
             shutil.copy(ROOT / name, folder / name)
         self.config = check(yaml.safe_load((ROOT / "config.yaml").read_text()))  # with every key
         for section, keys in SMALL.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from checkout import warm_server
 from conftest import activations
 from reference import dense_contributions, dense_direction
@@ -25,6 +26,7 @@ from nadpipe.circuit.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
+VIT_BLOCK = yaml.safe_load((ROOT / "docs" / "vit_demo.yaml").read_text())["model"]["block"]
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
 SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - {"common", "published"})
 
@@ -236,6 +238,24 @@ def check_storage(rows):
     assert half["bytes per image and pair"] < single["bytes per image and pair"] < 5
 
 
+def check_towers(rows):
+    names = list(rows[0])[2:]
+    assert names == ["ResNet", *(f"ViT, block {block}" for block in sorted({VIT_BLOCK, 4}))]
+    by_key = {(row["measure"], row["units"]): row for row in rows}
+    for kind in ("energy", "variance"):
+        parts = [row for row in rows if row["measure"] == f"share of the embedding's {kind}" and "random" not in row["units"]]
+        for name in names:
+            assert column(parts, name).sum() == pytest.approx(1, abs=0.004)  # rounded
+    for name in ("ResNet", f"ViT, block {VIT_BLOCK}"):
+        for row in by_key.values():
+            if row["measure"].startswith("mIoU") and row["units"] == "method" and row[name]:
+                assert by_key[row["measure"], "method, random weights"][name]
+    active = by_key["active_text, largest 10%", "pairs"], by_key["active_text, largest 10%", "pairs, random weights"]
+    assert column(active[:1], "ResNet") > column(active[1:], "ResNet")
+    change = {units: row for (measure, units), row in by_key.items() if measure.startswith("change of the score")}
+    assert column([change["own selected pairs"]], "ResNet") < column([change["random pairs"]], "ResNet")
+
+
 def check_texts(rows):
     assert (column(rows, "largest relative difference") < 1e-5).all()
 
@@ -253,7 +273,7 @@ def work(tmp_path_factory):
         patch.delenv("OMP_NUM_THREADS", raising=False)
         yield tmp_path_factory.mktemp("work")
     torch.set_num_threads(threads)
-    for name in ("common", "published"):
+    for name in ("common", "naming", "published"):
         sys.modules.pop(name, None)
 
 
@@ -265,7 +285,7 @@ def test_every_benchmark_runs_at_a_tiny_size(script, work, tmp_path, monkeypatch
         pytest.skip("browser: chromium is not installed (Debian package chromium)")
     options = []
     working = ("naming", "drift_detection", "published_choices", "segmentation_methods", "selection", "shift_calibration")
-    if script in (*working, "signs", "sparsity"):
+    if script in (*working, "signs", "sparsity", "towers"):
         options = ["--work", str(work)]
     elif script == "sparse_text" and importlib.util.find_spec("orthogonal_matching_pursuit_gpu") is None:
         options = ["--sides", "nadpipe", "scikit-learn"]

@@ -11,15 +11,18 @@ import torch
 from PIL import Image
 
 from nadpipe.demo import train as training
-from nadpipe.demo.checkpoint import unpack_model
+from nadpipe.demo.checkpoint import VOCABULARY, unpack_model
 from nadpipe.demo.data import DRIFTS, YEARS, dictionary, draw_set
-from nadpipe.demo.files import CHECKPOINT
+from nadpipe.demo.files import CHECKPOINT, VIT_CHECKPOINT
 from nadpipe.demo.world import BACKGROUNDS, CLASSES, COLOURS, CONCEPTS, KINDS, TEXTURES, Odds, draw_scene, write_caption
+from nadpipe.errors import NadpipeError
 from nadpipe.stages import train_demo as command
 from nadpipe.stages.make_demo_data import make_demo_data
+from nadpipe.stages.make_demo_dictionary import make_demo_dictionary
 from nadpipe.stages.make_demo_model import make_demo_model
 
 DEMO = Path(training.__file__).parent
+PACKAGED = {"resnet": (CHECKPOINT, "MODEL_CARD.md", "metrics.json"), "vit": (VIT_CHECKPOINT, "VIT_CARD.md", "vit_metrics.json")}
 
 
 def scenes(count, odds=None, seed=0, size=(96, 128)):
@@ -141,82 +144,94 @@ def test_the_dictionary_names_every_concept_once():
     assert set(CONCEPTS) <= set(texts)
 
 
-def test_the_checkpoint_is_small_and_unpacks_to_open_clips_own_names(tmp_path):
-    assert CHECKPOINT.stat().st_size <= 12e6
-    state, config = unpack_model()
+def test_the_dictionary_file_has_one_text_per_line(tmp_path):
+    make_demo_dictionary(tmp_path / "d.txt")
+    assert (tmp_path / "d.txt").read_text().splitlines() == dictionary()
+
+
+@pytest.mark.parametrize("tower", training.COURSES)
+def test_the_checkpoint_is_small_and_unpacks_to_open_clips_own_names(tower, tmp_path):
+    checkpoint, *_ = PACKAGED[tower]
+    assert checkpoint.stat().st_size <= 8e6
+    state, config = unpack_model(checkpoint)
     clip = training.CLIP(**config)
     clip.load_state_dict(state)
-    assert clip.visual.attnpool.positional_embedding.shape[0] - 1 >= 36
-    make_demo_model(tmp_path / "w.safetensors", tmp_path / "m.json", tmp_path / "d.txt")
+    positions = state[training.POSITIONS[tower]]
+    assert len(positions) - 1 == (training.IMAGE_SIZE // training.TOKEN[tower]) ** 2
+    make_demo_model(tmp_path / "w.safetensors", tmp_path / "m.json", checkpoint)
     assert json.loads((tmp_path / "m.json").read_text()) == config
+    assert config == training.model_config(training.COURSES[tower], training.IMAGE_SIZE, VOCABULARY)
 
 
-@pytest.fixture(scope="module")
-def packaged():
-    """Return the packaged model with the demo's vocabulary, the vocabulary, and held-out scenes."""
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", training.COURSES)
+def test_the_packaged_model_recognises_its_world(tower):
+    checkpoint, _, metrics = PACKAGED[tower]
     vocabulary = training.Vocabulary()
-    state, config = unpack_model()
+    state, config = unpack_model(checkpoint)
     state["token_embedding.weight"] = state["token_embedding.weight"][vocabulary.ids]
     config["text_cfg"]["vocab_size"] = len(vocabulary.ids)
     clip = training.CLIP(**config)
     clip.load_state_dict(state)
-    return clip.eval(), vocabulary, training.held_out(training.COURSE.lessons[-1], 200, 0, vocabulary, workers=1)
-
-
-@pytest.mark.slow
-def test_the_packaged_model_recognises_its_world(packaged):
-    clip, vocabulary, scenes = packaged
-    mean = training.mean_by_group(training.average_precision(clip, scenes, vocabulary))
-    assert min(mean["kind"], mean["colour"], mean["background"]) > 0.85
-    card = json.loads((DEMO / "metrics.json").read_text())
+    scenes = training.held_out(training.COURSES[tower].lessons[-1], 200, 0, vocabulary, workers=1)
+    mean = training.mean_by_group(training.average_precision(clip.eval(), scenes, vocabulary))
+    assert min(mean["kind"], mean["colour"], mean["background"]) > {"resnet": 0.85, "vit": 0.7}[tower]
+    card = json.loads((DEMO / metrics).read_text())
     for group, value in card["mean"].items():
         assert mean[group] == pytest.approx(value, abs=0.05)
 
 
-def test_the_model_card_states_the_measured_precision():
-    text = (DEMO / "MODEL_CARD.md").read_text()
-    card = json.loads((DEMO / "metrics.json").read_text())
-    assert hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest() in text
+@pytest.mark.parametrize("tower", training.COURSES)
+def test_the_model_card_states_the_measured_precision(tower):
+    checkpoint, card, metrics = PACKAGED[tower]
+    text = (DEMO / card).read_text()
+    measured = json.loads((DEMO / metrics).read_text())
+    assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in text
     for group, words in training.GROUPS.items():
-        assert f"| {group} | {card['mean'][group]:.3f} |" in text
+        assert f"| {group} | {measured['mean'][group]:.3f} |" in text
         for word in words:
-            assert f"{word} {card['word'][word]:.3f}" in text
+            assert f"{word} {measured['word'][word]:.3f}" in text
 
 
-def tiny_course():
+def tiny_course(tower):
+    course = training.COURSES[tower]
     lessons = [
-        dataclasses.replace(lesson, scenes=12, steps=2, batch=8, size=size)
-        for lesson, size in zip(training.COURSE.lessons, (64, 96), strict=True)
+        dataclasses.replace(lesson, scenes=12, steps=2, batch=8, size=size, odds=Odds(radius=(14.0, 24.0)))
+        for lesson, size in zip(course.lessons, (64, 96), strict=True)
     ]
-    odds = Odds(radius=(14.0, 24.0))
-    return training.Course(seed=1, width=4, embed=8, lessons=tuple(dataclasses.replace(x, odds=odds) for x in lessons))
+    return dataclasses.replace(course, seed=1, width={"resnet": 4, "vit": 32}[tower], embed=8, lessons=tuple(lessons))
 
 
 @pytest.mark.slow
-def test_training_is_reproducible_by_seed(monkeypatch):
+@pytest.mark.parametrize("tower", training.COURSES)
+def test_training_is_reproducible_by_seed(tower, monkeypatch):
     monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    course = dataclasses.replace(tiny_course(), lessons=tiny_course().lessons[1:])
-    first, _ = training.train(course, workers=1)
-    second, _ = training.train(course, workers=2)
-    other, _ = training.train(dataclasses.replace(course, seed=2), workers=1)
+    course = dataclasses.replace(tiny_course(tower), lessons=tiny_course(tower).lessons[1:])
+    reports = []
+    first, _ = training.train(course, 1, lambda model, size, vocabulary: reports.append((size, len(vocabulary.ids))))
+    second, vocabulary = training.train(course, 2, lambda *_: None)
+    other, _ = training.train(dataclasses.replace(course, seed=2), 1, lambda *_: None)
     torch.set_num_threads(threads)
     for name, value in first.state_dict().items():
         torch.testing.assert_close(value, second.state_dict()[name], rtol=0, atol=0)
     assert not torch.equal(first.visual.conv1.weight, other.visual.conv1.weight)
-    assert first.visual.attnpool.positional_embedding.shape == (10, 128)
+    assert reports == [(96, len(vocabulary.ids))]  # two steps: one report, at the end
+    shape = {"resnet": (3 * 3 + 1, 128), "vit": (6 * 6 + 1, 32)}[tower]
+    assert first.state_dict()[training.POSITIONS[tower]].shape == shape
 
 
 @pytest.mark.slow
-def test_the_training_command_packs_the_trained_model_and_evaluates_the_packed_one(monkeypatch, tmp_path):
+@pytest.mark.parametrize("tower", training.COURSES)
+def test_the_training_command_packs_the_trained_model_and_evaluates_the_packed_one(tower, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
-    monkeypatch.setattr(command, "COURSE", tiny_course())
-    monkeypatch.setattr(command, "IMAGE_SIZE", 96)
+    monkeypatch.setitem(command.COURSES, tower, tiny_course(tower))
     threads = torch.get_num_threads()
-    command.train_demo(tmp_path / "c.safetensors", tmp_path / "m.json", seed=1, threads=1, held_out_scenes=40)
+    command.train_demo(tmp_path / "c.safetensors", tmp_path / "m.json", tower, seed=1, threads=1, held_out_scenes=40)
     torch.set_num_threads(threads)
     state, config = unpack_model(tmp_path / "c.safetensors")
+    assert config["vision_cfg"]["image_size"] == 96
     training.CLIP(**config).load_state_dict(state)
     measured = json.loads((tmp_path / "m.json").read_text())
     assert list(measured["word"]) == list(CONCEPTS)
@@ -226,6 +241,30 @@ def test_the_training_command_packs_the_trained_model_and_evaluates_the_packed_o
     nonzero = state["token_embedding.weight"].abs().sum(1) > 0
     assert nonzero.sum() == len(ids)
     assert nonzero[ids].all()
+
+
+@pytest.mark.slow
+def test_training_continues_from_a_packed_checkpoint_with_the_same_result(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "_PROGRESS_SCENES", 4)
+    course = tiny_course("vit")
+    small = dataclasses.replace(course, lessons=course.lessons[:1])
+    options = {"tower": "vit", "seed": 1, "threads": 1, "held_out_scenes": 40}
+    threads = torch.get_num_threads()
+    for name, lessons, start in (("small", small, None), ("whole", course, None), ("rest", course, tmp_path / "small")):
+        monkeypatch.setitem(command.COURSES, "vit", lessons)
+        command.train_demo(tmp_path / name, tmp_path / f"{name}.json", start=start, **options)
+    torch.set_num_threads(threads)
+    assert (tmp_path / "rest").read_bytes() == (tmp_path / "whole").read_bytes() != (tmp_path / "small").read_bytes()
+    with pytest.raises(NadpipeError, match="--start: the course of resnet cannot be continued"):
+        command.train_demo(tmp_path / "c", tmp_path / "m.json", start=tmp_path / "small")
+
+
+def test_the_course_of_the_resnet_stays_the_same():
+    """Its weights are in the package, and its card describes this course."""
+    small, native = training.COURSES["resnet"].lessons
+    assert (small.size, small.scenes, small.steps, small.batch, small.rate) == (96, 16_000, 400, 256, 1.5e-3)
+    assert (native.size, native.scenes, native.steps, native.batch, native.rate) == (192, 8_000, 300, 128, 8e-4)
+    assert small.patch_dropout == native.patch_dropout == 0
 
 
 def test_the_largest_token_is_still_the_end_of_text():

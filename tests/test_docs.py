@@ -25,7 +25,7 @@ from nadpipe.data.classes import read_class_file
 from nadpipe.store.kinds.units import UNIT_TABLES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "nadpipe" / "demo" / "MODEL_CARD.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "nadpipe" / "demo").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = [(page.name, *match.groups()[1:]) for page in PAGES for match in BLOCK.finditer(page.read_text())]
 CONFIGS = [(page, content) for page, _, kind, content in BLOCKS if kind == "yaml"]

@@ -21,7 +21,7 @@ SIZES = [(100, 100), (20, 180), (20, 280)]  # images of the group and of its ref
 def images(tmp_path_factory):
     """Return the coefficients (image, pair) of 300 images of the demo's first year and of 60 images of its last year."""
     folder = tmp_path_factory.mktemp("demo")
-    make_demo_model(folder / "w.safetensors", folder / "m.json", folder / "d.txt")
+    make_demo_model(folder / "w.safetensors", folder / "m.json")
     tower = load_model(str(folder / "m.json"), str(folder / "w.safetensors"), "cpu").image_tower()
     side = tower.preprocessing.image_size
     coefficient = []

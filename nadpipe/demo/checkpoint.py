@@ -1,7 +1,7 @@
-"""Pack and unpack the demo model's checkpoint.
+"""Pack and unpack the checkpoints of the demo's models.
 
-The packed checkpoint has half precision, and token embeddings only for the tokens of the demo's texts. `unpack_model` restores
-the full vocabulary with zeros in all other rows, so that the model loads like any other checkpoint.
+A packed checkpoint has half precision, and token embeddings only for the tokens of the demo's texts. `unpack_model` restores
+the full vocabulary with zeros in all other rows, so that a model loads like any other checkpoint.
 """
 
 import json
@@ -28,7 +28,7 @@ def pack_model(state: dict[str, torch.Tensor], token_ids: torch.Tensor, config: 
 
 
 def unpack_model(path: Path = CHECKPOINT) -> tuple[dict[str, torch.Tensor], dict]:
-    """Return the demo model's state dict in float32 with the full vocabulary, and its open_clip model config."""
+    """Return a demo model's state dict in float32 with the full vocabulary, and its open_clip model config."""
     with safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["config"])
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}

@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "clip.safetensors"
+CHECKPOINT = Path(__file__).parent / "clip.safetensors"  # the CLIP-ResNet
+VIT_CHECKPOINT = Path(__file__).parent / "vit.safetensors"

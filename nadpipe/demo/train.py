@@ -1,13 +1,15 @@
-"""Train the demo's CLIP-ResNet on the demo world.
+"""Train the demo's CLIP models on the demo world: a CLIP-ResNet and a vision transformer.
 
-The model is open_clip's own: `ModifiedResNet` with an attention pool, and a text transformer. It is trained in two lessons:
-small scenes with mostly one object, then scenes of the native size. The loss is a sum of two: the contrastive loss of CLIP over
-captions, and a sigmoid loss (SigLIP, arXiv 2303.15343) over the prompts of single words, in which every word that is true of a
-scene is a match.
+The models are open_clip's own: `ModifiedResNet` with an attention pool, or `VisionTransformer` with a class token, and a text
+transformer. Each is trained in two lessons: small scenes with mostly one object, then scenes of the native size. The loss is a
+sum of two: the contrastive loss of CLIP over captions, and a sigmoid loss (SigLIP, arXiv 2303.15343) over the prompts of single
+words, in which every word that is true of a scene is a match.
 """
 
 import dataclasses
 import multiprocessing
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,10 +33,13 @@ from nadpipe.demo.world import (
 )
 from nadpipe.progress import track
 
+Tower = Literal["resnet", "vit"]
 CONTEXT_LENGTH = 32
 IMAGE_SIZE = 192
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 GROUPS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "texture": TEXTURES, "background": BACKGROUNDS}
+TOKEN = {"resnet": 32, "vit": 16}  # side of a spatial token in pixels
+POSITIONS = {"resnet": "visual.attnpool.positional_embedding", "vit": "visual.positional_embedding"}
 _CAPTIONS = 6  # captions per scene; each step uses one of them
 _PROGRESS_SCENES = 384  # held-out scenes of the progress reports
 _HELD_OUT = 10**9  # scenes with this number or a larger one are never used in training
@@ -44,7 +49,8 @@ _HELD_OUT = 10**9  # scenes with this number or a larger one are never used in t
 class Lesson:
     """Define one lesson of the training.
 
-    size: side of the scenes in pixels. batch: scenes per step. rate: largest learning rate of the one cycle.
+    size: side of the scenes in pixels. batch: scenes per step. rate: largest learning rate of the one cycle. patch_dropout:
+    share of the patches that a vision transformer does not see in a step (FLIP, arXiv 2212.00794), which saves time.
     """
 
     name: str
@@ -54,27 +60,49 @@ class Lesson:
     steps: int
     batch: int
     rate: float
+    patch_dropout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Course:
     """Define everything that determines the trained weights, except for library versions and the number of threads."""
 
+    tower: Tower
+    bfloat16: bool  # autocast; slower than float32 for the vision transformer
+    rounded: bool  # each lesson starts from float16 weights, so that training can continue from a packed checkpoint
     seed: int
     width: int
     embed: int
     lessons: tuple[Lesson, ...]
 
 
-COURSE = Course(
-    seed=0,
-    width=24,
-    embed=128,
-    lessons=(
-        Lesson("small", 96, Odds(count=(0.08, 0.74, 0.18), radius=(22.0, 46.0)), 16_000, 400, 256, 1.5e-3),
-        Lesson("native", IMAGE_SIZE, Odds(), 8_000, 300, 128, 8e-4),
+_FIRST = Odds(count=(0.08, 0.74, 0.18), radius=(22.0, 46.0))
+COURSES = {
+    "resnet": Course(
+        tower="resnet",
+        bfloat16=True,
+        rounded=False,
+        seed=0,
+        width=24,
+        embed=128,
+        lessons=(
+            Lesson("small", 96, _FIRST, 16_000, 400, 256, 1.5e-3),
+            Lesson("native", IMAGE_SIZE, Odds(), 8_000, 300, 128, 8e-4),
+        ),
     ),
-)
+    "vit": Course(
+        tower="vit",
+        bfloat16=False,
+        rounded=True,
+        seed=0,
+        width=192,
+        embed=128,
+        lessons=(
+            Lesson("small", 96, _FIRST, 16_000, 600, 192, 1e-3, patch_dropout=0.5),
+            Lesson("native", IMAGE_SIZE, Odds(), 6_000, 120, 64, 5e-4, patch_dropout=0.5),
+        ),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +127,24 @@ class Vocabulary:
         return torch.searchsorted(self.ids, self.tokenizer(texts))
 
 
+Save = Callable[[CLIP, int, Vocabulary], None]
+
+
 def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
-    """Return the open_clip model config of the demo model, for images of `image_size` pixels."""
+    """Return the open_clip model config of a demo model, for images of `image_size` pixels."""
+    vision = {
+        "resnet": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": course.width, "head_width": 64},
+        "vit": {
+            "image_size": image_size,
+            "width": course.width,
+            "layers": 6,
+            "head_width": 32,
+            "patch_size": TOKEN["vit"],
+        },
+    }
     return {
         "embed_dim": course.embed,
-        "vision_cfg": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": course.width, "head_width": 64},
+        "vision_cfg": vision[course.tower],
         "text_cfg": {
             "context_length": CONTEXT_LENGTH,
             "vocab_size": vocabulary,
@@ -114,23 +155,34 @@ def model_config(course: Course, image_size: int, vocabulary: int) -> dict:
     }
 
 
-def train(course: Course, workers: int) -> tuple[CLIP, Vocabulary]:
-    """Train the demo model. The same course, libraries and number of threads give the same weights.
+def train(
+    course: Course, workers: int, save: Save, start: tuple[int, dict[str, Tensor]] | None = None
+) -> tuple[CLIP, Vocabulary]:
+    """Train a demo model. The same course, libraries and number of threads give the same weights.
 
+    save: called with the model, its image size and the vocabulary at every progress report, so that a run of an hour that is
+    interrupted leaves weights. start: image size and weights after an earlier lesson of the same course, which are not trained
+    again. The weights are those of a run without a start if the course rounds and the start was packed.
     Returns the model at the native size, in evaluation mode, and the vocabulary of its token embeddings.
     """
     vocabulary = Vocabulary()
-    torch.manual_seed(course.seed)
-    state = None
+    size, state = start or (0, None)
     for number, lesson in enumerate(course.lessons):
-        model = CLIP(**model_config(course, lesson.size, len(vocabulary.ids)), quick_gelu=False)
+        if lesson.size <= size:
+            continue
+        torch.manual_seed(course.seed + number)
+        config = model_config(course, lesson.size, len(vocabulary.ids))
+        config["vision_cfg"]["patch_dropout"] = lesson.patch_dropout  # only while training: the packed config has none
+        model = CLIP(**config, quick_gelu=False)
         if state is not None:
-            model.load_state_dict(_resize_positions(state, lesson.size // 32))
+            model.load_state_dict(_resize_positions(state, POSITIONS[course.tower], lesson.size // TOKEN[course.tower]))
         first = number * 10**7
         scenes = draw_scenes(lesson, range(first, first + lesson.scenes), course.seed, vocabulary, workers)
         progress_scenes = held_out(lesson, _PROGRESS_SCENES, course.seed, vocabulary, workers)
-        _train_lesson(model, lesson, scenes, progress_scenes, vocabulary, course.seed)
+        _train_lesson(model, course, lesson, scenes, progress_scenes, vocabulary, save)
         state = model.state_dict()
+        if course.rounded:
+            state = {name: value.half().float() for name, value in state.items()}
     return model.eval(), vocabulary
 
 
@@ -188,9 +240,15 @@ def _draw_one(job: tuple[Lesson, int, int]) -> tuple[np.ndarray, list[str], list
 
 
 def _train_lesson(
-    model: CLIP, lesson: Lesson, scenes: Scenes, progress_scenes: Scenes, vocabulary: Vocabulary, seed: int
+    model: CLIP,
+    course: Course,
+    lesson: Lesson,
+    scenes: Scenes,
+    progress_scenes: Scenes,
+    vocabulary: Vocabulary,
+    save: Save,
 ) -> None:
-    """Train the model in place on the scenes of one lesson, and print its average precision every 100 steps."""
+    """Train the model in place on the scenes of one lesson. Print its average precision and save it every 100 steps."""
     prompts = torch.stack([vocabulary.encode([template.format(word) for word in CONCEPTS]) for template in TEMPLATES])
     rate = torch.logit(scenes.truth.mean(0).clamp(0.01, 0.99))
     scale, bias = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(rate.clone())
@@ -199,13 +257,13 @@ def _train_lesson(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lesson.rate, total_steps=lesson.steps, pct_start=0.1, final_div_factor=100
     )
-    rng = np.random.default_rng([seed, lesson.size])
+    rng = np.random.default_rng([course.seed, lesson.size])
     for step in track(range(lesson.steps), f"training on {lesson.name} scenes", "step"):
         pick = np.sort(rng.choice(len(scenes.image), lesson.batch, replace=False))
         image = _pixels(scenes.image[pick][:, :, :: rng.choice((-1, 1))])
         token = scenes.token[pick, rng.integers(_CAPTIONS, size=lesson.batch)]
         words = prompts[rng.integers(len(TEMPLATES))]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=course.bfloat16):
             image_embedding = model.encode_image(image, normalize=True)
             text_embedding = model.encode_text(torch.cat([token, words]), normalize=True)
         image_embedding, text_embedding = image_embedding.float(), text_embedding.float()
@@ -227,6 +285,7 @@ def _train_lesson(
             means = mean_by_group(average_precision(model, progress_scenes, vocabulary))
             report = ", ".join(f"{group} {value:.3f}" for group, value in means.items())
             print(f"step {step + 1}: loss {loss.item():.3f}; average precision: {report}", flush=True)
+            save(model, lesson.size, vocabulary)
             model.train()
 
 
@@ -243,9 +302,8 @@ def _pixels(image: UInt8[np.ndarray, "scene height width 3"]) -> Float[Tensor, "
     return ((scaled - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
 
-def _resize_positions(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
-    """Return the state with the positional embedding of the attention pool interpolated to grid × grid tokens."""
-    key = "visual.attnpool.positional_embedding"
+def _resize_positions(state: dict[str, Tensor], key: str, grid: int) -> dict[str, Tensor]:
+    """Return the state with the positional embedding `key` of the image tower interpolated to grid × grid tokens."""
     pooled, spatial = state[key][:1], state[key][1:]
     side = round(len(spatial) ** 0.5)
     square = spatial.T.reshape(1, -1, side, side)

@@ -6,3 +6,12 @@ def demo_images(dataset):
     return config["demo"][
         "monitoring_images_per_year" if dataset == "monitoring" else f"{dataset}_images"
     ]
+
+
+def packaged_checkpoint(model):
+    """Return the packed checkpoint of a demo model in the package: model is the CLIP-ResNet, vit the vision transformer.
+
+    Its path is relative, so that moving the folder reruns nothing.
+    """
+    checkpoints = {"model": CHECKPOINT, "vit": VIT_CHECKPOINT}
+    return local(os.path.relpath(checkpoints[model]))
