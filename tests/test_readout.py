@@ -275,7 +275,8 @@ def test_a_stored_readout_is_the_one_that_was_written(tmp_path):
     values = {name: torch.randn(shape, generator=generator) for name, shape in arrays.items()}
     for write in (values["write"], None):
         readout = Readout(**{**values, "write": write}, layer=torch.tensor([1, 1, 4]))
-        write_readout(tmp_path / "readout.zarr", readout, Stamp(model="m", architecture="a"), {"grid": 1, "block": 3})
+        attributes = {"grid": 1, "tokens": 2, "block": 3}
+        write_readout(tmp_path / "readout.zarr", readout, Stamp(model="m", architecture="a"), attributes)
         loaded, stamp = read_readout(tmp_path / "readout.zarr")
         assert (stamp.model, stamp.architecture) == ("m", "a")
         for name in (*arrays, "layer"):

@@ -75,7 +75,7 @@ class Model:
         return self.family.open_tower(self.clip.visual, self.preprocessing, precision, image_size, block, shown_block)
 
 
-def load_model(architecture: str, pretrained: str | None, device: str) -> Model:
+def load_model(architecture: str, pretrained: str | None = None, device: str = "auto") -> Model:
     """Load a model with an image tower of a supported family.
 
     architecture: a model name of open_clip, `hf-hub:org/name`, or the path of a model config JSON.
