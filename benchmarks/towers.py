@@ -50,7 +50,7 @@ def main() -> None:
     vit = config | {section: config[section] | keys for section, keys in overlay.items()}
     chosen = vit["model"]["block"]
     blocks = range(unpack_model(VIT_CHECKPOINT)[1]["vision_cfg"]["layers"] - 1)  # of the last block no head reads the neurons
-    others = given.blocks if given.blocks is not None else blocks[-1:] if given.tiny else blocks
+    others = given.blocks if given.blocks is not None else [] if given.tiny else blocks
     with working_folder(given.work):
         untrained = not given.no_random_weights
         columns = {"ResNet": compare("resnet", config, CHECKPOINT, untrained)}
@@ -58,7 +58,7 @@ def main() -> None:
             with_block = vit | {"model": vit["model"] | {"block": block}}
             name = f"ViT, block {block}"
             if block == chosen:
-                columns[name] = compare("vit", with_block, VIT_CHECKPOINT, untrained)
+                columns[name] = compare("vit", with_block, VIT_CHECKPOINT, untrained and not given.tiny)
             else:
                 columns[name] = read_run(run(f"vit_{block}", with_block, NAMED))
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))

@@ -154,7 +154,7 @@ FIRST = (
     *("test_changes", "test_slurm", "test_kills", "test_s3", "test_benchmarks", "test_docs", "test_workflow", "test_pages"),
     *("test_looks", "test_new_analysis"),
 )
-WHOLE_RUNS = {"finished", "checkout", "browser", "run", "vit_run"}  # fixtures
+WHOLE_RUNS = {"finished", "checkout", "browser", "run", "vit_run", "family_run"}  # fixtures
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -64,6 +64,7 @@ def test_a_doubtful_config_file_is_refused(tmp_path, tally, case):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BOMBS)
 def test_a_file_with_too_many_values_is_refused_before_they_are_expanded(tmp_path, tally, case):
     (tmp_path / "config.yaml").write_bytes(BOMBS[case])
@@ -128,6 +129,7 @@ def test_texts_that_no_path_or_command_can_contain_are_refused(tally, case):
     str(error.value).encode()
 
 
+@pytest.mark.slow
 def test_values_that_anchors_make_too_large_to_print_are_refused(tally):
     value = ["x" * 100]
     for _ in range(40):

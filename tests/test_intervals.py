@@ -188,6 +188,7 @@ def covers(intervals, true, rate):
     return stats.binomtest(int(((low <= true) & (true <= high)).sum()), len(low), rate, "less").pvalue > 0.001
 
 
+@pytest.mark.slow
 def test_intervals_of_miou_cover_with_rare_classes_and_percentiles_do_not(simulation):
     rng = np.random.default_rng(0)
     population = simulation.draw_population(59, 4000, rng)
@@ -202,6 +203,7 @@ def test_intervals_of_miou_cover_with_rare_classes_and_percentiles_do_not(simula
     assert not covers([usual[0] for _, usual, _ in measured], first, 0.93)
 
 
+@pytest.mark.slow
 def test_intervals_of_means_cover_skewed_scores_and_percentiles_do_not(simulation):
     rng = np.random.default_rng(0)
     samples = rng.gamma(4 / 9, size=(400, 20))  # skewness 3
@@ -210,6 +212,7 @@ def test_intervals_of_means_cover_skewed_scores_and_percentiles_do_not(simulatio
     assert not covers(drawn, 4 / 9, 0.92)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", ["unrelated, lognormal", "gamma, 8 times as large", "like the demo's", "almost apart"])
 def test_intervals_of_correlations_and_aurocs_cover_skewed_scores(simulation, scores):
     rng = np.random.default_rng(1)

@@ -51,7 +51,7 @@ def address(results):
     """Serve the explorer with a static file server and return its address."""
     handler = functools.partial(Quiet, directory=str(results / "explorer"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 

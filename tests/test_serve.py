@@ -32,7 +32,7 @@ def ask(folder):
     """Return a function that requests a path and returns status, body and headers."""
     with make_server(folder, 0) as server:
         assert server.server_address[0] == "127.0.0.1"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
         def ask(path, host=f"127.0.0.1:{server.server_port}"):
             connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
