@@ -72,7 +72,7 @@ def main() -> None:
 
 def compare(name: str, config: Mapping[str, Any], checkpoint: Path, with_untrained: bool) -> Column:
     """Return all numbers of one model, and, if `with_untrained`, those of the same architecture with random weights."""
-    trained = run(name, config, ALL)
+    trained = run("." if name == "resnet" else name, config, ALL)  # the folder of the same run in the other scripts
     column = read_run(trained)
     if not with_untrained:
         return column

@@ -158,9 +158,9 @@ WHOLE_RUNS = {"finished", "checkout", "browser", "run", "vit_run", "family_run"}
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the number of workers: none for one or two files, one per core for quick tests, else two more: some tests wait."""
+    """Return the number of workers: none for one or two files, one per core for quick tests, else one more: some tests wait."""
     few = config.args_source is pytest.Config.ArgsSource.ARGS and len(config.args) <= 2
-    waiting = 0 if config.option.markexpr == "quick" else 2
+    waiting = 0 if config.option.markexpr == "quick" else 1
     return 0 if few else os.cpu_count() + waiting
 
 

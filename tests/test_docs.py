@@ -97,8 +97,11 @@ def test_the_own_photographs_without_masks_were_segmented(own_data):
 
 
 @pytest.mark.parametrize(("page", "block"), shown("python"), ids=lambda value: value.splitlines()[0])
-def test_every_piece_of_python_runs(finished, page, block):
-    done = subprocess.run([sys.executable, "-c", block], cwd=finished.folder, capture_output=True, text=True)
+def test_every_piece_of_python_runs(finished, tmp_path, page, block):
+    (tmp_path / "piece.py").write_text(block)
+    words = [warm_server().bin / "python", "-m", "runpy", "piece"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=finished.folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{page}: {done.stderr}"
     assert done.stdout.strip()
 

@@ -29,7 +29,7 @@ PRELOADED = (
     *("sklearn.linear_model", "matplotlib.pyplot", "PIL.Image", "altair", "jinja2", "tqdm", "filelock", "safetensors.torch"),
     *("scipy.io", "scipy.sparse", "jaxtyping", "tyro", "rich.table", "pydantic", "snakemake.cli"),
 )
-MODULES = ("nadpipe", "snakemake")  # run in forks
+MODULES = ("nadpipe", "snakemake", "runpy")  # run in forks; `-m runpy MODULE` runs any module
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = "nadpipe/fingerprint.py"
 CLIENT = """#!{python} -ES
